@@ -1,0 +1,254 @@
+"""Contrastive activations: what the model holds at one site on desired and on undesired text.
+
+Which token of a text is read is decided once, in `read_tokens`: padding is never read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from odesteer_tl.shapes import PerRow, Position, Residual, Samples, TokenIds, TokenMask
+from odesteer_tl.storage import read_tree, write_tree
+
+Processing = Literal["raw", "folded", "centred", "unknown"]
+"""What was done to the weights. `centred` (TransformerLens' center_writing_weights) changes the residual stream:
+its mean over d_model is removed. `folded` (fold_ln, fold_value_biases) leaves it as it is."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where fitted numbers are valid: site, model, weight processing, and the usual length of an activation there."""
+
+    d_model: int | None = None
+    layer: int | None = None
+    hook_name: str | None = None
+    model_name: str = ""
+    processing: Processing = "unknown"
+    position: Position | None = None
+    typical_norm: float | None = None
+
+
+class Tokenised(NamedTuple):
+    """Token ids with the mask of the real ones: pads are False, on whichever side they are."""
+
+    tokens: TokenIds
+    mask: TokenMask
+
+
+def read_tokens(values: Residual, mask: TokenMask, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:
+    """Read one site at `position`, real tokens only: the activations and the row that each came from.
+
+    "last" and an index give one activation per row, "mean" the mean over the row's real tokens, "all" every real
+    token. Raises ValueError for a row without real tokens or too short for the index.
+    """
+    lengths = mask.sum(1)
+    rows = torch.arange(len(mask), device=mask.device)
+    if (lengths == 0).any():
+        raise ValueError(f"Row {int((lengths == 0).nonzero()[0])} holds no real token.")
+    if position == "all":
+        where = mask.nonzero(as_tuple=True)
+        return values[where], where[0]
+    if position == "mean":
+        weight = mask.to(values.dtype).unsqueeze(-1)
+        return (values * weight).sum(1) / weight.sum(1), rows
+    index = -1 if position == "last" else position
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise ValueError(f'position must be "last", "mean", "all" or an index, got {position!r}.')
+    short = (lengths <= index) if index >= 0 else (lengths < -index)
+    if short.any():
+        row = int(short.nonzero()[0])
+        raise ValueError(f"position={index} lies outside row {row}, which has {int(lengths[row])} real tokens.")
+    nth = torch.full_like(lengths, index + 1) if index >= 0 else lengths + index + 1
+    column = (mask.cumsum(1) * mask == nth.unsqueeze(1)).int().argmax(1)
+    return values[rows, column], rows
+
+
+@dataclass(frozen=True, eq=False)
+class ContrastiveActivations:
+    """Desired and undesired activations at one site, with where they came from.
+
+    `desired` [n_desired, d_model] and `undesired` [n_undesired, d_model]: finite, any float dtype.
+    `paired`: row i of both sides answers the same query. `groups`: per side, an id per row; rows of one id stay on one
+    side of a `split`. `rewards`: per side, a score per row. `queries` [n_pairs, d_model]: the activation of each
+    pair's query. `tokens`: what was read, per side, so that another backend can read the same.
+
+    Raises ValueError: empty side, unequal widths, NaN or inf, pairs, groups, rewards or queries of another length.
+    """
+
+    desired: Float[Tensor, "n_desired d_model"]
+    undesired: Float[Tensor, "n_undesired d_model"]
+    layer: int | None = None
+    hook_name: str | None = None
+    model_name: str = ""
+    processing: Processing = "unknown"
+    position: Position | None = None
+    paired: bool = False
+    groups: tuple[Int[Tensor, " n_desired"], Int[Tensor, " n_undesired"]] | None = None
+    rewards: tuple[Float[Tensor, " n_desired"], Float[Tensor, " n_undesired"]] | None = None
+    queries: Float[Tensor, "n_pairs d_model"] | None = None
+    tokens: tuple[Tokenised, Tokenised] | None = None
+
+    def __post_init__(self) -> None:
+        for name, side in (("desired", self.desired), ("undesired", self.undesired)):
+            if side.ndim != 2 or len(side) == 0:
+                raise ValueError(f"{name} needs at least one activation, as [n, d_model]; got {tuple(side.shape)}.")
+            bad = (~torch.isfinite(side)).any(1)
+            if bad.any():
+                raise ValueError(f"{name} holds NaN or inf in {int(bad.sum())} of {len(side)} rows; drop them first.")
+        if self.desired.shape[1] != self.undesired.shape[1]:
+            raise ValueError(
+                f"desired has d_model {self.desired.shape[1]}, undesired {self.undesired.shape[1]}: "
+                "both must be read at the same site of the same model."
+            )
+        sizes = (len(self.desired), len(self.undesired))
+        if self.paired and sizes[0] != sizes[1]:
+            raise ValueError(f"paired=True needs as many desired as undesired rows, got {sizes[0]} and {sizes[1]}.")
+        for name, sides in (("groups", self.groups), ("rewards", self.rewards)):
+            if sides is not None and tuple(len(side) for side in sides) != sizes:
+                found = tuple(len(side) for side in sides)
+                raise ValueError(f"{name} needs one value per row of (desired, undesired): {sizes}, got {found}.")
+        if self.queries is not None and (not self.paired or len(self.queries) != sizes[0]):
+            raise ValueError(f"queries need paired=True and one row per pair ({sizes[0]}), got {len(self.queries)}.")
+        if self.layer is not None and self.hook_name is None:
+            object.__setattr__(self, "hook_name", f"blocks.{self.layer}.hook_resid_post")
+
+    @property
+    def origin(self) -> Origin:
+        """The site and model of these activations, with their median norm, as fitted methods remember it."""
+        norms = torch.cat([self.desired, self.undesired]).float().norm(dim=1)
+        shared = {f.name: getattr(self, f.name) for f in fields(Origin) if hasattr(self, f.name)}
+        return Origin(d_model=self.desired.shape[1], typical_norm=float(norms.median()), **shared)
+
+    @classmethod
+    def from_caches(
+        cls,
+        desired_cache: Any,
+        undesired_cache: Any,
+        layer: int,
+        *,
+        desired_lengths: PerRow | Sequence[int] | None = None,
+        undesired_lengths: PerRow | Sequence[int] | None = None,
+        desired_mask: TokenMask | None = None,
+        undesired_mask: TokenMask | None = None,
+        position: Position | None = None,
+        **provenance: Any,
+    ) -> "ContrastiveActivations":
+        """Read two `ActivationCache`s of `run_with_cache` at `blocks.{layer}.hook_resid_post`.
+
+        A cache carries no mask, and lists of texts are right-padded by default, so that index -1 of a shorter row is
+        a pad. A cache of more than one row therefore needs its rows' numbers of real tokens (`*_lengths`,
+        right-padded) or masks, or an index as `position`, which then counts columns. `position` is "last" unless said.
+        `provenance` sets `paired`, `groups`, `model_name`, `processing` and the other fields. Reading with "all" makes
+        each text a group. Raises ValueError where the site is not in a cache or the lengths are missing or do not fit.
+        """
+        hook_name = f"blocks.{layer}.hook_resid_post"
+        explicit = isinstance(position, int)
+        position = "last" if position is None else position
+        sides, rows = [], []
+        for name, cache, lengths, mask in (
+            ("desired", desired_cache, desired_lengths, desired_mask),
+            ("undesired", undesired_cache, undesired_lengths, undesired_mask),
+        ):
+            if hook_name not in cache:
+                raise ValueError(
+                    f"The {name} cache has no {hook_name}: run_with_cache(tokens, names_filter={hook_name!r})."
+                )
+            values = cache[hook_name]
+            values = (values.unsqueeze(0) if values.ndim == 2 else values).detach().float().cpu()
+            if mask is None:
+                mask = _mask_of_lengths(name, values, lengths, explicit)
+            elif mask.shape != values.shape[:2]:
+                raise ValueError(f"{name}_mask is {tuple(mask.shape)}, the cache {tuple(values.shape[:2])}.")
+            samples, row = read_tokens(values, mask.bool().cpu(), position)
+            sides.append(samples)
+            rows.append(row)
+        if position == "all":
+            provenance.setdefault("groups", (rows[0], rows[1] + int(rows[0].max()) + 1))
+        provenance.setdefault("model_name", _model_name(getattr(desired_cache, "model", None)))
+        provenance.setdefault("processing", processing_seen_in(torch.cat(sides)))
+        return cls(*sides, layer=layer, hook_name=hook_name, position=position, **provenance)
+
+    def split(self, seed: int = 0, fraction: float = 0.8) -> tuple["ContrastiveActivations", "ContrastiveActivations"]:
+        """Part the rows at random into (fit, held out), `fraction` of them in the first.
+
+        Pairs stay together, and so do the rows of a group. Same seed, same parting; the global generator is not moved.
+        Raises ValueError where a part would have an empty side.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def chosen(ids: Int[Tensor, " n"]) -> Int[Tensor, " chosen"]:
+            unique = ids.unique()
+            order = unique[torch.randperm(len(unique), generator=generator)]
+            return order[: round(fraction * len(unique))]
+
+        if self.groups is not None:
+            kept = chosen(torch.cat(self.groups))
+            masks = [torch.isin(side, kept) for side in self.groups]
+            if self.paired and not torch.equal(*masks):
+                raise ValueError("The two members of a pair carry different groups: give each pair one group.")
+        else:
+            ids = [torch.arange(len(side)) for side in (self.desired, self.undesired)]
+            first = torch.isin(ids[0], chosen(ids[0]))
+            masks = [first, first if self.paired else torch.isin(ids[1], chosen(ids[1]))]
+        if any(bool(mask.all()) or not bool(mask.any()) for mask in masks):
+            raise ValueError(f"fraction={fraction} leaves a part without desired or undesired rows.")
+        return self._take(*masks), self._take(*(~mask for mask in masks))
+
+    def _take(self, desired: Tensor, undesired: Tensor) -> "ContrastiveActivations":
+        both = (desired, undesired)
+        return replace(
+            self,
+            desired=self.desired[desired.to(self.desired.device)],
+            undesired=self.undesired[undesired.to(self.undesired.device)],
+            groups=None if self.groups is None else tuple(s[m] for s, m in zip(self.groups, both, strict=True)),
+            rewards=None if self.rewards is None else tuple(s[m] for s, m in zip(self.rewards, both, strict=True)),
+            queries=None if self.queries is None else self.queries[desired],
+            tokens=None,  # rows of text and rows of activations differ when all tokens of a text are read
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything to `folder` as safetensors and JSON."""
+        tree = {f.name: getattr(self, f.name) for f in fields(self)}
+        write_tree(folder, {"class": "ContrastiveActivations", **tree})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ContrastiveActivations":
+        """Read what `save` wrote. Raises ValueError where the folder holds something else."""
+        tree = read_tree(folder)
+        if tree.pop("class", None) != "ContrastiveActivations" or set(tree) != {f.name for f in fields(cls)}:
+            raise ValueError(f"{folder} holds no ContrastiveActivations; fitted methods are read with ot.load.")
+        tokens = tree.pop("tokens")
+        tree["tokens"] = None if tokens is None else tuple(Tokenised(t, m) for t, m in tokens)
+        for name in ("groups", "rewards"):
+            tree[name] = None if tree[name] is None else tuple(tree[name])
+        return cls(**tree)
+
+
+def processing_seen_in(activations: Samples) -> Processing:
+    """"centred" where every activation has mean zero over d_model, as centred writing weights make it."""
+    a = activations.double()
+    return "centred" if bool((a.mean(1).abs() <= 1e-5 * a.std(1)).all()) else "unknown"
+
+
+def _mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) -> TokenMask:
+    batch, pos, _ = values.shape
+    if lengths is None:
+        if batch > 1 and not explicit:
+            raise ValueError(
+                f"The {name} cache holds {batch} rows: pass {name}_lengths (real tokens per row of a right-padded "
+                f"batch), {name}_mask, or an explicit index as position. Shorter rows end in pads otherwise."
+            )
+        return torch.ones(batch, pos, dtype=torch.bool)
+    lengths = torch.as_tensor(lengths)
+    if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > pos:
+        raise ValueError(f"{name}_lengths must hold {batch} numbers from 1 to {pos}, got {lengths.tolist()}.")
+    return torch.arange(pos) < lengths.unsqueeze(1)
+
+
+def _model_name(model: Any) -> str:
+    return str(getattr(getattr(model, "cfg", None), "model_name", "") or "")

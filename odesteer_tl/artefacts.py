@@ -1,0 +1,71 @@
+"""Keeping fitted methods: a folder with `config.json` and `tensors.safetensors`.
+
+Only the classes named in `SAVED` are ever built from a file, and only from their own fields.
+"""
+
+from dataclasses import fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from odesteer_tl.activations import Origin
+from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.features import Fourier, Kernel, Linear, Sketch, Squares
+from odesteer_tl.methods import CAA, ITI, GradientFlow, Method, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.storage import read_tree, write_tree
+
+METHODS = (ODESteer, StepODESteer, CAA, ITI, GradientFlow, RandomDirection)
+PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier)
+SAVED = {cls.__name__: cls for cls in METHODS + PARTS}
+
+
+def save(method: Method, folder: str | Path) -> None:
+    """Write a fitted method to `folder` as safetensors and JSON.
+
+    Raises ValueError for a method that holds an object of the user's own, as its code cannot be kept.
+    """
+    write_tree(folder, {"odesteer_tl": _version(), "method": _plain(method)})
+
+
+def load(folder: str | Path) -> Method:
+    """Read what `save` wrote. Nothing in the folder is executed.
+
+    Raises ValueError where the folder holds no method of this version's classes.
+    """
+    tree = read_tree(folder)
+    method = _built(tree.get("method"), folder)
+    if not isinstance(method, METHODS):
+        raise ValueError(f"{folder} holds no fitted method; activations are read with ContrastiveActivations.load.")
+    return method
+
+
+def _plain(thing: Any) -> Any:
+    if SAVED.get(type(thing).__name__) is type(thing):
+        return {"class": type(thing).__name__} | {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
+    if is_dataclass(thing) or not isinstance(thing, (Tensor, str, int, float, bool, type(None))):
+        raise ValueError(
+            f"A {type(thing).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
+            "build the method again around it."
+        )
+    return thing
+
+
+def _built(tree: Any, folder: str | Path) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    cls = SAVED.get(str(tree.get("class")))
+    if cls is None:
+        raise ValueError(f"{folder} holds a {tree.get('class')!r}, which this version of odesteer_tl does not know.")
+    names = {f.name for f in fields(cls)}
+    if set(tree) - {"class"} != names:
+        raise ValueError(f"{folder}: {cls.__name__} needs the fields {sorted(names)}, found {sorted(set(tree) - {'class'})}.")
+    return cls(**{name: _built(tree[name], folder) for name in names})
+
+
+def _version() -> str:
+    try:
+        return version("odesteer_tl")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"

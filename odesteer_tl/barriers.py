@@ -1,0 +1,128 @@
+"""Barriers: scalar functions h on activation space, positive where we want to be.
+
+A barrier is any object with `value(a)`; `with_grad` supplies `grad(a)` by automatic differentiation where it is missing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+
+from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.features import FeatureMap, Linear, Recipe, Squares
+from odesteer_tl.moving import moved
+from odesteer_tl.shapes import Activations, Basis, PerActivation, Samples, Weight
+
+
+Inner = TypeVar("Inner")
+
+
+class Subspace(NamedTuple, Generic[Inner]):
+    """`inner` acts on the m + 1 coordinates of `basis` [d_model, m]; `elementwise` says that it costs next to nothing."""
+
+    basis: Basis
+    inner: Inner
+    elementwise: bool
+
+
+@runtime_checkable
+class Barrier(Protocol):
+    """h and its gradient, for activations with any leading axes."""
+
+    def value(self, a: Activations) -> PerActivation: ...
+
+    def grad(self, a: Activations) -> Activations: ...
+
+
+@dataclass(frozen=True, eq=False)
+class LogRatioBarrier:
+    """Log density ratio of desired to undesired activations: h(a) = log p₊(a)/p₋(a) ≈ wᵀφ(a) + b.
+
+    `fit` takes w and the intercept from a logistic regression and adds log(n₋/n₊), which turns posterior odds into a
+    density ratio; the gradient J_φ(a)ᵀw is not touched by it. Source: arXiv:2602.17560, section 4.
+    """
+
+    features: FeatureMap
+    weight: Weight
+    bias: float
+
+    @classmethod
+    def fit(
+        cls,
+        acts: ContrastiveActivations,
+        features: Recipe,
+        *,
+        C: float = 1.0,
+        tol: float = 1e-5,
+        max_iter: int = 1000,
+    ) -> "LogRatioBarrier":
+        """Logistic regression (scikit-learn, L2, lbfgs): min ½‖w‖² + C Σ log-loss, the intercept unpenalised.
+
+        `tol=1e-4` is the paper's estimator. Features and regression are computed in float64, the barrier is float32.
+        Warns (scikit-learn's ConvergenceWarning) where `max_iter` ends it.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        samples = torch.cat([acts.desired, acts.undesired]).double()
+        n_desired, n_undesired = len(acts.desired), len(acts.undesired)
+        phi = features.fit(samples)
+        regression = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
+        regression.fit(phi(samples).cpu().numpy(), [1] * n_desired + [0] * n_undesired)
+        bias = float(regression.intercept_[0]) + float(torch.tensor(n_undesired / n_desired).log())
+        weight = torch.from_numpy(regression.coef_[0]).to(samples)
+        return cls(moved(phi, dtype=torch.float32), weight.float(), bias)
+
+    def value(self, a: Activations) -> PerActivation:
+        return self.features(a) @ self.weight + self.bias
+
+    def grad(self, a: Activations) -> Activations:
+        return self.features.vjp(a, self.weight)
+
+    def reduced(self) -> "Subspace[LogRatioBarrier] | None":
+        """The same h in other, isometric coordinates (features.Reduced), or None where there are none."""
+        found = self.features.reduced(self.weight)
+        if found is None:
+            return None
+        inner = LogRatioBarrier(found.features, found.weight, self.bias + found.bias)
+        return Subspace(found.basis, inner, elementwise=isinstance(found.features, (Linear, Squares)))
+
+
+@dataclass(frozen=True, eq=False)
+class Differentiated:
+    """A barrier of which only `value` is known; `grad` is the automatic derivative of it."""
+
+    barrier: Any
+
+    def value(self, a: Activations) -> PerActivation:
+        return self.barrier.value(a)
+
+    def grad(self, a: Activations) -> Activations:
+        def total(x: Activations) -> torch.Tensor:
+            return self.barrier.value(x).sum()
+
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.func.grad(total)(a.clone() if a.is_inference() else a)
+
+
+def with_grad(barrier: Any) -> Barrier:
+    """`barrier` itself where it has `value` and `grad`, else with a gradient by autograd.
+
+    Raises ValueError where there is no callable `value`.
+    """
+    if not callable(getattr(barrier, "value", None)):
+        raise ValueError(f"A barrier needs a method value(a) -> h; {type(barrier).__name__} has none.")
+    return barrier if callable(getattr(barrier, "grad", None)) else Differentiated(barrier)
+
+
+def mean_difference(acts: ContrastiveActivations) -> LogRatioBarrier:
+    """Log ratio of N(μ₊, I) to N(μ₋, I): h(a) = (μ₊ − μ₋)ᵀa − (‖μ₊‖² − ‖μ₋‖²)/2."""
+    desired, undesired = acts.desired.double().mean(0), acts.undesired.double().mean(0)
+    bias = -0.5 * float(desired @ desired - undesired @ undesired)
+    return LogRatioBarrier(Linear(normalize=False), (desired - undesired).float(), bias)
+
+
+def auc(barrier: Barrier, desired: Samples, undesired: Samples) -> float:
+    """Area under the ROC curve of h: the share of (desired, undesired) pairs in the right order, ties half."""
+    high, low = barrier.value(desired), barrier.value(undesired)
+    order = torch.searchsorted(low.sort().values, high) + torch.searchsorted(low.sort().values, high, right=True)
+    return float(order.double().mean() / 2 / len(low))

@@ -1,0 +1,133 @@
+"""`odesteer-tl`: the demo, and fit and generate for one's own texts."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, help="Steer language models by integrating an ODE on their activations.")
+
+EMBEDDED = "embedded"
+Folder = Annotated[Path, typer.Argument()]
+ModelName = Annotated[str, typer.Option(help="A name that TransformerLens can load, a local folder, or 'embedded'.")]
+
+
+class Direction(StrEnum):
+    """Which side of the demo's texts is desired."""
+
+    positive = "positive"
+    negative = "negative"
+
+
+class MethodName(StrEnum):
+    """The methods that `fit` offers."""
+
+    odesteer = "odesteer"
+    stepodesteer = "stepodesteer"
+    caa = "caa"
+    iti = "iti"
+
+
+@app.command()
+def demo(
+    model: ModelName = EMBEDDED,
+    layer: Annotated[int | None, typer.Option(help="Block to steer, from 0; a third of the way up unless given.")] = None,
+    direction: Annotated[Direction, typer.Option(help="Towards praise or towards its opposite.")] = Direction.positive,
+    quick: Annotated[bool, typer.Option(help="Fewer strengths and continuations: under a minute.")] = False,
+    seed: Annotated[int, typer.Option(help="Repeats exactly, timings apart.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON and nothing else.")] = False,
+    picture: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("odesteer_demo.png"),
+) -> None:
+    """Steer a real language model with six methods and print what each gains and costs."""
+    from odesteer_tl.evaluation.showcase import run_showcase
+
+    with _clear_errors():
+        run_showcase(
+            model=None if model == EMBEDDED else model,
+            layer=layer,
+            towards_praise=direction is Direction.positive,
+            quick=quick,
+            seed=seed,
+            as_json=as_json,
+            picture=picture,
+        )
+
+
+@app.command()
+def fit(
+    desired: Annotated[Path, typer.Argument(help="A text file, one desired text per line.")],
+    undesired: Annotated[Path, typer.Argument(help="A text file, one undesired text per line.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the fitted method.")],
+    layer: Annotated[int, typer.Option(help="Block whose resid_post is read, from 0.")],
+    model: ModelName = EMBEDDED,
+    method: Annotated[MethodName, typer.Option()] = MethodName.odesteer,
+    position: Annotated[str, typer.Option(help="last, mean, all, or an index such as -2.")] = "last",
+) -> None:
+    """Fit a method on your own texts and keep it in a folder."""
+    import odesteer_tl as ot
+
+    methods = {"odesteer": ot.ODESteer, "stepodesteer": ot.StepODESteer, "caa": ot.CAA, "iti": ot.ITI}
+    with _clear_errors():
+        loaded = _load(model)
+        where: Any = position if position in ("last", "mean", "all") else int(position)
+        acts = ot.collect(loaded, _lines(desired), _lines(undesired), layer, position=where)
+        fitted = methods[method].fit(acts)
+        ot.save(fitted, out)
+        typer.echo(
+            f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
+            f"activations at {acts.hook_name}; kept in {out}. Their median norm is {acts.origin.typical_norm:.4g}: "
+            f"T of a tenth to a half of it, or --relative-T 0.1 to 0.5, is where to look first."
+        )
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    T: Annotated[float | None, typer.Option("--T", help="Integration time.")] = None,
+    relative_T: Annotated[float | None, typer.Option("--relative-T", help="T as a part of ‖a‖, such as 0.25.")] = None,
+    model: Annotated[str | None, typer.Option(help="As for fit; the model of the fit unless given.")] = None,
+    max_new_tokens: Annotated[int, typer.Option()] = 40,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Continue prompts with a fitted method at work, beside the unsteered continuation."""
+    import odesteer_tl as ot
+
+    with _clear_errors():
+        method = ot.load(folder)
+        loaded = _load(model or method.origin.model_name or EMBEDDED)
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+        if temperature > 0:
+            sampling |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        plain = ot.generate(loaded, prompt, **sampling)
+        steered = ot.generate(loaded, prompt, method, T, relative_T=relative_T, **sampling)
+        for before, after in zip(plain.texts, steered.texts, strict=True):
+            typer.echo(f"unsteered  {before}\nsteered    {after}\n")
+
+
+def _load(model: str) -> Any:
+    import odesteer_tl as ot
+
+    return ot.load_demo().model if model == EMBEDDED else ot.load_model(model)
+
+
+def _lines(file: Path) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file; it should hold one text per line.")
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+class _clear_errors:
+    """Bad input ends in its message and exit code 2, not in a traceback."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError):
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+

@@ -1,0 +1,42 @@
+"""The embedded default: a small language model, contrastive text and prompts, so that everything runs offline."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from odesteer_tl import assets
+from odesteer_tl.backends import load_model
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A model of film reviews with text to steer it by; `desired` is praise, `undesired` its opposite.
+
+    `pairs` holds (query, desired answer, undesired answer); `prompts` open a sentence without taking sides;
+    `validation_*` are for choosing strengths and are disjoint from the rest.
+    """
+
+    model: Any
+    desired: list[str]
+    undesired: list[str]
+    validation_desired: list[str]
+    validation_undesired: list[str]
+    prompts: list[str]
+    validation_prompts: list[str]
+    pairs: list[dict[str, str]]
+
+
+def load_demo(model: Any = None, device: str = "cpu") -> Demo:
+    """Load the embedded model (or keep the `model` given) with texts, prompts and pairs. Offline, a few seconds."""
+    if model is None:
+        model = load_model(assets.model_folder(), device=device)
+    texts, prompts = assets.texts(), assets.prompts()
+    return Demo(
+        model=model,
+        desired=texts["fit"]["desired"],
+        undesired=texts["fit"]["undesired"],
+        validation_desired=texts["validation"]["desired"],
+        validation_undesired=texts["validation"]["undesired"],
+        prompts=prompts["test"],
+        validation_prompts=prompts["validation"],
+        pairs=assets.pairs(),
+    )

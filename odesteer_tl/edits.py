@@ -1,0 +1,55 @@
+"""Edits: what an intervention reads and writes, in words that every backend can carry out.
+
+A method never sees a model. It says `Edit(read, write, apply)`; a backend fetches the value at `read`, and puts
+`apply(read_value, write_value, state)` at `write`, on the chosen tokens and no others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Int
+from torch import Tensor
+
+from odesteer_tl.shapes import Chosen
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model: `blocks.{layer}.hook_{name}` in TransformerLens words, layers counted from 0."""
+
+    layer: int
+    name: Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"] = "resid_post"
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise ValueError(f"Layers are block indices counted from 0, got {self.layer}.")
+
+    @property
+    def hook_name(self) -> str:
+        inner = "attn." if self.name == "z" else ""
+        return f"blocks.{self.layer}.{inner}hook_{self.name}"
+
+
+@dataclass
+class State:
+    """What one forward pass knows of its chosen tokens; a backend makes a fresh one for every pass.
+
+    `rows[i]` is the batch row of chosen token i; `memory` carries values from one edit to a later one of the pass.
+    """
+
+    rows: Int[Tensor, " chosen"]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace the value at `write` by `apply(value at read, value at write, state)`, on the chosen tokens.
+
+    Both values are `[chosen, width of the site]`; `apply` returns the new value at `write`, same shape and dtype.
+    `read` may not lie after `write` in the model.
+    """
+
+    read: Site
+    write: Site
+    apply: Callable[[Chosen, Chosen, State], Chosen]

@@ -1,0 +1,1 @@
+"""What steering does to texts: judges, metrics, sweeps over the strength."""

@@ -1,0 +1,63 @@
+"""One rule for the strength of every method, so that a table compares methods and not the care spent on each.
+
+Strength is counted in median displacement: the T at which a method moves the validation prompts' activations by
+‖a(T) − a‖/‖a‖ = .05, .1, .2, .4, .8 in the median. Of these the largest share of desired continuations wins, subject to
+perplexity ≤ 1.3× and Dist-2 ≥ .95× of the unsteered model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from odesteer_tl.methods import Method
+from odesteer_tl.shapes import Samples
+
+GRID = (0.05, 0.1, 0.2, 0.4, 0.8)
+MOST_PERPLEXITY = 1.3
+LEAST_DISTINCT = 0.95
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one strength did on the validation prompts."""
+
+    displacement: float
+    T: float
+    share: float
+    perplexity: float
+    distinct2: float
+
+    def allowed(self, unsteered: "Trial") -> bool:
+        """Whether fluency and variety stay within the bounds above."""
+        fluent = self.perplexity <= MOST_PERPLEXITY * unsteered.perplexity
+        return fluent and self.distinct2 >= LEAST_DISTINCT * unsteered.distinct2
+
+
+def best(trials: Sequence[Trial], unsteered: Trial) -> Trial:
+    """The allowed trial with the largest share; the weakest one where none is allowed."""
+    allowed = [trial for trial in trials if trial.allowed(unsteered)]
+    if not allowed:
+        return min(trials, key=lambda trial: trial.displacement)
+    return max(allowed, key=lambda trial: trial.share)
+
+
+def median_displacement(method: Method, a: Samples, T: float) -> float:
+    """Median of ‖a(T) − a‖/‖a‖ over the activations."""
+    return float(((method.steer(a, T=T) - a).norm(dim=1) / a.norm(dim=1)).median())
+
+
+def time_for(method: Method, a: Samples, displacement: float, *, precision: float = 1e-3) -> float:
+    """The smallest T found at which `method` moves the activations by `displacement` in the median, by bisection.
+
+    Raises ValueError where it never does: a bounded barrier can end before a far goal.
+    """
+    low, high = 0.0, displacement * float(a.norm(dim=1).median())
+    for _ in range(40):
+        if median_displacement(method, a, high) >= displacement:
+            break
+        low, high = high, 2 * high
+    else:
+        raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
+    while high - low > precision * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if median_displacement(method, a, middle) >= displacement else (middle, high)
+    return high

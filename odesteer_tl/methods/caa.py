@@ -1,0 +1,32 @@
+"""CAA (arXiv:2312.06681): add the difference of means.
+
+h(a) = (μ₊ − μ₋)ᵀa + const, the log ratio of N(μ₊, I) to N(μ₋, I); v = ∇h = μ₊ − μ₋, constant and not normalised, in
+one step: a + T (μ₊ − μ₋). T = 1 is the published strength.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.barriers import LogRatioBarrier, mean_difference
+from odesteer_tl.fields import Constant
+from odesteer_tl.flow import Flow
+from odesteer_tl.methods.base import FlowMethod
+
+
+@dataclass(frozen=True, eq=False)
+class CAA(FlowMethod):
+    """a + T (μ₊ − μ₋)."""
+
+    barrier: LogRatioBarrier
+    origin: Origin
+
+    @classmethod
+    def fit(cls, acts: ContrastiveActivations) -> Self:
+        """Take the means of both sides."""
+        return cls(mean_difference(acts), acts.origin)
+
+    @cached_property
+    def flow(self) -> Flow:
+        return Flow(Constant(self.barrier.weight), steps=1)

@@ -1,0 +1,41 @@
+"""GradientFlow: any barrier, also the user's own, followed uphill.
+
+h is the barrier given; v = ∇h/‖∇h‖, or ∇h with `unit_speed=False`. Autograd supplies ∇h where the barrier has only
+`value`. RE-Control, a classifier's logit, a reward model: each is a `value`.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from odesteer_tl.activations import Origin
+from odesteer_tl.barriers import Barrier, with_grad
+from odesteer_tl.fields import Gradient, UnitGradient
+from odesteer_tl.flow import Flow
+from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.solvers import SolverName, solver_named
+
+
+@dataclass(frozen=True, eq=False)
+class GradientFlow(FlowMethod):
+    """ȧ = ∇h/‖∇h‖ for any `barrier`: an object with `value(a)` [*batch] and, if it likes, `grad(a)` [*batch, d_model].
+
+    Raises ValueError for a barrier without `value`, steps < 1 or an unknown solver.
+    """
+
+    barrier: Barrier
+    steps: int = 10
+    solver: SolverName = "euler"
+    layer: int | None = None
+    unit_speed: bool = True
+    origin: Origin = Origin()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "barrier", with_grad(self.barrier))
+        if self.layer is not None:
+            object.__setattr__(self, "origin", replace(self.origin, layer=self.layer))
+        _ = self.flow  # a wrong solver or number of steps fails here, not in the middle of a generation
+
+    @cached_property
+    def flow(self) -> Flow:
+        field = UnitGradient(self.barrier) if self.unit_speed else Gradient(self.barrier)
+        return Flow(field, solver_named(self.solver), self.steps)

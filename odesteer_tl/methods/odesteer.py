@@ -1,0 +1,68 @@
+"""ODESteer (arXiv:2602.17560): walk uphill on a nonlinear log density ratio, in several small steps.
+
+h(a) = log p₊(a)/p₋(a) ≈ wᵀφ(a) + b, φ polynomial features of a/‖a‖; v(a) = ∇h/‖∇h‖; a(T) by 10 Euler steps.
+As h depends on the direction of a alone, v is tangent to the sphere: the exact flow turns a by the angle T/‖a‖ and
+keeps its norm; Euler gives ‖a(T)‖² = ‖a(0)‖² + T²/steps. StepODESteer is the paper's ablation with a single step.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.features import Polynomial, Recipe
+from odesteer_tl.fields import UnitGradient
+from odesteer_tl.flow import Flow
+from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.solvers import SolverName, solver_named
+
+
+@dataclass(frozen=True, eq=False)
+class ODESteer(FlowMethod):
+    """ȧ = ∇h/‖∇h‖ with h = log p₊/p₋ on nonlinear features."""
+
+    barrier: LogRatioBarrier
+    origin: Origin
+    steps: int = 10
+    solver: SolverName = "euler"
+
+    @classmethod
+    def fit(
+        cls,
+        acts: ContrastiveActivations,
+        *,
+        features: Recipe | None = None,
+        C: float = 1.0,
+        tol: float = 1e-5,
+        steps: int = 10,
+        solver: SolverName = "euler",
+    ) -> Self:
+        """Fit h by logistic regression. `features` is `Polynomial(degree=2, gamma=0.1, coef0=1.0)` unless given;
+        `PolynomialSketch(n_components=8000)` with `tol=1e-4` is the paper's estimator."""
+        barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)
+        return cls(barrier, acts.origin, steps, solver)
+
+    @cached_property
+    def flow(self) -> Flow:
+        return Flow(UnitGradient(self.barrier), solver_named(self.solver), self.steps)
+
+
+@dataclass(frozen=True, eq=False)
+class StepODESteer(FlowMethod):
+    """The same field in a single Euler step: a + T ∇h/‖∇h‖."""
+
+    barrier: LogRatioBarrier
+    origin: Origin
+
+    @classmethod
+    def fit(
+        cls, acts: ContrastiveActivations, *, features: Recipe | None = None, C: float = 1.0, tol: float = 1e-5
+    ) -> Self:
+        """As ODESteer.fit, without steps and solver."""
+        barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)
+        return cls(barrier, acts.origin)
+
+    @cached_property
+    def flow(self) -> Flow:
+        return Flow(UnitGradient(self.barrier), steps=1)

@@ -1,0 +1,41 @@
+"""RandomDirection, the control: as far as the others, anywhere.
+
+No barrier; v a unit vector drawn by `seed`, constant, in one step: a + T v. What it changes, any push of that length
+changes.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.fields import Constant
+from odesteer_tl.flow import Flow
+from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.shapes import Direction
+
+
+@dataclass(frozen=True, eq=False)
+class RandomDirection(FlowMethod):
+    """a + T v, v uniform on the unit sphere."""
+
+    direction: Direction
+    origin: Origin
+
+    @classmethod
+    def fit(cls, acts: ContrastiveActivations, *, seed: int = 0) -> Self:
+        """Draw v on the CPU by `seed`; of the activations only the width and the site are used."""
+        generator = torch.Generator().manual_seed(seed)
+        direction = torch.randn(acts.desired.shape[1], generator=generator)
+        return cls(direction / direction.norm(), acts.origin)
+
+    @property
+    def barrier(self) -> None:
+        """None: a random direction has no region to reach."""
+        return None
+
+    @cached_property
+    def flow(self) -> Flow:
+        return Flow(Constant(self.direction), steps=1)

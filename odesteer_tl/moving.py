@@ -1,0 +1,26 @@
+"""Moving complete objects: the same frozen dataclass with its tensors on another device or in another float type."""
+
+from copy import deepcopy
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def moved(thing: T, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> T:
+    """`thing` with every tensor on `device` and every floating tensor in `dtype`; integer tensors keep their type.
+
+    Walks dataclasses. A module is copied before it moves, so that the user's own stays where it is; any other object is
+    used as it is.
+    """
+    if isinstance(thing, Tensor):
+        return thing.to(device=device, dtype=dtype if thing.is_floating_point() else None)
+    if isinstance(thing, torch.nn.Module):
+        return deepcopy(thing).to(device=device, dtype=dtype)
+    if is_dataclass(thing) and not isinstance(thing, type):
+        changed: dict[str, Any] = {f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing) if f.init}
+        return replace(thing, **changed)
+    return thing

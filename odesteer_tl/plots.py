@@ -1,0 +1,51 @@
+"""Pictures: h along trajectories, and what strength buys and costs."""
+
+from pathlib import Path
+
+import torch
+
+from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY, best
+from odesteer_tl.evaluation.study import Study
+from odesteer_tl.flow import Trajectory
+
+
+def plot_study(study: Study, file: str | Path, title: str = "") -> None:
+    """Write a PNG: h along the steered prompts, and share and perplexity against strength for every method."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    if study.trajectory is not None:
+        _draw_trajectory(left, study.trajectory)
+    base = study.unsteered_trial
+    for row in study.rows[1:]:
+        moved = [trial.displacement for trial in row.trials]
+        line = middle.plot(moved, [100 * trial.share for trial in row.trials], "o-", ms=4, label=row.name)[0]
+        right.plot(moved, [trial.perplexity / base.perplexity for trial in row.trials], "o-", ms=4, label=row.name)
+        chosen = best(row.trials, base)
+        middle.plot(chosen.displacement, 100 * chosen.share, "o", ms=11, mfc="none", color=line.get_color())
+    middle.axhline(100 * base.share, color="grey", lw=1, ls=":")
+    middle.set(title="Validation prompts (circled: the strength chosen)", ylabel="continuations judged as desired, %")
+    right.axhline(MOST_PERPLEXITY, color="grey", lw=1, ls=":")
+    right.set(
+        title=f"Its cost (allowed: ≤ {MOST_PERPLEXITY}× and Dist-2 ≥ {LEAST_DISTINCT}×)",
+        ylabel="perplexity / unsteered",
+        yscale="log",
+    )
+    for axes in (middle, right):
+        axes.set(xscale="log", xlabel="median displacement ‖a(T) − a‖/‖a‖")
+    right.legend(fontsize=8)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(file, dpi=110)
+
+
+def _draw_trajectory(axes, trajectory: Trajectory) -> None:  # type: ignore[no-untyped-def]
+    assert trajectory.h is not None
+    h = trajectory.h.detach().cpu()
+    time = torch.linspace(0, 1, len(h))
+    axes.plot(time, h, color="tab:blue", alpha=0.15, lw=1)
+    axes.plot(time, h.median(dim=1).values, "o-", color="tab:blue", ms=4, label="median prompt")
+    axes.axhline(0, color="grey", lw=1, ls=":")
+    axes.set(title="ODESteer: h along the trajectories", xlabel="t / T", ylabel="h = log p₊/p₋")
+    axes.legend(fontsize=8)

@@ -1,0 +1,44 @@
+"""The shapes of the package: every axis name is coined here and nowhere else.
+
+`*batch` stands for any leading axes, none included: a barrier or a flow treats each activation on its own.
+"""
+
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Activations = Float[Tensor, "*batch d_model"]
+PerActivation = Float[Tensor, "*batch"]
+Samples = Float[Tensor, "n d_model"]
+Direction = Float[Tensor, " d_model"]
+Features = Float[Tensor, "*batch k"]
+Weight = Float[Tensor, " k"]
+Basis = Float[Tensor, "d_model m"]
+Residual = Float[Tensor, "batch pos d_model"]
+Chosen = Float[Tensor, "chosen d_model"]
+TokenIds = Int[Tensor, "batch pos"]
+TokenMask = Bool[Tensor, "batch pos"]
+PerRow = Int[Tensor, " batch"]
+
+Time = float | int | Float[Tensor, "..."]
+"""Integration time T: one number, or one per leading axis (a `[batch]` tensor holds one T per row)."""
+
+Position = Literal["last", "mean", "all"] | int
+"""Which token of a text is read: an index counts among the text's real tokens (0 the first, -1 the last)."""
+
+
+def per_activation(T: Time, a: Activations) -> Float[Tensor, "..."] | float:
+    """T in a form that multiplies `a`: a float, or a tensor whose axes line up with the leading axes of `a`.
+
+    Raises ValueError where the axes of T are no prefix of the leading axes of `a`.
+    """
+    if not isinstance(T, Tensor):
+        return float(T)
+    if T.ndim > a.ndim - 1 or T.shape != a.shape[: T.ndim]:
+        raise ValueError(
+            f"T has shape {tuple(T.shape)}, activations {tuple(a.shape)}: a tensor T needs one value per row, "
+            f"that is shape {tuple(a.shape[:1])}, or {tuple(a.shape[:-1])} for one per activation."
+        )
+    T = T.to(device=a.device, dtype=a.dtype)
+    return T.reshape(T.shape + (1,) * (a.ndim - T.ndim))
