@@ -54,8 +54,8 @@ def read_tokens(values: Residual, mask: TokenMask, position: Position) -> tuple[
         where = mask.nonzero(as_tuple=True)
         return values[where], where[0]
     if position == "mean":
-        weight = mask.to(values.dtype).unsqueeze(-1)
-        return (values * weight).sum(1) / weight.sum(1), rows
+        real = values.masked_fill(~mask.unsqueeze(-1), 0)  # a pad may hold NaN, which no weight of 0 removes
+        return real.sum(1) / lengths.to(values.dtype).unsqueeze(1), rows
     index = -1 if position == "last" else position
     if not isinstance(index, int) or isinstance(index, bool):
         raise ValueError(f'position must be "last", "mean", "all" or an index, got {position!r}.')
@@ -230,7 +230,7 @@ class ContrastiveActivations:
 
 
 def processing_seen_in(activations: Samples) -> Processing:
-    """"centred" where every activation has mean zero over d_model, as centred writing weights make it."""
+    """ "centred" where every activation has mean zero over d_model, as centred writing weights make it."""
     a = activations.double()
     return "centred" if bool((a.mean(1).abs() <= 1e-5 * a.std(1)).all()) else "unknown"
 

@@ -60,7 +60,8 @@ def _built(tree: Any, folder: str | Path) -> Any:
         raise ValueError(f"{folder} holds a {tree.get('class')!r}, which this version of odesteer_tl does not know.")
     names = {f.name for f in fields(cls)}
     if set(tree) - {"class"} != names:
-        raise ValueError(f"{folder}: {cls.__name__} needs the fields {sorted(names)}, found {sorted(set(tree) - {'class'})}.")
+        found = sorted(set(tree) - {"class"})
+        raise ValueError(f"{folder}: {cls.__name__} needs the fields {sorted(names)}, found {found}.")
     return cls(**{name: _built(tree[name], folder) for name in names})
 
 

@@ -1,24 +1,26 @@
 """Barriers: scalar functions h on activation space, positive where we want to be.
 
-A barrier is any object with `value(a)`; `with_grad` supplies `grad(a)` by automatic differentiation where it is missing.
+A barrier is any object with `value(a)`; `with_grad` supplies `grad(a)` by autograd where it is missing.
 """
 
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.features import FeatureMap, Linear, Recipe, Squares
 from odesteer_tl.moving import moved
-from odesteer_tl.shapes import Activations, Basis, PerActivation, Samples, Weight
-
+from odesteer_tl.shapes import Activations, Basis, PerActivation, Weight
 
 Inner = TypeVar("Inner")
 
 
-class Subspace(NamedTuple, Generic[Inner]):
-    """`inner` acts on the m + 1 coordinates of `basis` [d_model, m]; `elementwise` says that it costs next to nothing."""
+@dataclass(frozen=True, eq=False)
+class Subspace(Generic[Inner]):
+    """`inner` acts on the m + 1 coordinates of `basis` [d_model, m]; `elementwise`: it costs next to nothing."""
 
     basis: Basis
     inner: Inner
@@ -69,7 +71,7 @@ class LogRatioBarrier:
         regression = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
         regression.fit(phi(samples).cpu().numpy(), [1] * n_desired + [0] * n_undesired)
         bias = float(regression.intercept_[0]) + float(torch.tensor(n_undesired / n_desired).log())
-        weight = torch.from_numpy(regression.coef_[0]).to(samples)
+        weight = torch.from_numpy(regression.coef_[0]).to(samples)  # type: ignore[index]
         return cls(moved(phi, dtype=torch.float32), weight.float(), bias)
 
     def value(self, a: Activations) -> PerActivation:
@@ -97,7 +99,7 @@ class Differentiated:
         return self.barrier.value(a)
 
     def grad(self, a: Activations) -> Activations:
-        def total(x: Activations) -> torch.Tensor:
+        def total(x: Activations) -> Tensor:
             return self.barrier.value(x).sum()
 
         with torch.inference_mode(False), torch.enable_grad():
@@ -121,7 +123,9 @@ def mean_difference(acts: ContrastiveActivations) -> LogRatioBarrier:
     return LogRatioBarrier(Linear(normalize=False), (desired - undesired).float(), bias)
 
 
-def auc(barrier: Barrier, desired: Samples, undesired: Samples) -> float:
+def auc(
+    barrier: Barrier, desired: Float[Tensor, "n_desired d_model"], undesired: Float[Tensor, "n_undesired d_model"]
+) -> float:
     """Area under the ROC curve of h: the share of (desired, undesired) pairs in the right order, ties half."""
     high, low = barrier.value(desired), barrier.value(undesired)
     order = torch.searchsorted(low.sort().values, high) + torch.searchsorted(low.sort().values, high, right=True)

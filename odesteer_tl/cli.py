@@ -32,7 +32,7 @@ class MethodName(StrEnum):
 @app.command()
 def demo(
     model: ModelName = EMBEDDED,
-    layer: Annotated[int | None, typer.Option(help="Block to steer, from 0; a third of the way up unless given.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Block to steer, from 0. Default: a third of the way.")] = None,
     direction: Annotated[Direction, typer.Option(help="Towards praise or towards its opposite.")] = Direction.positive,
     quick: Annotated[bool, typer.Option(help="Fewer strengths and continuations: under a minute.")] = False,
     seed: Annotated[int, typer.Option(help="Repeats exactly, timings apart.")] = 0,
@@ -49,7 +49,7 @@ def demo(
             towards_praise=direction is Direction.positive,
             quick=quick,
             seed=seed,
-            as_json=as_json,
+            json_output=as_json,
             picture=picture,
         )
 
@@ -129,5 +129,3 @@ class _clear_errors:
         if isinstance(error, ValueError):
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(2) from error
-
-

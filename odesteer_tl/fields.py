@@ -1,7 +1,7 @@
 """Fields v(a): the velocity that a flow follows."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -10,6 +10,7 @@ from odesteer_tl.features import norm
 from odesteer_tl.shapes import Activations, Direction
 
 
+@runtime_checkable
 class Field(Protocol):
     """A velocity for every activation."""
 
@@ -56,4 +57,4 @@ class Constant:
 def _reduced(field: type[Any], barrier: Barrier) -> Subspace[Any] | None:
     reduce = getattr(barrier, "reduced", None)
     found = reduce() if callable(reduce) else None
-    return None if found is None else found._replace(inner=field(found.inner))
+    return None if found is None else replace(found, inner=field(found.inner))

@@ -53,7 +53,7 @@ class Flow:
     """
 
     field: Field
-    solver: Solver = Euler()
+    solver: Solver = Euler()  # noqa: RUF009 — it has no state
     steps: int = 10
     coordinates: Literal["auto", "direct", "reduced"] = "auto"
 
@@ -64,7 +64,7 @@ class Flow:
     def __call__(self, a: Activations, T: Time) -> Activations:
         if self._reduced is None:
             return integrate(self.field, a, T, steps=self.steps, solver=self.solver)
-        basis, field, _ = self._reduced
+        basis, field = self._reduced.basis, self._reduced.inner
         start = _enter(a, basis)
         return _leave(a, start, integrate(field, start, T, steps=self.steps, solver=self.solver), basis)
 
@@ -73,7 +73,7 @@ class Flow:
         if self._reduced is None:
             yield from path(self.field, a, T, steps=self.steps, solver=self.solver)
             return
-        basis, field, _ = self._reduced
+        basis, field = self._reduced.basis, self._reduced.inner
         start = _enter(a, basis)
         for now in path(field, start, T, steps=self.steps, solver=self.solver):
             yield _leave(a, start, now, basis)
@@ -87,7 +87,8 @@ class Flow:
     @cached_property
     def _reduced(self) -> Subspace[Field] | None:
         reduce = getattr(self.field, "reduced", None)
-        found = reduce() if callable(reduce) and self.coordinates != "direct" else None
+        with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
+            found = reduce() if callable(reduce) and self.coordinates != "direct" else None
         if self.coordinates == "reduced" and found is None:
             raise ValueError("This field has no reduced form; use coordinates='direct'.")
         return found if found is None or self.coordinates == "reduced" or self._pays(found) else None
@@ -99,7 +100,7 @@ class Flow:
 
 
 def _enter(a: Activations, basis: Basis) -> Float[torch.Tensor, "*batch m_plus_1"]:
-    """(y, p) of an activation. p is kept above rounding, so that its growth σ is known even where a lies in the span."""
+    """(y, p) of an activation. p is kept above rounding, so that σ is known even where a lies in the span."""
     y = a @ basis
     scale = norm(a).clamp_min(torch.finfo(a.dtype).tiny)
     inside = norm(y) / scale

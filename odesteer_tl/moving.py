@@ -21,6 +21,8 @@ def moved(thing: T, device: torch.device | str | None = None, dtype: torch.dtype
     if isinstance(thing, torch.nn.Module):
         return deepcopy(thing).to(device=device, dtype=dtype)
     if is_dataclass(thing) and not isinstance(thing, type):
-        changed: dict[str, Any] = {f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing) if f.init}
+        changed: dict[str, Any] = {
+            f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing) if f.init
+        }
         return replace(thing, **changed)
     return thing

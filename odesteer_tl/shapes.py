@@ -5,7 +5,7 @@
 
 from typing import Literal
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Activations = Float[Tensor, "*batch d_model"]
@@ -20,6 +20,11 @@ Chosen = Float[Tensor, "chosen d_model"]
 TokenIds = Int[Tensor, "batch pos"]
 TokenMask = Bool[Tensor, "batch pos"]
 PerRow = Int[Tensor, " batch"]
+Indices = Int[Tensor, " chosen"]
+Columns = Shaped[Tensor, "batch columns"]
+"""One value per cached and per present column of a batch: an attention mask, as model libraries hold it."""
+TokenKeys = Shaped[Tensor, "batch pos *embedding"]
+"""What tells tokens apart: ids, or the embeddings where a model was called with those."""
 
 Time = float | int | Float[Tensor, "..."]
 """Integration time T: one number, or one per leading axis (a `[batch]` tensor holds one T per row)."""

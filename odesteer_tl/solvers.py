@@ -1,7 +1,7 @@
 """Solvers: one step of ȧ = v(a), and `path`, the only time loop in the package."""
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from odesteer_tl.fields import Field
 from odesteer_tl.shapes import Activations, Time, per_activation
@@ -9,12 +9,13 @@ from odesteer_tl.shapes import Activations, Time, per_activation
 SolverName = Literal["euler", "midpoint", "rk4"]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """`order` p: the error at a fixed time shrinks like stepsᵖ. `dt` is a float or lines up with the rows of `a`."""
 
     order: int
 
-    def step(self, field: Field, a: Activations, dt: float) -> Activations: ...
+    def step(self, field: Field, a: Activations, dt: Time) -> Activations: ...
 
 
 class Euler:
@@ -22,7 +23,7 @@ class Euler:
 
     order = 1
 
-    def step(self, field: Field, a: Activations, dt: float) -> Activations:
+    def step(self, field: Field, a: Activations, dt: Time) -> Activations:
         return a + dt * field(a)
 
 
@@ -31,7 +32,7 @@ class Midpoint:
 
     order = 2
 
-    def step(self, field: Field, a: Activations, dt: float) -> Activations:
+    def step(self, field: Field, a: Activations, dt: Time) -> Activations:
         return a + dt * field(a + 0.5 * dt * field(a))
 
 
@@ -40,7 +41,7 @@ class RK4:
 
     order = 4
 
-    def step(self, field: Field, a: Activations, dt: float) -> Activations:
+    def step(self, field: Field, a: Activations, dt: Time) -> Activations:
         k1 = field(a)
         k2 = field(a + 0.5 * dt * k1)
         k3 = field(a + 0.5 * dt * k2)

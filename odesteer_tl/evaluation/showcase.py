@@ -3,10 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,11 +13,14 @@ from odesteer_tl.backends import collect, load_model
 from odesteer_tl.barriers import auc
 from odesteer_tl.demo import load_demo
 from odesteer_tl.evaluation.judge import Judge
-from odesteer_tl.evaluation.study import Setting, Study, as_json, run_study, table
+from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
+from odesteer_tl.evaluation.study import UNSTEERED, Setting, Study, as_json, run_study, table
 from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.plots import plot_study
 
 QUICK_GRID = (0.1, 0.2, 0.4)
 EXAMPLES = 3
+SHOWN = (UNSTEERED, "random direction", "CAA", "ODESteer")
 
 
 def run_showcase(
@@ -28,7 +30,7 @@ def run_showcase(
     towards_praise: bool = True,
     quick: bool = False,
     seed: int = 0,
-    as_json: bool = False,
+    json_output: bool = False,
     picture: str | Path = "odesteer_demo.png",
 ) -> Study:
     """Run the study on the embedded model, or on `model`, and print it; the picture goes to `picture`."""
@@ -39,12 +41,12 @@ def run_showcase(
 
     say("loading the model")
     demo = load_demo(None if model is None else load_model(model))
-    layer = demo.model.cfg.n_layers // 3 if layer is None else layer
+    site = int(demo.model.cfg.n_layers) // 3 if layer is None else layer
     sides = (demo.desired, demo.undesired) if towards_praise else (demo.undesired, demo.desired)
     held_out = (demo.validation_desired, demo.validation_undesired)
-    say(f"reading {len(sides[0])} + {len(sides[1])} texts at blocks.{layer}.hook_resid_post")
-    acts = collect(demo.model, *sides, layer, position="mean")
-    unseen = collect(demo.model, *(held_out if towards_praise else held_out[::-1]), layer, position="mean")
+    say(f"reading {len(sides[0])} + {len(sides[1])} texts at blocks.{site}.hook_resid_post")
+    acts = collect(demo.model, *sides, site, position="mean")
+    unseen = collect(demo.model, *(held_out if towards_praise else held_out[::-1]), site, position="mean")
     methods: dict[str, Method] = {
         "random direction": RandomDirection.fit(acts, seed=seed),
         "CAA": CAA.fit(acts),
@@ -55,7 +57,7 @@ def run_showcase(
     judge = Judge.load_embedded()
     setting = Setting(
         model=demo.model,
-        layer=layer,
+        layer=site,
         prompts=demo.prompts,
         validation_prompts=demo.validation_prompts,
         judge=_towards(judge, towards_praise),
@@ -63,11 +65,72 @@ def run_showcase(
         **({"samples": 5, "validation_samples": 2, "max_new_tokens": 20, "grid": QUICK_GRID} if quick else {}),
     )
     study = run_study(setting, methods, lambda name: say(f"steering: {name}"))
+    say("drawing")
+    plot_study(study, picture, title=f"Steering {_name(model)} at layer {site}, towards {_goal(towards_praise)}")
+    barriers = {name: method.barrier for name, method in methods.items() if method.barrier is not None}
+    aucs = {name: auc(barrier, unseen.desired, unseen.undesired) for name, barrier in barriers.items()}
+    accuracy = {"whole": judge.heldout_accuracy(), "40 words": judge.heldout_accuracy(words=40)}
+    if json_output:
+        facts = {"model": _name(model), "layer": site, "goal": _goal(towards_praise), "seed": seed, "auc": aucs}
+        print(json.dumps(facts | {"judge_accuracy": accuracy} | as_json(study), indent=1))
+    else:
+        print(_report(study, setting, aucs, accuracy, judge.trained_on, _name(model), _goal(towards_praise)))
+        print(f"Picture: {picture}   Time: {time.perf_counter() - start:.0f} s")
     return study
 
 
-def _towards(judge: Judge, praise: bool) -> Callable[[list[str]], Float[Tensor, " n"]]:
-    def probability(texts: list[str]) -> Float[Tensor, " n"]:
+def _report(
+    study: Study,
+    setting: Setting,
+    aucs: dict[str, float],
+    accuracy: dict[str, float],
+    trained_on: str,
+    model: str,
+    goal: str,
+) -> str:
+    count, best = len(setting.prompts) * setting.samples, max(study.rows, key=lambda row: row.shift)
+    lines = [
+        "",
+        f"Steering {model} at layer {setting.layer} towards {goal}: {count} continuations a row of "
+        f"{setting.max_new_tokens} tokens, from {len(setting.prompts)} neutral prompts.",
+        "",
+        table(study),
+        "",
+        "moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge calls as asked, and its "
+        "difference from no steering, with 95 % bootstrap intervals over prompts. ppl: of the continuations under the "
+        "unsteered model. h ≥ 0: share of prompts that end in the region where the method's own barrier is positive.",
+        f"Strength: of median displacements {', '.join(f'{moved:g}' for moved in setting.grid)} on "
+        f"{len(setting.validation_prompts)} other prompts, the largest share with ppl ≤ {MOST_PERPLEXITY}× and "
+        f"Dist-2 ≥ {LEAST_DISTINCT}× of unsteered.",
+        f"Judge: {trained_on} Accuracy on 500 held-out reviews {accuracy['whole']:.3f}, on 40 words of each "
+        f"{accuracy['40 words']:.3f}.",
+        f"AUC of h on texts that were not fitted: {', '.join(f'{name} {value:.2f}' for name, value in aucs.items())}.",
+        f"Largest shift: {best.name}, {100 * best.shift:+.1f} points.",
+        "",
+    ]
+    for i in _spread(len(setting.prompts), EXAMPLES):
+        lines.append(f"> {setting.prompts[i]}")
+        for row in (row for row in study.rows if row.name in SHOWN):
+            lines.append(f"  {row.name:<17}{' '.join(row.continuations[i * setting.samples].split())}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _spread(n: int, k: int) -> list[int]:
+    """k indices spread evenly over n: examples are taken by position, never by how well they turned out."""
+    return [i * n // k for i in range(k)]
+
+
+def _name(model: str | None) -> str:
+    return "the embedded model" if model is None else model
+
+
+def _goal(towards_praise: bool) -> str:
+    return "praise" if towards_praise else "its opposite"
+
+
+def _towards(judge: Judge, praise: bool) -> Callable[[Sequence[str]], Float[Tensor, " n"]]:
+    def probability(texts: Sequence[str]) -> Float[Tensor, " n"]:
         positive = judge.positive_probability(texts)
         return positive if praise else 1 - positive
 

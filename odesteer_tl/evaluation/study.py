@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from odesteer_tl.shapes import Samples
 
 UNSTEERED = "no steering"
 
-Judge = Callable[[list[str]], Float[Tensor, " n"]]
+Judge = Callable[[Sequence[str]], Float[Tensor, " n"]]
 """Texts to the probability that each is as desired."""
 
 
@@ -48,7 +47,7 @@ class Outcome:
     perplexity: float
     distinct2: float
     tokens_per_second: float
-    continuations: list[str]
+    continuations: tuple[str, ...]
 
     @property
     def share(self) -> float:
@@ -71,7 +70,7 @@ class Row:
     reaches: float | None
     tokens_per_second: float
     trials: tuple[Trial, ...]
-    continuations: list[str]
+    continuations: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,9 @@ def as_json(study: Study) -> dict[str, Any]:
     return {"rows": [row | {"trials": [vars(trial) for trial in row["trials"]]} for row in rows]}
 
 
-def _continue(setting: Setting, prompts: Sequence[str], samples: int, method: Method | None, T: float | None) -> Outcome:
+def _continue(
+    setting: Setting, prompts: Sequence[str], samples: int, method: Method | None, T: float | None
+) -> Outcome:
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     start = time.perf_counter()
     out = generate(

@@ -9,7 +9,7 @@ Nothing in this file, or in the files it imports, knows that a language model ex
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -68,6 +68,7 @@ class FeatureMap(ABC):
     def _vjp(self, x: Activations, w: Weight) -> Activations: ...
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """Anything whose `fit` turns samples [n, d_model] into a complete feature map."""
 

@@ -29,7 +29,7 @@ class Sketch(FeatureMap):
         x = self.gamma**0.5 * x
         if self.coef0 != 0:
             x = torch.nn.functional.pad(x, (0, 1), value=self.coef0**0.5)
-        empty = x.new_zeros(x.shape[:-1] + (self.n_components,))
+        empty = x.new_zeros((*x.shape[:-1], self.n_components))
         pairs = zip(self.hashes, self.signs, strict=True)
         return [torch.fft.rfft(empty.index_add(-1, bucket, x * sign)) for bucket, sign in pairs]
 

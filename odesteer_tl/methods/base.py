@@ -5,7 +5,7 @@ Methods are complete, frozen dataclasses: their fields are all that `ot.save` ke
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Self
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from odesteer_tl.features import norm
 from odesteer_tl.flow import Flow, Trajectory
 from odesteer_tl.moving import moved
 from odesteer_tl.shapes import Activations, Chosen, Time, per_activation
+
+Some = TypeVar("Some", bound="Method")
+"""The method's own class. (Not typing.Self, which beartype checks in classes only, not in functions.)"""
 
 
 class Method(ABC):
@@ -31,7 +34,7 @@ class Method(ABC):
         """The 0-based block whose `resid_post` the method was fitted at."""
         return self.origin.layer
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self: Some, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Some:
         """The same method with its numbers on `device` and in `dtype` (float32 or float64)."""
         return moved(self, device, dtype)
 
@@ -91,16 +94,17 @@ class Method(ABC):
         if self.origin.d_model is not None and a.shape[-1] != self.origin.d_model:
             raise ValueError(f"This method was fitted at d_model {self.origin.d_model}, got {tuple(a.shape)}.")
 
-    def _at(self, a: Activations) -> tuple[Self, Activations]:
+    def _at(self: Some, a: Activations) -> tuple[Some, Activations]:
         """The method and the activations in the dtype and on the device where they meet; copies are made once."""
         dtype = torch.promote_types(a.dtype, torch.float32)
         key = (a.device, dtype)
         if key not in self._copies:
-            self._copies[key] = self.to(*key)
+            with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
+                self._copies[key] = self.to(*key)
         return self._copies[key], a.to(dtype)
 
     @cached_property
-    def _copies(self) -> dict[tuple[torch.device, torch.dtype], Self]:
+    def _copies(self) -> "dict[tuple[torch.device, torch.dtype], Method]":
         return {}
 
 

@@ -6,7 +6,6 @@ one step: a + T (μ₊ − μ₋). T = 1 is the published strength.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier, mean_difference
@@ -23,7 +22,7 @@ class CAA(FlowMethod):
     origin: Origin
 
     @classmethod
-    def fit(cls, acts: ContrastiveActivations) -> Self:
+    def fit(cls, acts: ContrastiveActivations) -> "CAA":
         """Take the means of both sides."""
         return cls(mean_difference(acts), acts.origin)
 

@@ -6,9 +6,10 @@ h is the barrier given; v = ∇h/‖∇h‖, or ∇h with `unit_speed=False`. Au
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from odesteer_tl.activations import Origin
-from odesteer_tl.barriers import Barrier, with_grad
+from odesteer_tl.barriers import with_grad
 from odesteer_tl.fields import Gradient, UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
@@ -22,7 +23,7 @@ class GradientFlow(FlowMethod):
     Raises ValueError for a barrier without `value`, steps < 1 or an unknown solver.
     """
 
-    barrier: Barrier
+    barrier: Any
     steps: int = 10
     solver: SolverName = "euler"
     layer: int | None = None
@@ -31,7 +32,9 @@ class GradientFlow(FlowMethod):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "barrier", with_grad(self.barrier))
-        if self.layer is not None:
+        if self.layer is None:
+            object.__setattr__(self, "layer", self.origin.layer)
+        else:
             object.__setattr__(self, "origin", replace(self.origin, layer=self.layer))
         _ = self.flow  # a wrong solver or number of steps fails here, not in the middle of a generation
 

@@ -5,7 +5,6 @@ h(a) = θᵀa + b + log(n₋/n₊), a logistic regression on raw activations; v 
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier
@@ -23,7 +22,7 @@ class ITI(FlowMethod):
     origin: Origin
 
     @classmethod
-    def fit(cls, acts: ContrastiveActivations, *, C: float = 1.0, tol: float = 1e-4) -> Self:
+    def fit(cls, acts: ContrastiveActivations, *, C: float = 1.0, tol: float = 1e-4) -> "ITI":
         """Fit the probe (scikit-learn's logistic regression, its default C and tolerance, as the paper's code)."""
         return cls(LogRatioBarrier.fit(acts, Linear(normalize=False), C=C, tol=tol), acts.origin)
 

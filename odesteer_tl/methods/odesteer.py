@@ -7,7 +7,6 @@ keeps its norm; Euler gives ‖a(T)‖² = ‖a(0)‖² + T²/steps. StepODEStee
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier
@@ -37,7 +36,7 @@ class ODESteer(FlowMethod):
         tol: float = 1e-5,
         steps: int = 10,
         solver: SolverName = "euler",
-    ) -> Self:
+    ) -> "ODESteer":
         """Fit h by logistic regression. `features` is `Polynomial(degree=2, gamma=0.1, coef0=1.0)` unless given;
         `PolynomialSketch(n_components=8000)` with `tol=1e-4` is the paper's estimator."""
         barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)
@@ -58,7 +57,7 @@ class StepODESteer(FlowMethod):
     @classmethod
     def fit(
         cls, acts: ContrastiveActivations, *, features: Recipe | None = None, C: float = 1.0, tol: float = 1e-5
-    ) -> Self:
+    ) -> "StepODESteer":
         """As ODESteer.fit, without steps and solver."""
         barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)
         return cls(barrier, acts.origin)

@@ -6,7 +6,6 @@ changes.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 
@@ -25,7 +24,7 @@ class RandomDirection(FlowMethod):
     origin: Origin
 
     @classmethod
-    def fit(cls, acts: ContrastiveActivations, *, seed: int = 0) -> Self:
+    def fit(cls, acts: ContrastiveActivations, *, seed: int = 0) -> "RandomDirection":
         """Draw v on the CPU by `seed`; of the activations only the width and the site are used."""
         generator = torch.Generator().manual_seed(seed)
         direction = torch.randn(acts.desired.shape[1], generator=generator)

@@ -1,0 +1,5 @@
+"""`python -m odesteer_tl`, the same as `odesteer-tl`."""
+
+from odesteer_tl.cli import app
+
+app()

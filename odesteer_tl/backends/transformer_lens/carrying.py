@@ -1,0 +1,115 @@
+"""Carrying out edits while a model runs: each value is read and written at its hook, on the chosen tokens alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.edits import Edit, Site, State
+from odesteer_tl.positions import Pass, Selection, Tally, Tracker
+from odesteer_tl.shapes import Chosen, Indices
+
+SiteValue = Float[Tensor, "batch pos *site"]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnedEdit:
+    """An edit, the number of the method it belongs to, and for how many rows that method was given a T (None: one T)."""
+
+    edit: Edit
+    owner: int
+    rows: int | None
+
+
+@dataclass(eq=False)
+class _Run:
+    """A forward pass under way. `read` holds, by edit, what was read at an earlier site; `states` one per method."""
+
+    now: Pass
+    selection: Selection
+    read: dict[int, Chosen] = field(default_factory=dict)
+    states: dict[int, State] = field(default_factory=dict)
+    where: dict[torch.device, tuple[Indices, Indices]] = field(default_factory=dict)
+
+    def index(self, device: torch.device) -> tuple[Indices, Indices]:
+        """Rows and columns of the chosen tokens, once per device; nothing here waits for the device."""
+        if device not in self.where:
+            rows, columns = self.selection.rows, self.selection.columns
+            self.where[device] = rows.to(device, non_blocking=True), columns.to(device, non_blocking=True)
+        return self.where[device]
+
+    def take(self, value: SiteValue) -> Chosen:
+        flat = value.flatten(2)
+        return flat.flatten(0, 1) if self.selection.everything else flat[self.index(value.device)]
+
+    def put(self, value: SiteValue, new: Chosen) -> SiteValue:
+        """`value` with the chosen tokens replaced, out of place, so that derivatives pass through."""
+        new = new.to(value)
+        if self.selection.everything:
+            return new.reshape(value.shape)
+        return value.flatten(2).index_put(self.index(value.device), new).reshape(value.shape)
+
+
+class Carrier:
+    """The edits of a steering block, and what they did so far. At one hook they act in the order of the list."""
+
+    def __init__(self, edits: list[OwnedEdit], tracker: Tracker) -> None:
+        self.edits = edits
+        self.sites = list(dict.fromkeys(site for each in edits for site in (each.edit.read, each.edit.write)))
+        self.tokens_steered = dict.fromkeys((each.edit.write.layer for each in edits), 0)
+        self._tallies = {layer: Tally() for layer in self.tokens_steered}
+        self._tracker = tracker
+        self._run: _Run | None = None
+
+    def begin(self, now: Pass) -> None:
+        """A forward pass begins. Raises as `Tracker.select` does, and then leaves nothing to steer by."""
+        self._run = None
+        self._run = _Run(now, self._tracker.select(now))
+
+    def hook(self, site: Site) -> Callable[..., SiteValue | None]:
+        """What TransformerLens calls at `site`; None leaves the value as it is."""
+
+        def carry_out(value: SiteValue, hook: Any) -> SiteValue | None:
+            run = self._run
+            if run is None or value.shape[:2] != (run.now.batch, run.now.width):
+                raise ValueError(
+                    f"{site.hook_name} ran outside a forward pass: inside a steering block call the model or its "
+                    "methods, not its parts."
+                )
+            if len(run.selection.rows) == 0:
+                return None
+            result = None
+            for number, each in enumerate(self.edits):
+                if each.edit.read == site:
+                    run.read[number] = run.take(value)
+                if each.edit.write == site:
+                    value = result = self._written(run, number, value)
+            return result
+
+        return carry_out
+
+    def _written(self, run: _Run, number: int, value: SiteValue) -> SiteValue:
+        each = self.edits[number]
+        if each.owner not in run.states:
+            run.states[each.owner] = State(_rows(run, value.device, each.rows))
+        read = run.read.pop(number).to(value.device)
+        value = run.put(value, each.edit.apply(read, run.take(value), run.states[each.owner]))
+        layer = each.edit.write.layer
+        self._tallies[layer].add(run.selection)
+        self.tokens_steered[layer] = self._tallies[layer].total
+        return value
+
+
+def _rows(run: _Run, device: torch.device, rows: int | None) -> Indices:
+    """The batch row of each chosen token; where T holds one value per prompt, beams count as the row of their prompt."""
+    batch = run.now.batch
+    if rows is not None and batch % rows:
+        raise ValueError(f"T holds {rows} values, the model sees {batch} rows: T needs one value per row.")
+    if run.selection.everything:
+        chosen = torch.arange(batch, device=device).repeat_interleave(run.now.width)
+    else:
+        chosen = run.index(device)[0]
+    return chosen if rows is None else chosen // (batch // rows)

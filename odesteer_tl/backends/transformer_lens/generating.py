@@ -1,0 +1,205 @@
+"""Generating: prompts to continuations, steered or not, the same ones whenever the same call is made."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer_tl.activations import Tokenised
+from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.transformer_lens.models import device_of, eos_ids_of, pad_id_of
+from odesteer_tl.backends.transformer_lens.steering import Report, steering
+from odesteer_tl.backends.transformer_lens.texts import ChatTemplate, Texts, tokenise, trimmed
+from odesteer_tl.positions import Positions
+from odesteer_tl.shapes import PerRow, Time, TokenIds, TokenMask
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What was generated. `texts`: prompt and continuation; `continuations`: the generated part, up to its EOS.
+
+    `tokens`: prompts, left-padded, then the generated columns; `mask` tells the real tokens: no pads, and nothing after
+    a row's EOS. `prompt_lengths`: real tokens of each prompt. `report`: what was steered, None without a method.
+    Texts are empty where the model has no tokenizer.
+    """
+
+    texts: list[str]
+    continuations: list[str]
+    tokens: TokenIds
+    mask: TokenMask
+    prompt_lengths: PerRow
+    report: Report | None
+
+
+def generate(
+    model: Any,
+    prompts: Texts,
+    method: Any = None,
+    T: Time | None = None,
+    *,
+    relative_T: Time | None = None,
+    positions: Positions = "decoding",
+    layer: int | None = None,
+    max_new_tokens: int = 40,
+    do_sample: bool | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_beams: int = 1,
+    use_past_kv_cache: bool = True,
+    stop_at_eos: bool = True,
+    prepend_bos: bool | None = None,
+    chat_template: ChatTemplate = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Generation:
+    """Continue `prompts`, steered by `method` (see `steering`), or as the model alone does where it is None.
+
+    Greedy, unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling; temperature 0 is
+    greedy. Sampling starts from `seed` and neither reads nor moves the global generators. `num_beams` > 1 needs a
+    TransformerBridge. `T` may hold one value per prompt. `batch_size` None takes all prompts at once; greedy
+    continuations do not depend on it. Prompts as for `collect`.
+
+    Raises ValueError as `tokenise` and `steering` do, for a T without a method, and for a token budget, a
+    temperature or beams that cannot be.
+    """
+    kind = kind_of(model)
+    if method is None and (T is not None or relative_T is not None):
+        raise ValueError("T was given without a method: ot.generate(model, prompts, method, T=...).")
+    if max_new_tokens < 1 or num_beams < 1 or temperature < 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            "max_new_tokens, num_beams and batch_size must be at least 1 and temperature at least 0, got "
+            f"{max_new_tokens}, {num_beams}, {batch_size} and {temperature}."
+        )
+    if num_beams > 1 and kind == "HookedTransformer":
+        raise ValueError("HookedTransformer has no beam search: load the model as a bridge, ot.load_model(name).")
+    if do_sample is None:
+        do_sample = temperature not in (0.0, 1.0) or top_k is not None or top_p is not None
+    eos = eos_ids_of(model) if stop_at_eos else []
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stop_at_eos": bool(eos),
+        "do_sample": do_sample and temperature > 0,
+        "use_past_kv_cache": use_past_kv_cache,
+        "return_type": "tokens",
+    }
+    if eos:
+        options["eos_token_id"] = eos if len(eos) > 1 else eos[0]
+    if options["do_sample"]:
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if num_beams > 1:
+        options["num_beams"] = num_beams
+    texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template)
+    count = len(texts.tokens)
+    generated: list[Tensor] = []
+    reports: list[Report] = []
+    with _own_randomness(device_of(model), seed):
+        for chosen in torch.arange(count).split(batch_size or count):
+
+            def own(value: Any, chosen: Tensor = chosen) -> Any:
+                """A value per prompt, cut to the prompts of this batch; anything else as it is."""
+                return value[chosen] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+
+            batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
+            if method is None:
+                generated.append(_continued(model, kind, batch, options))
+                continue
+            methods = [(each, own(t)) for each, t in method] if isinstance(method, Sequence) else method
+            where = own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions
+            with steering(
+                model, methods, own(T), relative_T=own(relative_T), positions=where, layer=layer
+            ) as report:
+                generated.append(_continued(model, kind, batch, options))
+            reports.append(report)
+    return _finished(model, texts, generated, eos, _together(reports))
+
+
+def _continued(model: Any, kind: str, batch: Tokenised, options: dict[str, Any]) -> Tensor:
+    """The library's own generate, told which tokens are pads in the way that this library understands."""
+    device = device_of(model)
+    tokens, mask = batch.tokens.to(device), batch.mask
+    if kind == "HookedTransformer":
+        flag = _bos_flag(model, batch)
+        return model.generate(tokens, padding_side="left", prepend_bos=flag, verbose=False, **options).cpu()
+    # Nothing said is what the library does by itself where there is nothing to say.
+    padded = {} if bool(mask.all()) else {"attention_mask": mask.long().to(device)}
+    if "num_beams" in options:
+        return model.hf_generate(tokens, use_cache=options["use_past_kv_cache"], **padded, **options).cpu()
+    return model.generate(tokens, verbose=False, **padded, **options).cpu()
+
+
+def _bos_flag(model: Any, batch: Tokenised) -> bool:
+    """HookedTransformer.generate reads the mask off leading pad ids; it spares one where it is told of a BOS of the same
+    id. The flag with which it reads the true mask; ValueError where there is none."""
+    pad_id = pad_id_of(model)
+    if pad_id is None:
+        if not bool(batch.mask.all()):
+            raise ValueError("This model has no pad token to mark padding by: generate prompts of one length at a time.")
+        return False
+    leading = (batch.tokens != pad_id).cumsum(1) == 0
+    for flag in (False, True):
+        if flag and model.tokenizer.bos_token_id == pad_id:
+            leading[torch.arange(len(leading)), leading.sum(1) - 1] = False
+        if torch.equal(~leading, batch.mask):
+            return flag
+    raise ValueError(
+        f"Some prompts begin with the pad token {pad_id} and others do not, and HookedTransformer.generate tells padding "
+        "by that token: generate them apart, or load the model as a bridge, ot.load_model(name)."
+    )
+
+
+def _finished(
+    model: Any, texts: Tokenised, generated: list[Tensor], eos: list[int], report: Report | None
+) -> Generation:
+    """Batches put together, every row cut after its EOS."""
+    tokenizer = getattr(model, "tokenizer", None)
+    width = texts.tokens.shape[1]
+    rows: list[Tensor] = []
+    start = 0
+    for batch in generated:
+        prompt = trimmed(Tokenised(texts.tokens[start : start + len(batch)], texts.mask[start : start + len(batch)]))
+        rows += batch[:, prompt.tokens.shape[1] :].unbind(0)
+        start += len(batch)
+    filler = eos[0] if eos else 0
+    new = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler)
+    there = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)) & there
+    real = there & ((ends.cumsum(1) - ends.long()) == 0)
+    texts_out: list[str] = []
+    parts: list[str] = []
+    for prompt, prompt_mask, row, row_mask in zip(*texts, new, real, strict=True) if tokenizer is not None else ():
+        before = tokenizer.decode(prompt[prompt_mask], skip_special_tokens=True)
+        whole = tokenizer.decode(torch.cat([prompt[prompt_mask], row[row_mask]]), skip_special_tokens=True)
+        texts_out.append(whole)
+        # Many tokenizers drop a leading space when they decode a part, so the part is cut from the whole.
+        alone = tokenizer.decode(row[row_mask], skip_special_tokens=True)
+        parts.append(whole[len(before) :] if whole.startswith(before) else alone)
+    return Generation(
+        texts_out,
+        parts,
+        torch.cat([texts.tokens, new], dim=1),
+        torch.cat([texts.mask, real], dim=1),
+        texts.mask.sum(1),
+        report,
+    )
+
+
+@contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Random numbers from `seed` on the CPU and on `device`; the global generators are as before afterwards."""
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def _together(reports: list[Report]) -> Report | None:
+    if not reports:
+        return None
+    layers = {layer: sum(report.tokens_steered[layer] for report in reports) for layer in reports[0].tokens_steered}
+    return Report(layers, any(report.hooks_removed for report in reports))

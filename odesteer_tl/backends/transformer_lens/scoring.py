@@ -1,0 +1,32 @@
+"""Scoring: how likely the model, as it is, finds what was generated."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.transformer_lens.generating import Generation
+from odesteer_tl.backends.transformer_lens.models import device_of
+from odesteer_tl.shapes import TokenMask
+
+
+@torch.no_grad()
+def token_losses(
+    model: Any, out: Generation, batch_size: int = 32
+) -> tuple[Float[Tensor, "batch pos"], TokenMask]:
+    """−log p of every generated token given all before it, in nats, with the mask of the tokens that count.
+
+    The model runs as it is outside `steering`: perplexity is exp(losses.sum() / mask.sum()). Prompt tokens, pads and what
+    follows an EOS count for nothing and have loss 0.
+    """
+    kind_of(model)
+    counted = out.mask & (out.mask.long().cumsum(1) > out.prompt_lengths.unsqueeze(1))
+    losses = torch.zeros(counted.shape)
+    for rows in torch.arange(len(counted)).split(batch_size):
+        tokens, mask = out.tokens[rows].to(device_of(model)), out.mask[rows].long().to(device_of(model))
+        logits = model(tokens, attention_mask=mask, return_type="logits")
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().mT, tokens[:, 1:], reduction="none")
+        losses[rows, 1:] = loss.cpu() * counted[rows, 1:]
+    return losses, counted

@@ -1,0 +1,176 @@
+"""Steering: the life cycle of edits on a model. `carrying` says what the edits do, `positions` where."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from odesteer_tl.activations import Origin
+from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.transformer_lens.carrying import Carrier, OwnedEdit
+from odesteer_tl.backends.transformer_lens.models import check_fit, dtype_of, pad_id_of
+from odesteer_tl.backends.transformer_lens.passes import watching
+from odesteer_tl.edits import Edit, State
+from odesteer_tl.positions import Positions, PromptLengths, Tracker
+from odesteer_tl.shapes import Residual, Time
+
+_ORDER = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+_SMALLEST_RELATIVE_T = 0.02
+
+
+@dataclass(eq=False)
+class Report:
+    """What a steering block did, readable inside the block and after it.
+
+    `tokens_steered`: per layer written, distinct (row, position) pairs, over all prompts of the block.
+    `hooks_removed`: reset_hooks() inside the block took the steering away; known when the block has ended.
+    """
+
+    tokens_steered: dict[int, int]
+    hooks_removed: bool = False
+
+
+@contextmanager
+def steering(
+    model: Any,
+    method: Any,
+    T: Time | None = None,
+    *,
+    relative_T: Time | None = None,
+    positions: Positions = "decoding",
+    prompt_lengths: PromptLengths | None = None,
+    layer: int | None = None,
+) -> Iterator[Report]:
+    """Steer everything that `model` computes inside the block; afterwards, error or not, it is as it was.
+
+        with ot.steering(model, method, T=5.0) as report:
+            model.generate(...)
+
+    Holds for generate, forward, run_with_cache (whose cache shows steered values), run_with_hooks, and a bridge's
+    hf_generate. `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch row;
+    `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see `odesteer_tl.positions`): the same ones with
+    the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
+    continuation where one pass holds both, or a part of the prompt. `layer` overrides the fitted layer. Blocks nest;
+    the user's own hooks stay.
+
+    Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
+    mask declares, and on a clean exit where no token was steered. Warns where reset_hooks() inside the block removed
+    the steering, and where T is too small for a 16-bit residual stream.
+    """
+    kind_of(model)
+    carrier = Carrier(
+        _owned_edits(model, method, T, relative_T, layer), Tracker(positions, prompt_lengths, pad_id_of(model))
+    )
+    report = Report(carrier.tokens_steered)
+    attached: list[tuple[Any, Any]] = []
+
+    def detach() -> None:
+        for point, handle in attached:
+            report.hooks_removed |= all(other is not handle for other in point.fwd_hooks)
+            handle.hook.remove()
+            point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+    with ExitStack() as stack:
+        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
+        stack.callback(detach)
+        for site in carrier.sites:
+            point = model.hook_dict[site.hook_name]
+            point.add_hook(carrier.hook(site))
+            attached.append((point, point.fwd_hooks[-1]))
+        yield report
+    if report.hooks_removed:
+        warnings.warn(
+            "reset_hooks() inside the steering block removed the steering: what the model computed after it is not "
+            "steered. Reset hooks before the block.",
+            stacklevel=3,
+        )
+    if not any(carrier.tokens_steered.values()):
+        raise ValueError(
+            f"No token was steered (positions={positions!r}): "
+            + ("reset_hooks() removed the steering, " if report.hooks_removed else "")
+            + "the model did not run inside the block, or nothing that it saw was chosen."
+        )
+
+
+def steering_hook(
+    method: Any,
+    T: Time | None = None,
+    *,
+    relative_T: Time | None = None,
+    positions: Literal["last", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] = "last",
+) -> Callable[..., Residual]:
+    """A plain TransformerLens hook (resid_post, hook) -> resid_post, for hooks that the user attaches.
+
+    It keeps nothing between calls: `positions` picks columns of the chunk it sees, pads included: "last", "all", a
+    slice, or a bool mask ([pos], or [batch, pos]). With the KV cache on, "last" is the rule of `steering`; with it off
+    earlier generated tokens lose their steering. Raises ValueError for a method that reads or writes several sites.
+    """
+    edits = method.edits(T=T, relative_T=relative_T, layer=method.origin.layer or 0)
+    if len(edits) != 1 or edits[0].read != edits[0].write:
+        raise ValueError("A single hook carries a method that edits one site; use ot.steering(model, method, T) here.")
+    if not isinstance(positions, (slice, Tensor)) and positions not in ("last", "all"):
+        raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
+
+    def hook(resid_post: Residual, hook: Any = None) -> Residual:
+        batch, pos, _ = resid_post.shape
+        columns = {"last": slice(-1, None), "all": slice(None)}.get(positions, positions) if isinstance(
+            positions, str
+        ) else positions
+        chosen = torch.zeros(batch, pos, dtype=torch.bool)
+        chosen[(columns if isinstance(columns, Tensor) and columns.ndim == 2 else (slice(None), columns))] = True
+        where = tuple(index.to(resid_post.device, non_blocking=True) for index in chosen.nonzero(as_tuple=True))
+        a = resid_post[where]
+        return resid_post.index_put(where, edits[0].apply(a, a, State(where[0])).to(resid_post))
+
+    return hook
+
+
+def _owned_edits(
+    model: Any, method: Any, T: Time | None, relative_T: Time | None, layer: int | None
+) -> list[OwnedEdit]:
+    """All edits, checked against the model, in the order of the list."""
+    if isinstance(method, Sequence):
+        if T is not None or relative_T is not None or not method:
+            raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
+        pairs = list(method)
+    else:
+        pairs = [(method, T)]
+    owned = []
+    for owner, (each, strength) in enumerate(pairs):
+        edits = each.edits(T=strength, relative_T=relative_T, layer=layer)
+        check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)])
+        _check_order(edits)
+        _warn_of_rounding(model, each.origin, strength, relative_T)
+        values = strength if relative_T is None else relative_T
+        rows = len(values) if isinstance(values, Tensor) and values.ndim else None
+        owned += [OwnedEdit(edit, owner, rows) for edit in edits]
+    return owned
+
+
+def _check_order(edits: list[Edit]) -> None:
+    for edit in edits:
+        read, write = ((site.layer, _ORDER.index(site.name)) for site in (edit.read, edit.write))
+        if read > write:
+            raise ValueError(f"An edit reads {edit.read.hook_name} after it writes {edit.write.hook_name}.")
+
+
+def _warn_of_rounding(model: Any, origin: Origin, T: Time | None, relative_T: Time | None) -> None:
+    if dtype_of(model) not in (torch.bfloat16, torch.float16):
+        return
+    values = torch.as_tensor(T if relative_T is None else relative_T).abs().float()
+    if relative_T is None:
+        if not origin.typical_norm:
+            return
+        values = values / origin.typical_norm
+    smallest = values[values > 0].min() if bool((values > 0).any()) else None
+    if smallest is not None and float(smallest) < _SMALLEST_RELATIVE_T:
+        warnings.warn(
+            f"T is {float(smallest):.3g} of the usual norm of an activation: in {dtype_of(model)} more than a tenth of "
+            f"the displacement is lost to rounding. Load the model in float32, or steer above {_SMALLEST_RELATIVE_T}.",
+            stacklevel=5,
+        )

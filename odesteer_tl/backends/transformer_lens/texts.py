@@ -1,0 +1,96 @@
+"""Texts to tokens: one way for reading and for generating, left-padded, never with two BOS."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from odesteer_tl.activations import Tokenised
+from odesteer_tl.backends.transformer_lens.models import pad_id_of
+from odesteer_tl.positions import uneven_pads
+from odesteer_tl.shapes import TokenIds
+
+ChatTemplate = bool | str | Callable[[str], str]
+"""True: the tokenizer's own template around one user message; a string: this Jinja template; or text -> text."""
+Texts = str | Sequence[str] | TokenIds | Tokenised
+
+
+def tokenise(
+    model: Any, texts: Texts, *, prepend_bos: bool | None = None, chat_template: ChatTemplate = False
+) -> Tokenised:
+    """Token ids of `texts`, left-padded, with the mask of the real ones.
+
+    `prepend_bos` None follows the model's `cfg.default_prepend_bos`, or, with a chat template, the template. A text that
+    already begins with the BOS gets no second one. Token tensors and `Tokenised` are taken as they are (a tensor
+    without mask holds no pads), the latter moved to the left. Raises ValueError for no text, a text without tokens or
+    longer than the model's context, a missing tokenizer, template or BOS, and for a tensor whose rows begin or end in
+    different numbers of pad tokens.
+    """
+    if isinstance(texts, Tokenised):
+        return left_padded([row[mask].tolist() for row, mask in zip(*texts, strict=True)], _filler(model))
+    if isinstance(texts, torch.Tensor):
+        return _unpadded(texts, pad_id_of(model))
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError("This model has no tokenizer: pass token tensors, or Tokenised(tokens, mask).")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("No text was given.")
+    if chat_template is not False:
+        texts = [_rendered(tokenizer, text, chat_template) for text in texts]
+    wanted = prepend_bos
+    if wanted is None:
+        wanted = chat_template is False and model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None
+    if wanted and tokenizer.bos_token_id is None:
+        raise ValueError("prepend_bos=True, but this tokenizer has no BOS token; leave prepend_bos out.")
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if wanted:
+        rows = [row if row[:1] == [tokenizer.bos_token_id] else [tokenizer.bos_token_id, *row] for row in rows]
+    for number, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"Text {number} ({texts[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
+        if len(row) > model.cfg.n_ctx:
+            raise ValueError(f"Text {number} has {len(row)} tokens, the model holds {model.cfg.n_ctx}; shorten it.")
+    return left_padded(rows, _filler(model))
+
+
+def left_padded(rows: list[list[int]], filler: int) -> Tokenised:
+    width = max(len(row) for row in rows)
+    tokens = torch.tensor([[filler] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return Tokenised(tokens, mask)
+
+
+def trimmed(batch: Tokenised) -> Tokenised:
+    """Without the columns that no row needs."""
+    first = int(batch.mask.any(0).int().argmax())
+    return Tokenised(batch.tokens[:, first:], batch.mask[:, first:])
+
+
+def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
+    if tokens.numel() == 0:
+        raise ValueError(f"Tokens need at least one row and one column, got {tuple(tokens.shape)}.")
+    if pad_id is not None and uneven_pads(tokens, pad_id):
+        raise ValueError(
+            f"The rows begin or end in different numbers of the pad token {pad_id}: say which tokens are real with "
+            "ot.Tokenised(tokens, mask), a bool mask of the same shape."
+        )
+    return Tokenised(tokens.cpu(), torch.ones(tokens.shape, dtype=torch.bool))
+
+
+def _rendered(tokenizer: Any, text: str, template: ChatTemplate) -> str:
+    """One user message, as the chat template writes it, up to where the answer begins."""
+    if callable(template):
+        return template(text)
+    if template is True and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "chat_template=True, but this tokenizer has no chat template: pass a Jinja template or a function of the "
+            "text, or leave chat_template out."
+        )
+    message = [{"role": "user", "content": text}]
+    own = {} if template is True else {"chat_template": template}
+    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **own)
+
+
+def _filler(model: Any) -> int:
+    return pad_id_of(model) or 0

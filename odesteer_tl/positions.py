@@ -1,0 +1,271 @@
+"""Positions: which tokens of a forward pass are steered.
+
+The position of a token is its index among the real tokens of its row: the same number with the KV cache on or off, on
+its own or padded in a batch. A `Tracker` follows the passes of a model and says for each one which tokens are chosen.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from odesteer_tl.shapes import Columns, Indices, PerRow, TokenIds, TokenKeys, TokenMask
+
+Positions = Literal["decoding", "generated", "prompt", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"]
+"""Which tokens are steered. "decoding": the last prompt token and every generated one; "generated": those alone;
+"prompt": the prompt alone; "all". A slice or a bool mask (one for all rows, or one per row) counts from the row's first
+real token; what lies beyond a mask's end is not steered. Pads never are."""
+
+PromptLengths = int | list[int] | tuple[int, ...] | PerRow
+"""Real tokens of each row's prompt: one number for all rows, or one per row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass as its caller made it: `width` columns after `offset` cached ones.
+
+    `mask` covers the cached columns too; None where the caller gave none. `caching`: keys and values are kept, so that
+    the next token comes as a pass of its own.
+    """
+
+    batch: int
+    width: int
+    offset: int = 0
+    tokens: TokenKeys | None = None
+    mask: Columns | None = None
+    caching: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The chosen tokens of one pass, on the CPU: batch row, column of the chunk, position in the row.
+
+    `everything`: all columns of all rows, so that nothing needs to be picked out. `prompt` numbers the prompts seen.
+    """
+
+    rows: Indices
+    columns: Indices
+    positions: Indices
+    everything: bool
+    prompt: int
+
+
+@dataclass(eq=False)
+class _Prompt:
+    """What is remembered between passes. `seen` counts each row's real tokens so far; `lengths` those of its prompt."""
+
+    number: int
+    lengths: PerRow
+    seen: PerRow
+    columns: int
+    offset: int
+    ragged: bool
+    tokens: TokenKeys | None
+
+
+class Tracker:
+    """Follows forward passes, and chooses the tokens to steer in each.
+
+    A pass after cached columns continues its prompt. So does, with the cache off, a pass whose rows extend rows of the
+    previous pass by one column. Any other pass begins a new prompt, and all its real tokens are the prompt; where that
+    is not so (teacher forcing, prefill in chunks), `prompt_lengths` says how many are. `pad_id` serves to notice pads
+    that no mask declares.
+    """
+
+    def __init__(
+        self, positions: Positions, prompt_lengths: PromptLengths | None = None, pad_id: int | None = None
+    ) -> None:
+        self.positions = checked(positions)
+        self.lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths).cpu()
+        self.pad_id = pad_id
+        self._prompt: _Prompt | None = None
+
+    def select(self, now: Pass) -> Selection:
+        """The chosen tokens of a pass.
+
+        Raises ValueError for pads without a mask, for a padded end that is then continued, for a prompt in chunks
+        without `prompt_lengths`, and for `prompt_lengths` or a mask of another number of rows.
+        """
+        before = self._prompt
+        parents = None if before is None else _parents(before, now)
+        number = 0 if before is None else before.number + (parents is None)
+        if now.offset == 0:
+            index, real = self._whole(now, parents)
+            lengths = real.sum(1) if before is None or parents is None else before.lengths[parents]
+        else:
+            index, real, lengths = self._chunk(now, before, parents)
+        if self.lengths is not None:
+            lengths = _per_row(self.lengths, now.batch)
+        if now.offset == 0 and before is not None and parents is not None and before.ragged:
+            raise _right_padded()
+        ragged = bool((~real[:, -1] & (index[:, -1] >= 0)).any())  # a pad after a real token
+        if ragged and now.caching:
+            raise _right_padded()
+        columns = now.offset + now.width
+        self._prompt = _Prompt(number, lengths, index[:, -1] + 1, columns, now.offset, ragged, now.tokens)
+        chosen = self._rule(index, lengths) & real
+        where = chosen.nonzero(as_tuple=True)
+        return Selection(*where, index[where], bool(chosen.all()), number)
+
+    def _whole(self, now: Pass, parents: PerRow | None) -> tuple[Int[Tensor, "batch pos"], TokenMask]:
+        """Positions and real tokens of a pass that holds its rows from their first column."""
+        if parents is None:
+            self._refuse_undeclared_pads(now)
+        real = _mask(now)
+        return real.long().cumsum(1) - 1, real
+
+    def _chunk(
+        self, now: Pass, before: _Prompt | None, parents: PerRow | None
+    ) -> tuple[Int[Tensor, "batch pos"], TokenMask, PerRow]:
+        """The same, with the prompt lengths, for a pass after cached columns."""
+        if before is not None and parents is not None:
+            seen, lengths = before.seen[parents], before.lengths[parents]
+        else:  # the cache was filled elsewhere: what it holds is the prompt
+            lengths = seen = _mask(now, cached=True)[:, : -now.width].sum(1)
+        relative = isinstance(self.positions, str) and self.positions != "all"
+        if now.width > 1 and relative and self.lengths is None:
+            raise ValueError(
+                f"A pass of {now.width} tokens follows {now.offset} cached ones: is it prompt or continuation? "
+                "Pass prompt_lengths= (real tokens of each prompt) to say so."
+            )
+        # One token after cached ones is a real token; not reading its mask spares the device a synchronisation.
+        decoding = now.width == 1 and (self.lengths is None or bool((seen >= _per_row(self.lengths, now.batch)).all()))
+        real = torch.ones(now.batch, now.width, dtype=torch.bool) if decoding else _mask(now)
+        return seen.unsqueeze(1) + real.long().cumsum(1) - 1, real, lengths
+
+    def _rule(self, index: Int[Tensor, "batch pos"], lengths: PerRow) -> TokenMask:
+        ends = lengths.unsqueeze(1)
+        match self.positions:
+            case "decoding":
+                return index >= ends - 1
+            case "generated":
+                return index >= ends
+            case "prompt":
+                return index < ends
+            case slice(start=start, stop=stop, step=step):
+                first = start or 0
+                inside = (index >= first) & ((index - first) % (step or 1) == 0)
+                return inside if stop is None else inside & (index < stop)
+            case Tensor() as mask:
+                mask = mask.cpu() if mask.ndim == 1 else _per_row(mask.cpu(), len(index))
+                mask = mask.expand(len(index), -1)
+                return mask.gather(1, index.clamp(0, mask.shape[1] - 1)) & (index < mask.shape[1])
+            case _:
+                return torch.ones_like(index, dtype=torch.bool)
+
+    def _refuse_undeclared_pads(self, now: Pass) -> None:
+        """Libraries fill in a mask of ones where they were told nothing, so ones do not vouch for the beginnings; they
+        do for the ends, where the pad id is often the end-of-text id that closes a text."""
+        ids = now.tokens
+        if ids is None or ids.ndim != 2 or ids.is_floating_point() or self.pad_id is None:
+            return
+        if now.mask is not None and not bool(now.mask.bool().all()):
+            return
+        if uneven_pads(ids, self.pad_id, ends=now.mask is None):
+            raise ValueError(
+                f"The rows begin or end in different numbers of the pad token {self.pad_id}, and nothing says which "
+                "tokens are padded: pad on the left, and pass attention_mask= with the tokens to the model, or "
+                'padding_side="left" to generate and with texts.'
+            )
+
+
+class Tally:
+    """Counts distinct (row, position) pairs per prompt: a token steered in ten passes counts once."""
+
+    def __init__(self) -> None:
+        self._prompt, self._earlier, self._pairs = -1, 0, set[tuple[int, int]]()
+
+    def add(self, selection: Selection) -> None:
+        if selection.prompt != self._prompt:
+            self._earlier, self._prompt, self._pairs = self.total, selection.prompt, set()
+        self._pairs.update(zip(selection.rows.tolist(), selection.positions.tolist(), strict=True))
+
+    @property
+    def total(self) -> int:
+        return self._earlier + len(self._pairs)
+
+
+def uneven_pads(ids: TokenIds, pad_id: int, *, ends: bool = True) -> bool:
+    """Whether the rows begin (or, with `ends`, end) in different numbers of `pad_id`: then some of those are padding.
+
+    Equal numbers are no evidence: one BOS at the head of every row is not a pad, even where both have the same id.
+    """
+    other = ids != pad_id
+    runs = [(other.cumsum(1) == 0).sum(1)] + ([(other.flip(1).cumsum(1) == 0).sum(1)] if ends else [])
+    return any(bool((run != run[0]).any()) for run in runs)
+
+
+def checked(positions: Positions) -> Positions:
+    """`positions`, or ValueError saying what it can be."""
+    if isinstance(positions, slice):
+        if (
+            any(edge is not None and edge < 0 for edge in (positions.start, positions.stop))
+            or (positions.step or 1) < 1
+        ):
+            raise ValueError(
+                f"A slice of positions counts forwards from the row's first real token, got {positions}; for the last "
+                'prompt token and what follows, type positions="decoding".'
+            )
+    elif isinstance(positions, Tensor):
+        if positions.dtype != torch.bool or positions.ndim not in (1, 2) or positions.shape[-1] == 0:
+            raise ValueError(
+                f"A mask of positions is bool, [pos] or [batch, pos], got {positions.dtype} {positions.shape}."
+            )
+    elif positions not in ("decoding", "generated", "prompt", "all"):
+        raise ValueError(
+            'positions must be "decoding", "generated", "prompt", "all", a slice or a bool mask that counts from the '
+            f"row's first real token; got {positions!r}."
+        )
+    return positions
+
+
+def _parents(before: _Prompt, now: Pass) -> PerRow | None:
+    """Which earlier row each row of `now` continues; None where `now` is a new prompt.
+
+    Cached: the same rows, or several beams for each. Uncached: the row whose tokens it extends by one.
+    """
+    batch = len(before.seen)
+    if now.offset > 0:
+        if now.offset != before.columns or now.batch % batch:
+            return None
+        return torch.arange(batch).repeat_interleave(now.batch // batch)
+    if now.caching or before.offset > 0 or before.tokens is None or now.tokens is None:
+        return None
+    if now.width != before.columns + 1 or now.tokens.shape[2:] != before.tokens.shape[2:]:
+        return None
+    start = now.tokens[:, :-1]
+    if start.shape == before.tokens.shape and torch.equal(start, before.tokens):
+        return torch.arange(batch)
+    if now.batch != batch:
+        return None
+    same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
+    return same.int().argmax(1) if bool(same.any(1).all()) else None
+
+
+def _mask(now: Pass, cached: bool = False) -> TokenMask:
+    """The real tokens among the present columns, or among all of them; all are real where no mask says otherwise."""
+    width = now.width + (now.offset if cached else 0)
+    if now.mask is None or now.mask.shape[1] < width:
+        return torch.ones(now.batch, width, dtype=torch.bool)
+    return now.mask[:, -width:].bool().cpu()
+
+
+def _per_row(values: Tensor, batch: int) -> Tensor:
+    """One value per row of the batch: beams repeat each row's."""
+    if values.ndim == 0:
+        return values.expand(batch)
+    if batch % len(values):
+        raise ValueError(
+            f"prompt_lengths and masks of positions need one entry per row: the model sees {batch} rows, "
+            f"{len(values)} were given."
+        )
+    return values.repeat_interleave(batch // len(values), 0)
+
+
+def _right_padded() -> ValueError:
+    return ValueError(
+        "Right-padded prompts cannot be continued: the next token would follow a pad. Pad on the left, and pass "
+        'attention_mask= or padding_side="left" to generate.'
+    )

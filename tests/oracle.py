@@ -1,0 +1,104 @@
+"""What steered logits should be: the plain Hugging Face model, one row at a time, no padding, no cache, and a torch
+hook on a decoder layer that steers positions written out one by one. It shares no code with the package."""
+
+import torch
+from models import hugging_face
+
+from odesteer_tl.activations import Origin
+from odesteer_tl.edits import Edit, Site
+
+LAYER, T, STEPS = 1, 3.0, 5
+TOLERANCE, EFFECT = 1e-4, 0.1
+PROMPTS = {"single": [[1, 5, 6, 7]], "batch": [[1, 5, 6, 7, 9], [1], [1, 8, 4]]}
+
+
+class Stub:
+    """a + T (d + unit(W a)): a push that depends on the activation, so that a wrong token, row or layer shows.
+
+    T is a number, or holds one value per batch row.
+    """
+
+    def __init__(self, d_model: int, layer: int = LAYER, seed: int = 0, **origin):
+        generator = torch.Generator().manual_seed(seed)
+        direction = torch.randn(d_model, generator=generator)
+        self.direction = direction / direction.norm()
+        self.matrix = torch.randn(d_model, d_model, generator=generator)
+        self.origin = Origin(d_model=d_model, layer=layer, **origin)
+
+    def push(self, a):
+        moved = a @ self.matrix.to(a)
+        return self.direction.to(a) + moved / moved.norm(dim=-1, keepdim=True)
+
+    def edits(self, T=None, *, relative_T=None, layer=None):
+        site = Site(self.origin.layer if layer is None else layer)
+
+        def apply(read, write, state):
+            strength = relative_T * write.norm(dim=-1, keepdim=True) if T is None else T
+            if isinstance(T, torch.Tensor) and T.ndim:
+                strength = T[state.rows].unsqueeze(-1)
+            return write + strength * self.push(write)
+
+        return [Edit(site, site, apply)]
+
+
+def steered_positions(rule, prompt: int, total: int) -> list[int]:
+    """The positions that a rule names in a row of `total` tokens whose first `prompt` are the prompt."""
+    if isinstance(rule, slice):
+        return list(range(total))[rule]
+    return {
+        "decoding": list(range(prompt - 1, total)),
+        "generated": list(range(prompt, total)),
+        "prompt": list(range(prompt)),
+        "all": list(range(total)),
+        "none": [],
+    }[rule]
+
+
+def block(hf, layer: int):
+    return hf.model.layers[layer] if hasattr(hf, "model") else hf.transformer.h[layer]
+
+
+@torch.no_grad()
+def logits(hf, row: list[int], positions: list[int], method: Stub, T: float):
+    """Logits [pos, d_vocab] of one unpadded row, steered at `positions` of the method's layer."""
+
+    def hook(module, args, output):
+        value = output[0] if isinstance(output, tuple) else output
+        value = value.clone()
+        for position in positions:
+            value[0, position] += T * method.push(value[0, position])
+        return (value, *output[1:]) if isinstance(output, tuple) else value
+
+    handle = block(hf, method.origin.layer).register_forward_hook(hook)
+    try:
+        return hf(torch.tensor([row]), use_cache=False).logits[0]
+    finally:
+        handle.remove()
+
+
+def padded(rows, pad_id):
+    width = max(map(len, rows))
+    tokens = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return tokens, mask
+
+
+def generate(model, kind, rows, use_past_kv_cache=True):
+    """The library's own generate: tokens [batch, steps] and logits [batch, steps, d_vocab] of the generated columns."""
+    tokens, mask = padded(rows, model.tokenizer.pad_token_id)
+    own = {"attention_mask": mask} if kind == "bridge" else {"prepend_bos": False}
+    out = model.generate(
+        tokens, max_new_tokens=STEPS, do_sample=False, stop_at_eos=False, verbose=False, padding_side="left",
+        return_type="tokens", use_past_kv_cache=use_past_kv_cache, output_logits=True, **own,
+    )  # fmt: skip
+    return out.sequences[:, tokens.shape[1] :], torch.stack(out.logits, dim=1)
+
+
+def deviations(family, rows, new, found, rule, method, strengths):
+    """Per row: the largest distance of the logits found from the oracle's, and of the oracle's from no steering."""
+    hf = hugging_face(family)
+    for row, generated, mine, strength in zip(rows, new.tolist(), found, strengths, strict=True):
+        whole, n = row + generated[:-1], len(row)
+        steered = logits(hf, whole, steered_positions(rule, n, len(whole)), method, strength)[n - 1 :]
+        plain = logits(hf, whole, [], method, strength)[n - 1 :]
+        yield (mine - steered).abs().nan_to_num(torch.inf).max().item(), (steered - plain).abs().max().item()

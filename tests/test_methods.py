@@ -1,0 +1,405 @@
+"""Laws of methods: what `steer` promises for every one of them, and what each is by its own formula."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instances import (
+    ALL_METHODS,
+    D_MODEL,
+    METHODS,
+    RECIPES,
+    SPHERICAL,
+    Own,
+    activations,
+    fitted,
+    log_ratio,
+    planted,
+)
+
+from odesteer_tl.edits import Edit, Site, State
+from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
+from odesteer_tl.methods import CAA, ITI, GradientFlow, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.moving import moved
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0])
+def test_no_strength_returns_the_very_same_tensor(name, zero):
+    a = activations(3)
+    assert fitted(name).steer(a, T=zero) is a
+    assert fitted(name).steer(a, relative_T=zero) is a
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_strength_moves_activations_by_the_length_it_says(name):
+    a = activations(6, dtype=torch.float32)
+    moved_by = (fitted(name).steer(a, T=1.0) - a).norm(dim=-1)
+    if name == "caa":
+        acts = planted()
+        expected = (acts.desired.mean(0) - acts.undesired.mean(0)).norm()
+    elif name == "gradient-flow-any-speed":
+        expected = log_ratio("linear-raw").weight.norm()
+    else:
+        expected = torch.tensor(1.0)  # unit speed for unit time; a curved way is a little shorter as the crow flies
+    assert (moved_by <= expected * 1.0001).all()
+    assert (moved_by >= expected * 0.97).all()
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_shape_dtype_and_device_are_kept(name, dtype, batch):
+    a = activations(*batch, dtype=dtype)
+    for out in (fitted(name).steer(a, T=1.5), fitted(name).vector_field(a)):
+        assert (out.shape, out.dtype, out.device) == (a.shape, dtype, a.device)
+        assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_the_input_is_never_written_to(name):
+    a = activations(4, dtype=torch.float32)
+    before = a.clone()
+    fitted(name).steer(a, T=2.0)
+    fitted(name).vector_field(a)
+    fitted(name).trajectory(a, T=2.0)
+    assert torch.equal(a, before)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    batch=st.lists(st.integers(1, 3), max_size=3).map(tuple),
+    dtype=st.sampled_from(FLOATS),
+    exponent=st.integers(-30, 30),
+    T=st.floats(-50, 50, width=32),
+    seed=st.integers(0, 10**6),
+    zeros=st.booleans(),
+)
+def test_whatever_the_shape_dtype_and_scale_there_is_no_nan(name, batch, dtype, exponent, T, seed, zeros):
+    largest = {torch.float16: 8, torch.bfloat16: 30}.get(dtype, 30)  # 2¹⁰ · 65 leaves float16
+    a = (activations(*batch, seed=seed) * 2.0 ** min(exponent, largest)).to(dtype)
+    if zeros:
+        a = a * (torch.arange(a.numel() // D_MODEL).reshape(batch) % 2).unsqueeze(-1).to(dtype)
+    method = fitted(name)
+    out = method.steer(a, T=T)
+    assert out.shape == a.shape and out.dtype == a.dtype
+    assert not torch.isnan(out).any()
+    # Any-speed and mean differences stay linear in T, the user's barrier bends; all keep within a ball of way |T|·speed.
+    speed = {"caa": 10.0, "gradient-flow-any-speed": 10.0}.get(name, 1.0)
+    rounding = 4 * torch.finfo(dtype).eps * (a.double().norm(dim=-1) + abs(T) * speed) + 1e-6 * abs(T) + 1e-6
+    # A flow of unit speed covers |T|; in float32 the way back from m + 1 coordinates adds rounding of ‖a‖.
+    rounding = rounding + 1e-5 * a.double().norm(dim=-1)
+    assert ((out.double() - a.double()).norm(dim=-1) <= abs(T) * speed + rounding * D_MODEL**0.5).all()
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e15, 1e30])
+def test_zero_tiny_and_huge_activations_stay_finite(name, size):
+    a = size * activations(3, dtype=torch.float32)
+    for out in (fitted(name).steer(a, T=3.0), fitted(name).steer(a, relative_T=0.5), fitted(name).vector_field(a)):
+        assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", SPHERICAL)
+def test_the_zero_activation_is_steered_and_grows_by_the_law_of_its_steps(name):
+    method = fitted(name)
+    out = method.steer(torch.zeros(D_MODEL, dtype=torch.float64), T=2.0)
+    if method.flow.solver.order == 1:
+        # From 0 the first step goes T/N along g, each further one T/N at a right angle: T/√N in all.
+        assert float(out.norm()) == pytest.approx(2.0 / method.flow.steps**0.5, rel=1e-6)
+    else:
+        assert 0.1 < float(out.norm()) <= 2.0
+
+
+@pytest.mark.parametrize("name", SPHERICAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steer_commutes_with_scaling(name, dtype):
+    method, a = fitted(name), activations(6, dtype=dtype)
+    plain = method.steer(a, T=2.0)
+    for c in (2.0**-12, 2.0**-4, 2.0**9, 2.0**40):
+        gap = (method.steer(c * a, T=c * 2.0) / c - plain).norm(dim=-1) / plain.norm(dim=-1)
+        # Powers of two do not round; r + 1e-12 turns the field by 1e-12/(3c).
+        assert gap.max() <= 300 * torch.finfo(dtype).eps + 1e-12 * (1 + 1 / c)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_relative_T_is_T_in_units_of_each_norm(name):
+    method, a = fitted(name), activations(4, 3)
+    T = 0.3 * a.norm(dim=-1)
+    # Both sides compute the same products of float64 numbers.
+    torch.testing.assert_close(method.steer(a, relative_T=0.3), method.steer(a, T=T), rtol=1e-12, atol=1e-12)
+    rows = torch.tensor([0.1, 0.2, 0.0, -0.3], dtype=torch.float64)
+    expected = torch.stack([method.steer(a[i], relative_T=float(rows[i])) for i in range(4)])
+    torch.testing.assert_close(method.steer(a, relative_T=rows), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_T_equals_one_float_per_row(name, dtype):
+    method, a = fitted(name), activations(4, 3, dtype=dtype)
+    T = torch.tensor([0.0, 1.0, -2.0, 3.5])
+    expected = torch.stack([method.steer(a[i], T=float(T[i])) for i in range(4)])
+    # Matrix products over all rows sum in another order than over one.
+    tolerance = 200 * torch.finfo(dtype).eps
+    torch.testing.assert_close(method.steer(a, T=T), expected, rtol=tolerance, atol=5 * tolerance)
+    assert torch.equal(method.steer(a, T=torch.tensor(2.0)), method.steer(a, T=2.0))
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_the_velocity_is_the_derivative_of_steering_at_no_strength(name):
+    method, a, eps = fitted(name), activations(5), 1e-5
+    slope = (method.steer(a, T=eps) - method.steer(a, T=-eps)) / (2 * eps)
+    # Central difference in float64: eps² · field curvature plus 1e-16 · ‖a‖/eps.
+    assert (slope - method.vector_field(a)).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_a_trajectory_ends_where_steer_does(name):
+    method, a = fitted(name), activations(2, 3)
+    trajectory = method.trajectory(a, T=1.5)
+    torch.testing.assert_close(trajectory.activations[-1], method.steer(a, T=1.5), rtol=0, atol=1e-12)
+    if method.barrier is None:
+        assert trajectory.h is None
+    else:
+        h = moved(method.barrier, dtype=torch.float64).value(trajectory.activations)
+        torch.testing.assert_close(trajectory.h, h, rtol=1e-12, atol=1e-12)
+        assert (trajectory.h[-1] > trajectory.h[0]).all()
+    relative = method.trajectory(a, relative_T=0.2).activations[-1]
+    torch.testing.assert_close(relative, method.steer(a, relative_T=0.2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_edits_do_what_steer_does(name):
+    method = fitted(name)
+    chosen, rows = activations(5, dtype=torch.float32), torch.tensor([2, 0, 0, 1, 2])
+    (edit,) = method.edits(T=2.0)
+    assert isinstance(edit, Edit) and edit.read == edit.write == Site(3)
+    assert edit.write.hook_name == "blocks.3.hook_resid_post"
+    assert torch.equal(edit.apply(chosen, chosen, State(rows)), method.steer(chosen, T=2.0))
+    T = torch.tensor([0.5, 1.0, -2.0])
+    (edit,) = method.edits(T=T)
+    assert torch.equal(edit.apply(chosen, chosen, State(rows)), method.steer(chosen, T=T[rows]))
+    (edit,) = method.edits(relative_T=0.25, layer=1)
+    assert edit.write == Site(1)
+    assert torch.equal(edit.apply(chosen, chosen, State(rows)), method.steer(chosen, relative_T=0.25))
+    (edit,) = method.edits(T=0)
+    assert edit.apply(chosen, chosen, State(rows)) is chosen
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_float64_activations_are_computed_in_float64(name):
+    method, a = fitted(name), activations(6)
+    exact = method.steer(a, T=2.0)
+    rounded = method.steer(a.float(), T=2.0).double()
+    gap = (exact - rounded).norm(dim=-1) / a.norm(dim=-1)
+    # 1e-7 is one float32 rounding of the input; ten steps add up to a few dozen. Zero would mean that one was computed
+    # as the other.
+    assert 1e-9 < gap.max() < 1e-5
+    assert torch.equal(method.to(dtype=torch.float64).steer(a, T=2.0), exact)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_to_leaves_the_method_as_it_was(name):
+    method, a = fitted(name), activations(3, dtype=torch.float32)
+    before = method.steer(a, T=1.0)
+    other = method.to(dtype=torch.float64)
+    assert type(other) is type(method) and other is not method
+    assert other.layer == method.layer
+    assert torch.equal(method.steer(a, T=1.0), before)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize(("relative", "least", "most"), [(0.1, 0.008, 0.04), (0.01, 0.08, 0.4)])
+def test_bfloat16_loses_the_share_of_the_displacement_that_is_documented(name, relative, least, most):
+    """About 2 % at T/‖a‖ = 0.1, about 17 % at 0.01: the final rounding to 2⁻⁹ is all that is lost."""
+    if name in ("caa", "gradient-flow-any-speed"):
+        relative = relative / float(fitted(name).vector_field(activations(1))[0].norm())
+    a = activations(200, dtype=torch.bfloat16)
+    exact = fitted(name).steer(a.float(), relative_T=relative)
+    got = fitted(name).steer(a, relative_T=relative)
+    share = (got.float() - exact).norm(dim=-1) / (exact - a.float()).norm(dim=-1)
+    # A factor of 2.4 either side of the documented figures.
+    assert least < share.median() < most
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_steering_differentiates_as_finite_differences_do(name):
+    method, a, u, eps = fitted(name), activations(3), activations(3, seed=8), 1e-6
+
+    def steer(x):
+        return method.steer(x, T=1.5)
+
+    end, slope = torch.func.jvp(steer, (a,), (u,))
+    assert torch.equal(end, steer(a))
+    expected = (steer(a + eps * u) - steer(a - eps * u)) / (2 * eps)
+    # Central differences: eps² of the third derivative, 1e-15/eps = 1e-9 of rounding.
+    assert (slope - expected).abs().max() < 1e-7
+    v = activations(3, seed=9)
+    pulled = torch.func.grad(lambda x: (steer(x) * v).sum())(a)
+    assert float((pulled * u).sum()) == pytest.approx(float((slope * v).sum()), rel=1e-9)
+    by_row = torch.func.vmap(steer)(a)
+    torch.testing.assert_close(by_row, steer(a), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_change_no_number_and_leave_nothing_behind(name, mode):
+    a = activations(3, dtype=torch.float32)
+    expected = fitted(name).steer(a, T=1.5)
+    method = METHODS[name]()  # fresh: whatever it computes once, it computes inside the mode
+    with mode():
+        inside = method.steer(activations(3, dtype=torch.float32), T=1.5)
+        method.steer(a.double(), T=1.5)
+        assert torch.equal(inside, expected)
+    for x in (a.clone().requires_grad_(), a.double().requires_grad_()):
+        method.steer(x, T=1.5).sum().backward()
+        assert torch.isfinite(x.grad).all() and x.grad.norm() > 0
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_no_fit_reads_or_moves_the_global_generators(name):
+    bytes_of = []
+    for seed in (0, 1):
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        before = (torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate())
+        method = METHODS[name]()
+        bytes_of.append(method.steer(activations(3, dtype=torch.float32), T=1.5).numpy().tobytes())
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.random.get_state()[1].tobytes() == before[1]
+        assert random.getstate() == before[2]
+    # The gradient flows share a cached barrier; a fit in a fresh object is what is compared for the others.
+    assert bytes_of[0] == bytes_of[1]
+
+
+@pytest.mark.parametrize(
+    "recipe_of",
+    [
+        lambda seed: Polynomial(rank=9, seed=seed),
+        lambda seed: PolynomialSketch(60, seed=seed),
+        lambda seed: RandomFourier(40, seed=seed),
+    ],
+)
+def test_the_seed_of_the_features_is_the_only_chance(recipe_of):
+    a = activations(3, dtype=torch.float32)
+    same, again, other = (ODESteer.fit(planted(), features=recipe_of(s)).steer(a, T=1.5) for s in (4, 4, 5))
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+
+
+def test_random_directions_are_unit_and_by_seed():
+    first, again, other = (RandomDirection.fit(planted(), seed=s).direction for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert float(first.norm()) == pytest.approx(1, abs=1e-6)  # float32
+    flipped = planted()
+    swapped = RandomDirection.fit(type(flipped)(flipped.undesired, flipped.desired), seed=0).direction
+    assert torch.equal(first, swapped)  # it knows nothing of the two sides
+
+
+def test_caa_adds_the_difference_of_means():
+    acts, a = planted(), activations(4, dtype=torch.float32)
+    vector = acts.desired.mean(0) - acts.undesired.mean(0)
+    torch.testing.assert_close(CAA.fit(acts).steer(a, T=1.7), a + 1.7 * vector, rtol=0, atol=2e-6)  # float32
+
+
+def test_iti_adds_the_unit_direction_of_its_probe():
+    acts, a = planted(), activations(4, dtype=torch.float32)
+    method = ITI.fit(acts)
+    theta = method.barrier.grad(a)[0]
+    assert torch.equal(method.barrier.grad(a), theta.expand_as(a))
+    torch.testing.assert_close(method.steer(a, T=1.7), a + 1.7 * theta / theta.norm(), rtol=0, atol=2e-6)
+    assert float(theta @ (acts.desired.mean(0) - acts.undesired.mean(0))) > 0
+
+
+def test_step_odesteer_is_odesteer_with_one_step():
+    acts, a = planted(), activations(4)
+    assert torch.equal(StepODESteer.fit(acts).steer(a, T=2.0), ODESteer.fit(acts, steps=1).steer(a, T=2.0))
+    step = StepODESteer.fit(acts)
+    torch.testing.assert_close(step.steer(a, T=2.0), a + 2.0 * step.vector_field(a), rtol=0, atol=1e-13)
+
+
+def test_more_steps_tend_to_the_flow():
+    acts, a = planted(), activations(4)
+    ends = [ODESteer.fit(acts, features=RECIPES["polynomial-2-curved"], steps=n).steer(a, T=2.0) for n in (1, 10, 100)]
+    exact = ODESteer.fit(acts, features=RECIPES["polynomial-2-curved"], solver="rk4", steps=100).steer(a, T=2.0)
+    errors = [float((end - exact).norm(dim=-1).max()) for end in ends]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2] > 0  # Euler: each factor of 10 in steps gives about 10
+
+
+def test_odesteer_without_features_is_the_papers_kernel():
+    acts, a = planted(), activations(4)
+    named = ODESteer.fit(acts, features=Polynomial(degree=2, gamma=0.1, coef0=1.0), steps=10, solver="euler", tol=1e-5)
+    assert torch.equal(ODESteer.fit(acts).steer(a, T=2.0), named.steer(a, T=2.0))
+
+
+def test_swapping_the_sides_turns_steering_round():
+    acts, a = planted(), activations(4)
+    swapped = type(acts)(acts.undesired, acts.desired, layer=3)
+    for method in (ODESteer, StepODESteer, CAA, ITI):
+        v, w = method.fit(acts).vector_field(a), method.fit(swapped).vector_field(a)
+        # Two lbfgs runs stop at different points of a flat loss: their tolerance of the gradient is 1e-5 to 1e-4.
+        assert (v + w).norm(dim=-1).max() <= 2e-2 * v.norm(dim=-1).max()
+        torch.testing.assert_close(method.fit(acts).steer(a, T=-1.0), method.fit(swapped).steer(a, T=1.0), rtol=0,
+                                   atol=0.1 * float((method.fit(acts).steer(a, T=1.0) - a).norm(dim=-1).max()))
+
+
+@pytest.mark.parametrize("unit_speed", [True, False])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4"])
+def test_autograd_and_a_gradient_by_hand_give_the_same_flow(unit_speed, solver):
+    class ByHand(Own):
+        def grad(self, a):
+            bell = 1 - torch.tanh(a[..., 0] - 0.5 * a[..., 1]).square()
+            g = -0.1 * a * torch.cos(a[..., 2:3])
+            push = torch.zeros_like(a)
+            push[..., 0], push[..., 1] = bell, -0.5 * bell
+            push[..., 2] = 0.05 * (a.square().sum(-1) - 20) * torch.sin(a[..., 2])
+            return g + push
+
+    a = activations(5)
+    ends = [
+        GradientFlow(barrier, steps=5, solver=solver, unit_speed=unit_speed).steer(a, T=0.5)
+        for barrier in (Own(), ByHand())
+    ]
+    assert (ends[0] - ends[1]).abs().max() < 1e-12  # float64
+    assert (ends[0] - a).norm(dim=-1).min() > 0.1
+
+
+def test_a_module_is_a_barrier_and_stays_where_it_is():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            self.first = torch.nn.Parameter(0.3 * torch.randn(D_MODEL, 16, generator=generator))
+            self.second = torch.nn.Parameter(torch.randn(16, generator=generator))
+
+        def value(self, a):
+            return torch.tanh(a @ self.first) @ self.second
+
+    net = Net()
+    method = GradientFlow(net, layer=2)
+    a = activations(4)
+    end = method.steer(a, T=1.0)
+    assert net.first.dtype == torch.float32  # the float64 copy is the method's own
+    assert (net.double().value(end) > net.value(a) + 0.1).all()
+
+
+def test_a_gradient_flow_takes_its_layer_from_its_origin():
+    acts = planted(layer=5)
+    assert GradientFlow(Own(), origin=acts.origin).layer == 5
+    assert GradientFlow(Own(), origin=acts.origin, layer=2).origin.layer == 2
+    assert GradientFlow(Own()).layer is None
+    assert GradientFlow(Own(), layer=4).to(dtype=torch.float64).layer == 4
+
+
+@pytest.mark.parametrize("name", ["odesteer", "step-odesteer", "caa", "iti", "random-direction"])
+def test_fitted_methods_remember_where_their_numbers_are_valid(name):
+    origin = fitted(name).origin
+    assert (origin.d_model, origin.layer, origin.hook_name) == (D_MODEL, 3, "blocks.3.hook_resid_post")
+    assert (origin.model_name, origin.processing) == ("planted", "raw")
+    norms = torch.cat([planted().desired, planted().undesired]).norm(dim=1)
+    assert origin.typical_norm == pytest.approx(float(norms.median()), rel=1e-6)
