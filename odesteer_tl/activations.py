@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from odesteer_tl.shapes import PerRow, Position, Residual, Samples, TokenIds, TokenMask
+from odesteer_tl.shapes import Position, Residual, Samples, TokenIds, TokenMask
 from odesteer_tl.storage import read_tree, write_tree
 
 Processing = Literal["raw", "folded", "centred", "unknown"]
@@ -131,10 +131,10 @@ class ContrastiveActivations:
         undesired_cache: Any,
         layer: int,
         *,
-        desired_lengths: PerRow | Sequence[int] | None = None,
-        undesired_lengths: PerRow | Sequence[int] | None = None,
-        desired_mask: TokenMask | None = None,
-        undesired_mask: TokenMask | None = None,
+        desired_lengths: Int[Tensor, " n_desired"] | Sequence[int] | None = None,
+        undesired_lengths: Int[Tensor, " n_undesired"] | Sequence[int] | None = None,
+        desired_mask: Bool[Tensor, "n_desired pos_desired"] | None = None,
+        undesired_mask: Bool[Tensor, "n_undesired pos_undesired"] | None = None,
         position: Position | None = None,
         **provenance: Any,
     ) -> "ContrastiveActivations":

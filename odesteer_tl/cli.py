@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from odesteer_tl.demo import EMBEDDED
+
 app = typer.Typer(add_completion=False, help="Steer language models by integrating an ODE on their activations.")
 
-EMBEDDED = "embedded"
 Folder = Annotated[Path, typer.Argument()]
 ModelName = Annotated[str, typer.Option(help="A name that TransformerLens can load, a local folder, or 'embedded'.")]
 

@@ -6,6 +6,9 @@ from typing import Any
 from odesteer_tl import assets
 from odesteer_tl.backends import load_model
 
+EMBEDDED = "embedded"
+"""The name of the embedded model, in saved methods and on the command line."""
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -29,6 +32,7 @@ def load_demo(model: Any = None, device: str = "cpu") -> Demo:
     """Load the embedded model (or keep the `model` given) with texts, prompts and pairs. Offline, a few seconds."""
     if model is None:
         model = load_model(assets.model_folder(), device=device)
+        model.cfg.model_name = EMBEDDED  # what is fitted on it names it so, not by where the package lies
     texts, prompts = assets.texts(), assets.prompts()
     return Demo(
         model=model,

@@ -12,6 +12,7 @@ from odesteer_tl.flow import Trajectory
 def plot_study(study: Study, file: str | Path, title: str = "") -> None:
     """Write a PNG: h along the steered prompts, and share and perplexity against strength for every method."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -34,6 +35,12 @@ def plot_study(study: Study, file: str | Path, title: str = "") -> None:
     )
     for axes in (middle, right):
         axes.set(xscale="log", xlabel="median displacement ‖a(T) − a‖/‖a‖")
+        axes.xaxis.set_major_locator(FixedLocator([trial.displacement for trial in study.rows[-1].trials]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    right.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.3, 2, 5)))
+    right.yaxis.set_minor_locator(NullLocator())
+    right.yaxis.set_major_formatter(FormatStrFormatter("%g×"))
     right.legend(fontsize=8)
     if title:
         figure.suptitle(title)

@@ -5,7 +5,7 @@ its own or padded in a batch. A `Tracker` follows the passes of a model and says
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -197,7 +197,7 @@ def uneven_pads(ids: TokenIds, pad_id: int, *, ends: bool = True) -> bool:
     return any(bool((run != run[0]).any()) for run in runs)
 
 
-def checked(positions: Positions) -> Positions:
+def checked(positions: Any) -> Positions:
     """`positions`, or ValueError saying what it can be."""
     if isinstance(positions, slice):
         if (

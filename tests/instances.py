@@ -4,9 +4,11 @@ All data are planted and seeded: the two sides differ in mean along one directio
 the linear and the nonlinear part of a log ratio both have something to find.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
+import jaxtyping
 import torch
 
 from odesteer_tl.activations import ContrastiveActivations
@@ -20,6 +22,16 @@ from odesteer_tl.solvers import RK4, Euler, Midpoint
 torch.set_num_threads(1)  # the arrays are tiny: threads cost more than they save
 
 D_MODEL = 24
+
+
+@contextmanager
+def without_shape_checks() -> Iterator[None]:
+    """As the package runs for its users: beartype does not speak before the package's own messages do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def planted(

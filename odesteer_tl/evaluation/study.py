@@ -47,7 +47,7 @@ class Outcome:
     perplexity: float
     distinct2: float
     tokens_per_second: float
-    continuations: tuple[str, ...]
+    continuations: list[str]
 
     @property
     def share(self) -> float:
@@ -70,7 +70,7 @@ class Row:
     reaches: float | None
     tokens_per_second: float
     trials: tuple[Trial, ...]
-    continuations: tuple[str, ...]
+    continuations: list[str]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,15 @@ def load_model(name_or_folder: str | Path, device: str = "cpu", dtype: torch.dty
     `dtype` None is float32. Raises what transformers raises where there is no such model.
     """
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers.utils import logging
 
-    return TransformerBridge.boot_transformers(str(name_or_folder), device=device, dtype=dtype or torch.float32)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return TransformerBridge.boot_transformers(str(name_or_folder), device=device, dtype=dtype or torch.float32)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def device_of(model: Any) -> torch.device:

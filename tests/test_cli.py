@@ -1,0 +1,90 @@
+"""The commands, as a person types them."""
+
+import json
+
+import models
+import pytest
+from typer.testing import CliRunner
+
+from odesteer_tl.cli import app
+
+run = CliRunner()
+GOOD = ["the film is great", "a fine plot", "we saw it and it was good", "truly great", "great and never dull"] * 3
+BAD = ["the film is bad", "a dull plot", "we saw it and it was slow", "truly bad", "slow and never great"] * 3
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    models.hugging_face("llama").save_pretrained(folder)
+    models.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    (tmp_path / "good.txt").write_text("\n".join(GOOD) + "\n\n", encoding="utf-8")
+    (tmp_path / "bad.txt").write_text("\n".join(BAD), encoding="utf-8")
+    return str(tmp_path / "good.txt"), str(tmp_path / "bad.txt")
+
+
+def test_fit_then_generate_on_a_local_folder(model_folder, texts, tmp_path):
+    out = str(tmp_path / "method")
+    fitted = run.invoke(app, ["fit", *texts, out, "--layer", "1", "--model", model_folder, "--position", "mean"])
+    assert fitted.exit_code == 0, fitted.output
+    assert "ODESteer on 15 desired and 15 undesired activations at blocks.1.hook_resid_post" in fitted.output
+    assert {file.name for file in (tmp_path / "method").iterdir()} == {"config.json", "tensors.safetensors"}
+    words = ["generate", out, "the film", "we saw it", "--relative-T", "3", "--max-new-tokens", "6"]
+    first = run.invoke(app, [*words, "--model", model_folder])
+    assert first.exit_code == 0, first.output
+    assert first.output.count("unsteered  thefilm") == 1 and first.output.count("steered    wesawit") == 1
+    lines = [line for line in first.output.splitlines() if line]
+    assert any(a.split(maxsplit=1)[1] != b.split(maxsplit=1)[1] for a, b in zip(lines[::2], lines[1::2], strict=True))
+    assert run.invoke(app, [*words, "--model", model_folder]).output == first.output
+    assert run.invoke(app, words).output == first.output  # the model of the fit is remembered
+
+
+def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
+    out = str(tmp_path / "caa")
+    fitted = run.invoke(app, ["fit", *texts, out, "--layer", "2", "--method", "caa"])
+    assert fitted.exit_code == 0, fitted.output
+    steered = run.invoke(app, ["generate", out, "The film opens with", "--T", "1", "--max-new-tokens", "5"])
+    assert steered.exit_code == 0, steered.output
+    assert "steered    The film opens with" in steered.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "absent.txt", "absent.txt", "out", "--layer", "1"], "absent.txt is not a file"),
+        (["generate", "absent", "a prompt", "--T", "1"], "not a saved odesteer_tl folder"),
+        (["demo", "--quick", "--layer", "99"], "layer=99 does not exist"),
+    ],
+)
+def test_bad_input_ends_in_its_message(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run.invoke(app, words)
+    assert result.exit_code == 2
+    assert message in result.output and "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_generate_wants_one_strength(model_folder, texts, tmp_path):
+    out = str(tmp_path / "method")
+    assert run.invoke(app, ["fit", *texts, out, "--layer", "1", "--model", model_folder]).exit_code == 0
+    for words in ([], ["--T", "1", "--relative-T", "1"]):
+        result = run.invoke(app, ["generate", out, "the film", "--model", model_folder, *words])
+        assert result.exit_code == 2 and "either T or relative_T" in result.output
+
+
+def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path):
+    picture = tmp_path / "demo.png"
+    words = ["demo", "--quick", "--json", "--direction", "negative", "--model", model_folder, "--layer", "1"]
+    result = run.invoke(app, [*words, "--picture", str(picture)])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    names = ["no steering", "random direction", "CAA", "ITI", "StepODESteer", "ODESteer"]
+    assert [row["name"] for row in facts["rows"]] == names
+    assert facts["layer"] == 1 and facts["goal"] == "its opposite"
+    assert facts["judge_accuracy"]["whole"] >= 0.8
+    assert picture.read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,180 @@
+"""Collecting activations: the same numbers alone, in a batch, padded left or right, and no layer run in vain."""
+
+import pytest
+import torch
+from models import FAMILIES, KINDS, hugging_face, load
+from oracle import LAYER, block
+
+import odesteer_tl as ot
+from odesteer_tl.backends import processing_of
+from odesteer_tl.backends.transformer_lens import tokenise
+
+DESIRED = ["the film is truly great", "a fine plot", "good", "we saw it and it was good"]
+UNDESIRED = ["the film is bad", "dull and slow", "a bad plot but never again"]
+RANDOM = [family for family in FAMILIES if family != "stories260K"]
+
+
+@pytest.fixture(scope="module", params=[(kind, family) for kind in KINDS for family in RANDOM], ids="-".join)
+def loaded(request):
+    return request.param[1], load(*request.param)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request):
+    return load(request.param, "llama")
+
+
+@torch.no_grad()
+def residual(family, row):
+    """resid_post [pos, d_model] of one unpadded row, by a torch hook on the Hugging Face model."""
+    seen = []
+    handle = block(hugging_face(family), LAYER).register_forward_hook(lambda m, a, out: seen.append(out))
+    hugging_face(family)(torch.tensor([row]))
+    handle.remove()
+    return (seen[0][0] if isinstance(seen[0], tuple) else seen[0])[0]
+
+
+def distance(a, b):
+    """The largest distance of two activations, relative to their length."""
+    return ((a - b).norm(dim=1) / b.norm(dim=1)).max().item()
+
+
+@pytest.mark.parametrize("position", ["last", "mean", "all", 0, -2])
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_activations_are_those_of_each_text_alone(loaded, position, batch_size):
+    family, model = loaded
+    acts = ot.collect(model, DESIRED, UNDESIRED, LAYER, position=position, batch_size=batch_size)
+    rows = [tokens[mask].tolist() for tokens, mask in zip(*acts.tokens[0], strict=True)]
+    alone = [residual(family, row) for row in rows]
+    pick = {"last": lambda a: a[-1:], "mean": lambda a: a.mean(0, keepdim=True), "all": lambda a: a}
+    take = pick.get(position, lambda a: a[position].unsqueeze(0))
+    assert distance(acts.desired, torch.cat([take(a) for a in alone])) <= 1e-5
+    assert acts.hook_name == "blocks.1.hook_resid_post" and acts.position == position
+
+
+def test_padding_side_does_not_matter_and_masks_say_what_is_read(loaded):
+    _, model = loaded
+    left = tokenise(model, DESIRED)
+    rows = [tokens[mask].tolist() for tokens, mask in zip(*left, strict=True)]
+    width = max(map(len, rows))
+    right = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    declared = ot.Tokenised(right, right != 0)
+    mine = ot.collect(model, declared, UNDESIRED, LAYER)
+    assert distance(mine.desired, ot.collect(model, DESIRED, UNDESIRED, LAYER).desired) <= 1e-5
+    assert torch.equal(mine.tokens[0].tokens, left.tokens) and torch.equal(mine.tokens[0].mask, left.mask)
+    with pytest.raises(ValueError, match="ot.Tokenised"):
+        ot.collect(model, right, UNDESIRED, LAYER)
+    equal = torch.tensor(rows[1:2] * 2)
+    assert torch.equal(*ot.collect(model, equal, UNDESIRED, LAYER).desired)
+
+
+def test_layers_after_the_one_read_are_not_run(model):
+    runs = []
+    handles = [
+        block.register_forward_hook(lambda module, args, output, i=i: runs.append(i))
+        for i, block in enumerate(model.blocks)
+    ]
+    ot.collect(model, DESIRED, UNDESIRED, 0)
+    for handle in handles:
+        handle.remove()
+    assert set(runs) == {0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_are_float32_whatever_the_model_computes_in(kind):
+    model = load(kind, "llama", dtype=torch.bfloat16)
+    acts = ot.collect(model, DESIRED, UNDESIRED, LAYER)
+    exact = ot.collect(load(kind, "llama"), DESIRED, UNDESIRED, LAYER)
+    assert acts.desired.dtype == torch.float32
+    assert 0 < (acts.desired - exact.desired).norm() / exact.desired.norm() < 0.05
+
+
+def test_each_text_is_a_group_when_all_its_tokens_are_read(model):
+    acts = ot.collect(model, DESIRED, UNDESIRED, LAYER, position="all")
+    lengths = [side.mask.sum(1) for side in acts.tokens]
+    ids = torch.arange(7).repeat_interleave(torch.cat(lengths))
+    assert torch.equal(torch.cat(acts.groups), ids)
+    own = ot.collect(model, DESIRED, UNDESIRED, LAYER, position="all", groups=([5, 5, 6, 6], [7, 7, 5]))
+    assert torch.equal(own.groups[0], torch.tensor([5, 5, 6, 6]).repeat_interleave(lengths[0]))
+
+
+def test_hooks_of_the_user_act_and_stay(model):
+    plain = ot.collect(model, DESIRED, UNDESIRED, LAYER).desired
+    calls = []
+
+    def shift(value, hook):
+        calls.append(hook)
+        return value + 1
+
+    model.add_hook("blocks.0.hook_resid_post", shift)
+    try:
+        shifted = ot.collect(model, DESIRED, UNDESIRED, LAYER).desired
+        before = len(calls)
+        model(torch.tensor([[1, 5]]))
+        assert len(calls) == before + 1
+    finally:
+        model.reset_hooks()
+    assert not torch.allclose(plain, shifted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_processing_of_the_weights_is_recorded(kind):
+    assert processing_of(load(kind, "gpt2")) == processing_of(load(kind, "llama")) == "raw"
+    assert processing_of(load(kind, "llama", compatible=True)) == "folded"
+    centred = load(kind, "gpt2", compatible=True)
+    acts = ot.collect(centred, DESIRED, UNDESIRED, LAYER)
+    assert acts.processing == "centred" and acts.model_name == centred.cfg.model_name != ""
+    assert acts.desired.mean(1).abs().max() < 1e-5
+
+
+def test_tokens_are_the_librarys_own_and_bos_comes_once(model):
+    for prepend_bos in (True, False):
+        for text in DESIRED:
+            own = model.to_tokens(text, prepend_bos=prepend_bos)
+            assert torch.equal(tokenise(model, text, prepend_bos=prepend_bos).tokens, own)
+    assert tokenise(model, "<s> good").tokens.tolist() == tokenise(model, "good").tokens.tolist() == [[1, 10]]
+    assert tokenise(model, "good", prepend_bos=False).tokens.tolist() == [[10]]
+
+
+def test_chat_templates_render_one_user_message_and_decide_on_the_bos(model):
+    template = "<s> {{ messages[0]['content'] }}{% if add_generation_prompt %} the{% endif %}"
+    assert tokenise(model, "good", chat_template=template).tokens.tolist() == [[1, 10, 4]]
+    assert tokenise(model, "good", chat_template=lambda text: f"a {text}").tokens.tolist() == [[5, 10]]
+    assert tokenise(model, "good", chat_template=lambda text: text, prepend_bos=True).tokens.tolist() == [[1, 10]]
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenise(model, "good", chat_template=True)
+    model.tokenizer.chat_template = template
+    try:
+        assert tokenise(model, "good", chat_template=True).tokens.tolist() == [[1, 10, 4]]
+    finally:
+        model.tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"desired": []}, "No text"),
+        ({"desired": ["good", ""], "prepend_bos": False}, "Text 1 .* has no tokens"),
+        ({"desired": ["good " * 70]}, "71 tokens, the model holds 64"),
+        ({"layer": 3}, "layers 0 to 2"),
+        ({"layer": -1}, "layers 0 to 2"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"position": 9}, "lies outside row"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(model, change, says):
+    with pytest.raises(ValueError, match=says):
+        ot.collect(model, **{"desired": DESIRED, "undesired": UNDESIRED, "layer": LAYER, **change})
+
+
+def test_other_models_are_refused_and_told_what_is_supported():
+    with pytest.raises(TypeError, match="HookedTransformer or a TransformerBridge"):
+        ot.collect(hugging_face("llama"), DESIRED, UNDESIRED, LAYER)
+
+
+def test_a_model_without_tokenizer_reads_tokens_alone(model, monkeypatch):
+    texts = ot.collect(model, DESIRED, UNDESIRED, LAYER)
+    monkeypatch.setattr(model, "tokenizer", None)
+    assert torch.equal(ot.collect(model, *texts.tokens, LAYER).desired, texts.desired)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        ot.collect(model, DESIRED, UNDESIRED, LAYER)
