@@ -169,7 +169,8 @@ class ContrastiveActivations:
             rows.append(row)
         if position == "all":
             provenance.setdefault("groups", (rows[0], rows[1] + int(rows[0].max()) + 1))
-        provenance.setdefault("model_name", _model_name(getattr(desired_cache, "model", None)))
+        cfg = getattr(getattr(desired_cache, "model", None), "cfg", None)
+        provenance.setdefault("model_name", str(getattr(cfg, "model_name", "") or ""))
         provenance.setdefault("processing", processing_seen_in(torch.cat(sides)))
         return cls(*sides, layer=layer, hook_name=hook_name, position=position, **provenance)
 
@@ -213,8 +214,7 @@ class ContrastiveActivations:
 
     def save(self, folder: str | Path) -> None:
         """Write everything to `folder` as safetensors and JSON."""
-        tree = {f.name: getattr(self, f.name) for f in fields(self)}
-        write_tree(folder, {"class": "ContrastiveActivations", **tree})
+        write_tree(folder, {"class": "ContrastiveActivations"} | {f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, folder: str | Path) -> "ContrastiveActivations":
@@ -248,7 +248,3 @@ def _mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) 
     if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > pos:
         raise ValueError(f"{name}_lengths must hold {batch} numbers from 1 to {pos}, got {lengths.tolist()}.")
     return torch.arange(pos) < lengths.unsqueeze(1)
-
-
-def _model_name(model: Any) -> str:
-    return str(getattr(getattr(model, "cfg", None), "model_name", "") or "")

@@ -3,6 +3,7 @@
 A barrier is any object with `value(a)`; `with_grad` supplies `grad(a)` by autograd where it is missing.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -68,10 +69,10 @@ class LogRatioBarrier:
         samples = torch.cat([acts.desired, acts.undesired]).double()
         n_desired, n_undesired = len(acts.desired), len(acts.undesired)
         phi = features.fit(samples)
-        regression = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
+        regression: Any = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
         regression.fit(phi(samples).cpu().numpy(), [1] * n_desired + [0] * n_undesired)
-        bias = float(regression.intercept_[0]) + float(torch.tensor(n_undesired / n_desired).log())
-        weight = torch.from_numpy(regression.coef_[0]).to(samples)  # type: ignore[index]
+        bias = float(regression.intercept_[0]) + math.log(n_undesired / n_desired)
+        weight = torch.from_numpy(regression.coef_[0]).to(samples)
         return cls(moved(phi, dtype=torch.float32), weight.float(), bias)
 
     def value(self, a: Activations) -> PerActivation:

@@ -56,5 +56,5 @@ class Constant:
 
 def _reduced(field: type[Any], barrier: Barrier) -> Subspace[Any] | None:
     reduce = getattr(barrier, "reduced", None)
-    found = reduce() if callable(reduce) else None
+    found: Any = reduce() if callable(reduce) else None
     return None if found is None else replace(found, inner=field(found.inner))

@@ -8,7 +8,7 @@ a: with U an orthonormal basis of the span, a(t) = U y(t) + σ(t)(a − UUᵀa).
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -88,7 +88,7 @@ class Flow:
     def _reduced(self) -> Subspace[Field] | None:
         reduce = getattr(self.field, "reduced", None)
         with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-            found = reduce() if callable(reduce) and self.coordinates != "direct" else None
+            found: Any = reduce() if callable(reduce) and self.coordinates != "direct" else None
         if self.coordinates == "reduced" and found is None:
             raise ValueError("This field has no reduced form; use coordinates='direct'.")
         return found if found is None or self.coordinates == "reduced" or self._pays(found) else None

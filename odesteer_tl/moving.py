@@ -2,15 +2,13 @@
 
 from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
 
-
-def moved(thing: T, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> T:
+def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
     """`thing` with every tensor on `device` and every floating tensor in `dtype`; integer tensors keep their type.
 
     Walks dataclasses. A module is copied before it moves, so that the user's own stays where it is; any other object is
@@ -21,8 +19,5 @@ def moved(thing: T, device: torch.device | str | None = None, dtype: torch.dtype
     if isinstance(thing, torch.nn.Module):
         return deepcopy(thing).to(device=device, dtype=dtype)
     if is_dataclass(thing) and not isinstance(thing, type):
-        changed: dict[str, Any] = {
-            f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing) if f.init
-        }
-        return replace(thing, **changed)
+        return replace(thing, **{f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing)})
     return thing

@@ -4,7 +4,7 @@ The position of a token is its index among the real tokens of its row: the same 
 its own or padded in a batch. A `Tracker` follows the passes of a model and says for each one which tokens are chosen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -89,51 +89,43 @@ class Tracker:
         without `prompt_lengths`, and for `prompt_lengths` or a mask of another number of rows.
         """
         before = self._prompt
-        parents = None if before is None else _parents(before, now)
-        number = 0 if before is None else before.number + (parents is None)
-        if now.offset == 0:
-            index, real = self._whole(now, parents)
-            lengths = real.sum(1) if before is None or parents is None else before.lengths[parents]
-        else:
-            index, real, lengths = self._chunk(now, before, parents)
-        if self.lengths is not None:
-            lengths = _per_row(self.lengths, now.batch)
-        if now.offset == 0 and before is not None and parents is not None and before.ragged:
-            raise _right_padded()
+        carried = None if before is None else _carried(before, now)
+        given = None if self.lengths is None else _per_row(self.lengths, now.batch)
+        seen, real = self._real(now, carried, given)
+        index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
         ragged = bool((~real[:, -1] & (index[:, -1] >= 0)).any())  # a pad after a real token
         if ragged and now.caching:
             raise _right_padded()
+        if carried is not None:
+            number, lengths = carried.number, carried.lengths
+        else:
+            number = 0 if before is None else before.number + 1
+            lengths = seen if now.offset else real.sum(1)  # what is cached elsewhere counts as prompt
+        lengths = lengths if given is None else given
         columns = now.offset + now.width
         self._prompt = _Prompt(number, lengths, index[:, -1] + 1, columns, now.offset, ragged, now.tokens)
         chosen = self._rule(index, lengths) & real
-        where = chosen.nonzero(as_tuple=True)
-        return Selection(*where, index[where], bool(chosen.all()), number)
+        rows, places = chosen.nonzero(as_tuple=True)
+        return Selection(rows, places, index[rows, places], bool(chosen.all()), number)
 
-    def _whole(self, now: Pass, parents: PerRow | None) -> tuple[Int[Tensor, "batch pos"], TokenMask]:
-        """Positions and real tokens of a pass that holds its rows from their first column."""
-        if parents is None:
-            self._refuse_undeclared_pads(now)
-        real = _mask(now)
-        return real.long().cumsum(1) - 1, real
-
-    def _chunk(
-        self, now: Pass, before: _Prompt | None, parents: PerRow | None
-    ) -> tuple[Int[Tensor, "batch pos"], TokenMask, PerRow]:
-        """The same, with the prompt lengths, for a pass after cached columns."""
-        if before is not None and parents is not None:
-            seen, lengths = before.seen[parents], before.lengths[parents]
-        else:  # the cache was filled elsewhere: what it holds is the prompt
-            lengths = seen = _mask(now, cached=True)[:, : -now.width].sum(1)
-        relative = isinstance(self.positions, str) and self.positions != "all"
-        if now.width > 1 and relative and self.lengths is None:
+    def _real(self, now: Pass, carried: _Prompt | None, given: PerRow | None) -> tuple[PerRow, TokenMask]:
+        """How many real tokens each row has before this pass, and which of the present ones are real."""
+        if now.offset == 0:
+            if carried is None:
+                self._refuse_undeclared_pads(now)
+            elif carried.ragged:
+                raise _right_padded()
+            return torch.zeros(now.batch, dtype=torch.long), _mask(now)
+        if now.width > 1 and given is None and isinstance(self.positions, str) and self.positions != "all":
             raise ValueError(
                 f"A pass of {now.width} tokens follows {now.offset} cached ones: is it prompt or continuation? "
                 "Pass prompt_lengths= (real tokens of each prompt) to say so."
             )
-        # One token after cached ones is a real token; not reading its mask spares the device a synchronisation.
-        decoding = now.width == 1 and (self.lengths is None or bool((seen >= _per_row(self.lengths, now.batch)).all()))
-        real = torch.ones(now.batch, now.width, dtype=torch.bool) if decoding else _mask(now)
-        return seen.unsqueeze(1) + real.long().cumsum(1) - 1, real, lengths
+        seen = _mask(now, cached=True)[:, : -now.width].sum(1) if carried is None else carried.seen
+        if now.width == 1 and (given is None or bool((seen >= given).all())):
+            # One token after cached ones is real; leaving its mask unread spares the device a synchronisation.
+            return seen, torch.ones(now.batch, 1, dtype=torch.bool)
+        return seen, _mask(now)
 
     def _rule(self, index: Int[Tensor, "batch pos"], lengths: PerRow) -> TokenMask:
         ends = lengths.unsqueeze(1)
@@ -221,27 +213,29 @@ def checked(positions: Any) -> Positions:
     return positions
 
 
-def _parents(before: _Prompt, now: Pass) -> PerRow | None:
-    """Which earlier row each row of `now` continues; None where `now` is a new prompt.
+def _carried(before: _Prompt, now: Pass) -> _Prompt | None:
+    """The prompt that `now` continues, one entry per row of `now`; None where it begins a new one.
 
-    Cached: the same rows, or several beams for each. Uncached: the row whose tokens it extends by one.
+    Cached: the same rows, or several beams for each. Uncached: each row extends some earlier row by one token.
     """
     batch = len(before.seen)
     if now.offset > 0:
         if now.offset != before.columns or now.batch % batch:
             return None
-        return torch.arange(batch).repeat_interleave(now.batch // batch)
-    if now.caching or before.offset > 0 or before.tokens is None or now.tokens is None:
-        return None
-    if now.width != before.columns + 1 or now.tokens.shape[2:] != before.tokens.shape[2:]:
-        return None
-    start = now.tokens[:, :-1]
-    if start.shape == before.tokens.shape and torch.equal(start, before.tokens):
-        return torch.arange(batch)
-    if now.batch != batch:
-        return None
-    same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
-    return same.int().argmax(1) if bool(same.any(1).all()) else None
+        parents = torch.arange(batch).repeat_interleave(now.batch // batch)
+    else:
+        if now.caching or before.offset > 0 or before.tokens is None or now.tokens is None:
+            return None
+        start = now.tokens[:, :-1]
+        if start.shape != before.tokens.shape:
+            return None
+        parents = torch.arange(batch)
+        if not torch.equal(start, before.tokens):
+            same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
+            if not bool(same.any(1).all()):
+                return None
+            parents = same.int().argmax(1)
+    return replace(before, lengths=before.lengths[parents], seen=before.seen[parents])
 
 
 def _mask(now: Pass, cached: bool = False) -> TokenMask:

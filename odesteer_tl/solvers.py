@@ -61,7 +61,10 @@ def solver_named(name: SolverName) -> Solver:
 
 
 def path(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -> Iterator[Activations]:
-    """a(0), a(T/steps), …, a(T). Negative T flows backwards. Raises ValueError for steps < 1 or a T that does not fit."""
+    """a(0), a(T/steps), …, a(T). Negative T flows backwards.
+
+    Raises ValueError for steps < 1 or a T that does not fit.
+    """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}. For no steering use T=0.")
     dt = per_activation(T, a) / steps

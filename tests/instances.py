@@ -46,9 +46,7 @@ def planted(
     return ContrastiveActivations(desired, undesired, layer=layer, model_name="planted", processing="raw")
 
 
-def activations(
-    *batch: int, d_model: int = D_MODEL, seed: int = 7, dtype: torch.dtype = torch.float64
-) -> torch.Tensor:
+def activations(*batch: int, d_model: int = D_MODEL, seed: int = 7, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Activations that no fit has seen, of norm about √d_model."""
     return torch.randn(*batch, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 

@@ -109,27 +109,33 @@ def hooked(family: str, *, bos_is_pad: bool = False, dtype: torch.dtype = torch.
     hf = _hugging_face(family)
     c = hf.config
     if family == "gpt2":
-        convert, own = convert_gpt2_weights, {
-            "d_mlp": 4 * c.n_embd,
-            "eps": c.layer_norm_epsilon,
-            "act_fn": c.activation_function,
-            "normalization_type": "LN",
-            "original_architecture": "GPT2LMHeadModel",
-        }
+        convert, own = (
+            convert_gpt2_weights,
+            {
+                "d_mlp": 4 * c.n_embd,
+                "eps": c.layer_norm_epsilon,
+                "act_fn": c.activation_function,
+                "normalization_type": "LN",
+                "original_architecture": "GPT2LMHeadModel",
+            },
+        )
     else:
-        convert, own = convert_llama_weights, {
-            "n_key_value_heads": c.num_key_value_heads,
-            "d_mlp": c.intermediate_size,
-            "eps": c.rms_norm_eps,
-            "act_fn": "silu",
-            "normalization_type": "RMS",
-            "final_rms": True,
-            "gated_mlp": True,
-            "positional_embedding_type": "rotary",
-            "rotary_adjacent_pairs": False,
-            "rotary_dim": c.hidden_size // c.num_attention_heads,
-            "original_architecture": "LlamaForCausalLM",
-        }
+        convert, own = (
+            convert_llama_weights,
+            {
+                "n_key_value_heads": c.num_key_value_heads,
+                "d_mlp": c.intermediate_size,
+                "eps": c.rms_norm_eps,
+                "act_fn": "silu",
+                "normalization_type": "RMS",
+                "final_rms": True,
+                "gated_mlp": True,
+                "positional_embedding_type": "rotary",
+                "rotary_adjacent_pairs": False,
+                "rotary_dim": c.hidden_size // c.num_attention_heads,
+                "original_architecture": "LlamaForCausalLM",
+            },
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         config = HookedTransformerConfig(

@@ -41,6 +41,17 @@ class Stub:
         return [Edit(site, site, apply)]
 
 
+class Across:
+    """Reads one site and writes another: adds a map of what it read."""
+
+    def __init__(self, read: Site, write: Site):
+        self.origin = Stub(32).origin
+        self.read, self.write = read, write
+
+    def edits(self, T=None, *, relative_T=None, layer=None):
+        return [Edit(self.read, self.write, lambda read, write, state: write + T * Stub(32).push(read))]
+
+
 def steered_positions(rule, prompt: int, total: int) -> list[int]:
     """The positions that a rule names in a row of `total` tokens whose first `prompt` are the prompt."""
     if isinstance(rule, slice):

@@ -1,7 +1,6 @@
 """The parity law: whichever way a model generates, each step's logits are those of the oracle."""
 
 import pytest
-import torch
 from models import FAMILIES, KINDS, load
 from oracle import EFFECT, PROMPTS, STEPS, TOLERANCE, Stub, T, deviations, generate, steered_positions
 

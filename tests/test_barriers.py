@@ -203,7 +203,9 @@ def test_the_tolerance_of_the_paper_stops_earlier():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_fitted_barrier_is_float32_whatever_the_activations(dtype):
     acts = planted()
-    barrier = LogRatioBarrier.fit(ContrastiveActivations(acts.desired.to(dtype), acts.undesired.to(dtype)), Polynomial())
+    barrier = LogRatioBarrier.fit(
+        ContrastiveActivations(acts.desired.to(dtype), acts.undesired.to(dtype)), Polynomial()
+    )
     assert {barrier.weight.dtype, barrier.features.landmarks.dtype, barrier.features.whitening.dtype} == {torch.float32}
     exact = LogRatioBarrier.fit(acts, Polynomial())
     a = activations(9, dtype=torch.float32)

@@ -220,8 +220,9 @@ def test_an_injected_draw_is_used_as_it_is():
     phi = PolynomialSketch(4, hashes=hashes, signs=signs).fit(torch.ones(3, 2))
     assert torch.equal(phi.hashes, hashes)
     assert torch.equal(phi.signs, signs.float())
-    np.testing.assert_allclose(phi(torch.tensor([0.6, 0.8])).numpy(), brute_force_sketch(np.array([0.6, 0.8]), phi),
-                               atol=1e-6)  # float32
+    np.testing.assert_allclose(
+        phi(torch.tensor([0.6, 0.8])).numpy(), brute_force_sketch(np.array([0.6, 0.8]), phi), atol=1e-6
+    )  # float32
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Laws of fields and solvers: unit speed, tangency, orders, and agreement with torchdiffeq."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_a_path_has_both_ends_and_equal_steps(name):
     assert len(points) == 5
     assert points[0] is a
     assert torch.equal(points[-1], integrate(field, a, 2.0, steps=4, solver=SOLVERS[name]))
-    for before, after in zip(points[:-1], points[1:], strict=True):
+    for before, after in pairwise(points):
         assert torch.equal(after, integrate(field, before, 0.5, steps=1, solver=SOLVERS[name]))
 
 

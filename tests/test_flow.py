@@ -160,7 +160,7 @@ def test_a_linear_barrier_on_the_sphere_turns_along_the_great_circle(coordinates
     errors = []
     for steps in (50, 100):
         end = Flow(field, SOLVERS["rk4"], steps, coordinates)(a, relative * size)
-        errors.append(((end - exact).norm(dim=-1) / size))
+        errors.append((end - exact).norm(dim=-1) / size)
     # Before the pole the flow is smooth: RK4 at a step of at most 1/50 errs by about (1/50)⁴/120 = 1e-9.
     assert errors[0][~arrives].max() < 1e-8 or arrives.all()
     # At the pole the unit field jumps: the end keeps dithering within a step of it.
@@ -270,8 +270,7 @@ def test_auto_reduces_where_it_pays_and_gives_the_same_either_way():
         torch.testing.assert_close(auto, Flow(field, steps=steps, coordinates="direct")(a, 2.0), rtol=0, atol=1e-12)
 
 
-def test_the_reduced_flow_needs_no_direct_evaluation_of_an_infinite_angle():
-    """relative_T far beyond the maximum: the end stays finite and of the norm that Euler's law says."""
+def test_far_beyond_the_maximum_the_end_is_finite_and_of_the_norm_that_eulers_law_says():
     barrier = in_float64(log_ratio("polynomial-2-curved"))
     a = activations(5)
     T = 50 * a.norm(dim=-1)

@@ -1,5 +1,7 @@
 """Laws of the tracker: however a text reaches the model, the same tokens are chosen, each known by its own id."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,8 +41,8 @@ def texts(lengths, steps):
 def pad(rows, side="left"):
     width = max(map(len, rows))
     fill = [[PAD] * (width - len(row)) for row in rows]
-    both = [a + b for a, b in (zip(fill, rows) if side == "left" else zip(rows, fill))]  # noqa: B905
-    tokens = torch.tensor(both)
+    sides = (fill, rows) if side == "left" else (rows, fill)
+    tokens = torch.tensor([start + end for start, end in zip(*sides, strict=True)])
     return tokens, (tokens != PAD).long()
 
 
@@ -97,7 +99,7 @@ def test_prompt_lengths_allow_a_prompt_in_chunks(rule, lengths, steps, data):
     cuts = data.draw(st.sets(st.integers(1, max(1, tokens.shape[1] - 1))))
     edges = sorted({0, tokens.shape[1]} | {cut for cut in cuts if cut < tokens.shape[1]})
     tracker, found = Tracker(rule, lengths, pad_id=PAD), set()
-    for start, stop in zip(edges, edges[1:]):  # noqa: B905
+    for start, stop in pairwise(edges):
         now = Pass(len(rows), stop - start, start, tokens[:, start:stop], mask[:, :stop], True)
         # Between two cuts a row may hold pads only, before its first token.
         found |= set(ids(tracker.select(now), tokens[:, start:stop]))
@@ -211,7 +213,12 @@ def test_right_padded_prompts_cannot_be_continued():
 
 @pytest.mark.parametrize(
     "wrong, says",
-    [("last", "decoding"), (slice(-1, None), "decoding"), (torch.tensor([1, 0]), "bool"), (slice(0, 4, -1), "forwards")],
+    [
+        ("last", "decoding"),
+        (slice(-1, None), "decoding"),
+        (slice(0, 4, -1), "forwards"),
+        (torch.tensor([1, 0]), "bool"),
+    ],
     ids=str,
 )
 def test_a_wrong_rule_is_refused_by_name(wrong, says):

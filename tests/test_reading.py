@@ -62,7 +62,7 @@ def test_padding_side_does_not_matter_and_masks_say_what_is_read(loaded):
     mine = ot.collect(model, declared, UNDESIRED, LAYER)
     assert distance(mine.desired, ot.collect(model, DESIRED, UNDESIRED, LAYER).desired) <= 1e-5
     assert torch.equal(mine.tokens[0].tokens, left.tokens) and torch.equal(mine.tokens[0].mask, left.mask)
-    with pytest.raises(ValueError, match="ot.Tokenised"):
+    with pytest.raises(ValueError, match=r"ot\.Tokenised"):
         ot.collect(model, right, UNDESIRED, LAYER)
     equal = torch.tensor(rows[1:2] * 2)
     assert torch.equal(*ot.collect(model, equal, UNDESIRED, LAYER).desired)
@@ -160,6 +160,7 @@ def test_chat_templates_render_one_user_message_and_decide_on_the_bos(model):
         ({"layer": -1}, "layers 0 to 2"),
         ({"batch_size": 0}, "batch_size"),
         ({"position": 9}, "lies outside row"),
+        ({"groups": ([1, 2], [3, 4, 5])}, "groups needs an id per text, 4 desired and 3 undesired; got 2 and 3"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(model, change, says):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ from odesteer_tl.barriers import auc
 from odesteer_tl.demo import load_demo
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
-from odesteer_tl.evaluation.study import UNSTEERED, Setting, Study, as_json, run_study, table
-from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.evaluation.study import UNSTEERED, Setting, Steerer, Study, as_json, run_study, table
+from odesteer_tl.methods import CAA, ITI, FlowMethod, ODESteer, RandomDirection, StepODESteer
 from odesteer_tl.plots import plot_study
 
 QUICK_GRID = (0.1, 0.2, 0.4)
+DIRECTIONS = 6
+"""Random directions, one for each of a prompt's continuations in turn."""
 EXAMPLES = 3
 SHOWN = (UNSTEERED, "random direction", "CAA", "ODESteer")
 
@@ -44,11 +47,12 @@ def run_showcase(
     site = int(demo.model.cfg.n_layers) // 3 if layer is None else layer
     sides = (demo.desired, demo.undesired) if towards_praise else (demo.undesired, demo.desired)
     held_out = (demo.validation_desired, demo.validation_undesired)
+    held_out = held_out if towards_praise else held_out[::-1]
     say(f"reading {len(sides[0])} + {len(sides[1])} texts at blocks.{site}.hook_resid_post")
-    acts = collect(demo.model, *sides, site, position="mean")
-    unseen = collect(demo.model, *(held_out if towards_praise else held_out[::-1]), site, position="mean")
-    methods: dict[str, Method] = {
-        "random direction": RandomDirection.fit(acts, seed=seed),
+    acts = collect(demo.model, *sides, layer=site, position="mean")
+    unseen = collect(demo.model, *held_out, layer=site, position="mean")
+    methods: dict[str, Steerer] = {
+        "random direction": tuple(RandomDirection.fit(acts, seed=seed + turn) for turn in range(DIRECTIONS)),
         "CAA": CAA.fit(acts),
         "ITI": ITI.fit(acts),
         "StepODESteer": StepODESteer.fit(acts),
@@ -67,8 +71,8 @@ def run_showcase(
     study = run_study(setting, methods, lambda name: say(f"steering: {name}"))
     say("drawing")
     plot_study(study, picture, title=f"Steering {_name(model)} at layer {site}, towards {_goal(towards_praise)}")
-    barriers = {name: method.barrier for name, method in methods.items() if method.barrier is not None}
-    aucs = {name: auc(barrier, unseen.desired, unseen.undesired) for name, barrier in barriers.items()}
+    fitted = {name: method for name, method in methods.items() if isinstance(method, FlowMethod)}
+    aucs = {n: auc(m.barrier, unseen.desired, unseen.undesired) for n, m in fitted.items() if m.barrier is not None}
     accuracy = {"whole": judge.heldout_accuracy(), "40 words": judge.heldout_accuracy(words=40)}
     if json_output:
         facts = {"model": _name(model), "layer": site, "goal": _goal(towards_praise), "seed": seed, "auc": aucs}
@@ -89,23 +93,30 @@ def _report(
     goal: str,
 ) -> str:
     count, best = len(setting.prompts) * setting.samples, max(study.rows, key=lambda row: row.shift)
+    grid = ", ".join(f"{moved:g}" for moved in setting.grid)
     lines = [
         "",
         f"Steering {model} at layer {setting.layer} towards {goal}: {count} continuations a row of "
         f"{setting.max_new_tokens} tokens, from {len(setting.prompts)} neutral prompts.",
         "",
         table(study),
-        "",
-        "moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge calls as asked, and its "
-        "difference from no steering, with 95 % bootstrap intervals over prompts. ppl: of the continuations under the "
-        "unsteered model. h ≥ 0: share of prompts that end in the region where the method's own barrier is positive.",
-        f"Strength: of median displacements {', '.join(f'{moved:g}' for moved in setting.grid)} on "
-        f"{len(setting.validation_prompts)} other prompts, the largest share with ppl ≤ {MOST_PERPLEXITY}× and "
-        f"Dist-2 ≥ {LEAST_DISTINCT}× of unsteered.",
-        f"Judge: {trained_on} Accuracy on 500 held-out reviews {accuracy['whole']:.3f}, on 40 words of each "
-        f"{accuracy['40 words']:.3f}.",
-        f"AUC of h on texts that were not fitted: {', '.join(f'{name} {value:.2f}' for name, value in aucs.items())}.",
         f"Largest shift: {best.name}, {100 * best.shift:+.1f} points.",
+        "",
+        _wrapped(
+            "moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge calls as asked. "
+            "shift: its difference from no steering. [ ]: 95 % bootstrap over prompts. ppl: of the continuations under "
+            "the unsteered model. h ≥ 0: share of prompts that end where the method's own barrier is positive. "
+            f"random direction: {DIRECTIONS} of them take turns over the continuations of a prompt."
+        ),
+        _wrapped(
+            f"Strength: of median displacements {grid} on {len(setting.validation_prompts)} other prompts, the largest "
+            f"share with ppl ≤ {MOST_PERPLEXITY}× and Dist-2 ≥ {LEAST_DISTINCT}× of unsteered."
+        ),
+        _wrapped(
+            f"Judge: trained on {trained_on.rstrip('.')}. Accuracy on 500 held-out reviews {accuracy['whole']:.3f}, on "
+            f"40 words of each {accuracy['40 words']:.3f}."
+        ),
+        _wrapped(f"AUC of h on unseen texts: {', '.join(f'{name} {value:.2f}' for name, value in aucs.items())}."),
         "",
     ]
     for i in _spread(len(setting.prompts), EXAMPLES):
@@ -114,6 +125,10 @@ def _report(
             lines.append(f"  {row.name:<17}{' '.join(row.continuations[i * setting.samples].split())}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, width=118, subsequent_indent="  ")
 
 
 def _spread(n: int, k: int) -> list[int]:

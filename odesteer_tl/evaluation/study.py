@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,10 +21,14 @@ UNSTEERED = "no steering"
 Judge = Callable[[Sequence[str]], Float[Tensor, " n"]]
 """Texts to the probability that each is as desired."""
 
+Steerer = Method | tuple[Method, ...]
+"""A method, or several of one kind that take turns over the continuations of a prompt: one random direction can move
+the judge by chance, so the control averages over several."""
+
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same for every row."""
+    """What stays the same for every row. Sampling is the paper's: temperature 0.7, top-p 0.9."""
 
     model: Any
     layer: int
@@ -31,9 +36,9 @@ class Setting:
     validation_prompts: list[str]
     judge: Judge
     samples: int = 6
-    validation_samples: int = 5
+    validation_samples: int = 4
     max_new_tokens: int = 32
-    temperature: float = 1.0
+    temperature: float = 0.7
     top_p: float = 0.9
     grid: tuple[float, ...] = GRID
     seed: int = 0
@@ -82,7 +87,7 @@ class Study:
     trajectory: Trajectory | None
 
 
-def run_study(setting: Setting, methods: Mapping[str, Method], progress: Callable[[str], None] = print) -> Study:
+def run_study(setting: Setting, methods: Mapping[str, Steerer], progress: Callable[[str], None] = print) -> Study:
     """Choose each method's strength on the validation prompts, then judge it on the test prompts."""
     validation = read_site(setting.model, setting.validation_prompts, setting.layer)
     test = read_site(setting.model, setting.prompts, setting.layer)
@@ -94,13 +99,14 @@ def run_study(setting: Setting, methods: Mapping[str, Method], progress: Callabl
     trajectory = None
     for name, method in methods.items():
         progress(name)
-        times = [time_for(method, validation, goal) for goal in setting.grid]
+        first = _first(method)
+        times = [time_for(first, validation, goal) for goal in setting.grid]
         trials = [_trial(setting, method, T, goal) for T, goal in zip(times, setting.grid, strict=True)]
         T = best(trials, base_trial).T
         outcome = _continue(setting, setting.prompts, setting.samples, method, T)
         rows.append(_row(setting, name, method, T, outcome, base, test, tuple(trials)))
-        if isinstance(method, FlowMethod) and method.flow.steps > 1:
-            trajectory = method.trajectory(test, T)
+        if isinstance(first, FlowMethod) and first.flow.steps > 1:
+            trajectory = first.trajectory(test, T)
     return Study(rows, base_trial, trajectory)
 
 
@@ -130,15 +136,18 @@ def as_json(study: Study) -> dict[str, Any]:
 
 
 def _continue(
-    setting: Setting, prompts: Sequence[str], samples: int, method: Method | None, T: float | None
+    setting: Setting, prompts: Sequence[str], samples: int, method: Steerer | None, T: float | None
 ) -> Outcome:
     repeated = [prompt for prompt in prompts for _ in range(samples)]
+    each, strength = (
+        (method, T) if method is None or isinstance(method, Method) else _turns(method, T, samples, repeated)
+    )
     start = time.perf_counter()
     out = generate(
         setting.model,
         repeated,
-        method,
-        T,
+        each,
+        strength,
         layer=None if method is None else setting.layer,
         max_new_tokens=setting.max_new_tokens,
         do_sample=True,
@@ -158,7 +167,19 @@ def _continue(
     )
 
 
-def _trial(setting: Setting, method: Method | None, T: float, displacement: float) -> Trial:
+def _turns(
+    methods: tuple[Method, ...], T: float | None, samples: int, repeated: Sequence[str]
+) -> tuple[list[tuple[Method, Tensor]], None]:
+    """A strength per row, T for the method whose turn it is and 0 for the others."""
+    turn = torch.arange(len(repeated)) % samples % len(methods)
+    return [(method, (turn == number) * torch.as_tensor(T)) for number, method in enumerate(methods)], None
+
+
+def _first(method: Steerer) -> Method:
+    return method if isinstance(method, Method) else method[0]
+
+
+def _trial(setting: Setting, method: Steerer | None, T: float, displacement: float) -> Trial:
     strength = None if method is None else T
     out = _continue(setting, setting.validation_prompts, setting.validation_samples, method, strength)
     return Trial(displacement, T, out.share, out.perplexity, out.distinct2)
@@ -167,15 +188,15 @@ def _trial(setting: Setting, method: Method | None, T: float, displacement: floa
 def _row(
     setting: Setting,
     name: str,
-    method: Method | None,
+    method: Steerer | None,
     T: float | None,
     outcome: Outcome,
     base: Outcome,
     test: Samples,
     trials: tuple[Trial, ...],
 ) -> Row:
-    moved = test if method is None else method.steer(test, T=T)
-    barrier = None if method is None else method.barrier
+    moved = test if method is None else _first(method).steer(test, T=T)
+    barrier = None if method is None else _first(method).barrier
     shift = outcome.desired - base.desired
     return Row(
         name=name,

@@ -112,6 +112,7 @@ class Squares(FeatureMap):
 
 
 def check_kernel(degree: int, gamma: float, coef0: float) -> None:
+    """Raise ValueError where (γ xᵀy + c₀)^degree is no kernel that the package knows."""
     if degree not in (1, 2, 3):
         raise ValueError(f"degree must be 1, 2 or 3, got {degree}.")
     if not gamma > 0 or not coef0 >= 0:

@@ -79,6 +79,8 @@ class PolynomialSketch:
         for name, given in (("hashes", hashes), ("signs", signs)):
             if tuple(given.shape) != shape:
                 raise ValueError(f"{name} must be {shape} for these activations, got {tuple(given.shape)}.")
+        if int(hashes.min()) < 0 or int(hashes.max()) >= self.n_components:
+            raise ValueError(f"hashes must lie in 0 … {self.n_components - 1}: they name the n_components buckets.")
         hashes, signs = hashes.to(samples.device), signs.to(samples)
         return Sketch(hashes, signs, self.n_components, self.gamma, self.coef0, self.normalize)
 

@@ -5,7 +5,7 @@ Methods are complete, frozen dataclasses: their fields are all that `ot.save` ke
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ class Method(ABC):
         return self._copies[key], a.to(dtype)
 
     @cached_property
-    def _copies(self) -> "dict[tuple[torch.device, torch.dtype], Method]":
+    def _copies(self) -> "dict[tuple[torch.device, torch.dtype], Any]":
         return {}
 
 

@@ -28,7 +28,7 @@ class GradientFlow(FlowMethod):
     solver: SolverName = "euler"
     layer: int | None = None
     unit_speed: bool = True
-    origin: Origin = Origin()
+    origin: Origin = Origin()  # noqa: RUF009 — it is frozen
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "barrier", with_grad(self.barrier))

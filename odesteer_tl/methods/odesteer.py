@@ -26,6 +26,9 @@ class ODESteer(FlowMethod):
     steps: int = 10
     solver: SolverName = "euler"
 
+    def __post_init__(self) -> None:
+        _ = self.flow  # a wrong solver or number of steps fails here, not in the middle of a generation
+
     @classmethod
     def fit(
         cls,

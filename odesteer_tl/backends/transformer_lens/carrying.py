@@ -17,7 +17,7 @@ SiteValue = Float[Tensor, "batch pos *site"]
 
 @dataclass(frozen=True, eq=False)
 class OwnedEdit:
-    """An edit, the number of the method it belongs to, and for how many rows that method was given a T (None: one T)."""
+    """An edit, the number of its method, and for how many rows that method has a T (None: one T for all)."""
 
     edit: Edit
     owner: int
@@ -104,7 +104,7 @@ class Carrier:
 
 
 def _rows(run: _Run, device: torch.device, rows: int | None) -> Indices:
-    """The batch row of each chosen token; where T holds one value per prompt, beams count as the row of their prompt."""
+    """The batch row of each chosen token; where T holds a value per prompt, beams count as the row of their prompt."""
     batch = run.now.batch
     if rows is not None and batch % rows:
         raise ValueError(f"T holds {rows} values, the model sees {batch} rows: T needs one value per row.")

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from odesteer_tl.activations import Tokenised
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.transformer_lens.models import device_of, eos_ids_of, pad_id_of
-from odesteer_tl.backends.transformer_lens.steering import Report, steering
+from odesteer_tl.backends.transformer_lens.steering import Report, attached, carrier_for, conclude
 from odesteer_tl.backends.transformer_lens.texts import ChatTemplate, Texts, tokenise, trimmed
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import PerRow, Time, TokenIds, TokenMask
@@ -109,12 +110,14 @@ def generate(
                 continue
             methods = [(each, own(t)) for each, t in method] if isinstance(method, Sequence) else method
             where = own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions
-            with steering(
-                model, methods, own(T), relative_T=own(relative_T), positions=where, layer=layer
-            ) as report:
+            carrier = carrier_for(model, methods, own(T), own(relative_T), where, None, layer)
+            with attached(model, carrier) as report:
                 generated.append(_continued(model, kind, batch, options))
             reports.append(report)
-    return _finished(model, texts, generated, eos, _together(reports))
+    report = _together(reports)
+    if report is not None:
+        conclude(report, positions)
+    return _finished(model, texts, generated, eos, report)
 
 
 def _continued(model: Any, kind: str, batch: Tokenised, options: dict[str, Any]) -> Tensor:
@@ -132,12 +135,14 @@ def _continued(model: Any, kind: str, batch: Tokenised, options: dict[str, Any])
 
 
 def _bos_flag(model: Any, batch: Tokenised) -> bool:
-    """HookedTransformer.generate reads the mask off leading pad ids; it spares one where it is told of a BOS of the same
-    id. The flag with which it reads the true mask; ValueError where there is none."""
+    """HookedTransformer.generate takes leading pad ids for pads, but spares one where it is told of a BOS of the same
+    id: the flag with which it reads the true mask. ValueError where there is none."""
     pad_id = pad_id_of(model)
     if pad_id is None:
         if not bool(batch.mask.all()):
-            raise ValueError("This model has no pad token to mark padding by: generate prompts of one length at a time.")
+            raise ValueError(
+                "This model has no pad token: generate prompts of one length at a time, with batch_size=1."
+            )
         return False
     leading = (batch.tokens != pad_id).cumsum(1) == 0
     for flag in (False, True):
@@ -146,8 +151,8 @@ def _bos_flag(model: Any, batch: Tokenised) -> bool:
         if torch.equal(~leading, batch.mask):
             return flag
     raise ValueError(
-        f"Some prompts begin with the pad token {pad_id} and others do not, and HookedTransformer.generate tells padding "
-        "by that token: generate them apart, or load the model as a bridge, ot.load_model(name)."
+        f"Some prompts begin with the pad token {pad_id} and others do not, and HookedTransformer.generate tells "
+        "padding by that token: generate them apart, or load the model as a bridge, ot.load_model(name)."
     )
 
 
@@ -155,36 +160,32 @@ def _finished(
     model: Any, texts: Tokenised, generated: list[Tensor], eos: list[int], report: Report | None
 ) -> Generation:
     """Batches put together, every row cut after its EOS."""
-    tokenizer = getattr(model, "tokenizer", None)
-    width = texts.tokens.shape[1]
     rows: list[Tensor] = []
-    start = 0
     for batch in generated:
-        prompt = trimmed(Tokenised(texts.tokens[start : start + len(batch)], texts.mask[start : start + len(batch)]))
-        rows += batch[:, prompt.tokens.shape[1] :].unbind(0)
-        start += len(batch)
-    filler = eos[0] if eos else 0
-    new = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler)
-    there = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+        masks = texts.mask[len(rows) : len(rows) + len(batch)]
+        rows += batch[:, int(masks.sum(1).max()) :].unbind(0)
+    new = pad_sequence(rows, batch_first=True, padding_value=eos[0] if eos else 0)
+    there = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
     ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)) & there
-    real = there & ((ends.cumsum(1) - ends.long()) == 0)
-    texts_out: list[str] = []
-    parts: list[str] = []
-    for prompt, prompt_mask, row, row_mask in zip(*texts, new, real, strict=True) if tokenizer is not None else ():
-        before = tokenizer.decode(prompt[prompt_mask], skip_special_tokens=True)
-        whole = tokenizer.decode(torch.cat([prompt[prompt_mask], row[row_mask]]), skip_special_tokens=True)
-        texts_out.append(whole)
-        # Many tokenizers drop a leading space when they decode a part, so the part is cut from the whole.
-        alone = tokenizer.decode(row[row_mask], skip_special_tokens=True)
-        parts.append(whole[len(before) :] if whole.startswith(before) else alone)
-    return Generation(
-        texts_out,
-        parts,
-        torch.cat([texts.tokens, new], dim=1),
-        torch.cat([texts.mask, real], dim=1),
-        texts.mask.sum(1),
-        report,
+    real = there & (ends.cumsum(1) - ends.long() == 0)
+    prompts = [row[mask] for row, mask in zip(*texts, strict=True)]
+    wholes, parts = _decoded(model, prompts, [row[mask] for row, mask in zip(new, real & ~ends, strict=True)])
+    tokens, mask = torch.cat([texts.tokens, new], dim=1), torch.cat([texts.mask, real], dim=1)
+    return Generation(wholes, parts, tokens, mask, texts.mask.sum(1), report)
+
+
+def _decoded(model: Any, prompts: list[Tensor], continuations: list[Tensor]) -> tuple[list[str], list[str]]:
+    """Whole texts and continuations, without special tokens. Many tokenizers drop the leading space of a part, so the
+    continuation is cut from the whole."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return [], []
+    before, wholes, alone = (
+        [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        for rows in (prompts, [torch.cat(both) for both in zip(prompts, continuations, strict=True)], continuations)
     )
+    triples = zip(before, wholes, alone, strict=True)
+    return wholes, [whole[len(start) :] if whole.startswith(start) else part for start, whole, part in triples]
 
 
 @contextmanager

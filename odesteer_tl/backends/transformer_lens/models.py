@@ -58,11 +58,12 @@ def processing_of(model: Any) -> Processing:
     "centred" where the rows of the embedding have mean zero over d_model, as center_writing_weights makes them;
     "folded" where the norms have lost their scale; "raw" otherwise.
     """
-    rows = model.W_E[:256].detach().double()
+    rows = model.W_E[:256].detach().cpu().double()
     if bool((rows.mean(1).abs() <= 1e-5 * rows.std(1).clamp_min(1e-30)).all()):
         return "centred"
-    scale = getattr(model.blocks[0].ln1, "w", None)
-    folded = scale is None or bool((scale.detach() == 1).all())
+    norm = getattr(model.blocks[0], "ln1", None)
+    scale = getattr(norm, "w", None)
+    folded = norm is not None and (scale is None or bool((scale.detach() == 1).all()))
     return "folded" if folded else "raw"
 
 

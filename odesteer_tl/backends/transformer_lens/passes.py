@@ -50,15 +50,15 @@ def _watch_hooked(model: Any, layers: list[int], begin: Callable[[Pass], None]) 
         nonlocal embedded
         embedded = args[0]
 
-    def tokens_of(residual: Tensor, whole: bool) -> TokenKeys | None:
-        """The ids of a pass. With the cache off, `generate` embeds only the newest: they follow the earlier ones."""
+    def tokens_of(residual: Tensor, whole: bool, layer: int) -> TokenKeys | None:
+        """The ids of a pass. With the cache off, `generate` embeds only the newest: they follow the earlier ones. Where
+        the model was called with embeddings, what enters its first block tells tokens apart as well."""
         batch, width = residual.shape[:2]
-        new = None if embedded is None or embedded.shape[0] != batch else embedded
-        if new is None or new.shape[1] == width:
-            return new
-        if whole and earlier is not None and earlier.shape == (batch, width - new.shape[1]):
-            return torch.cat([earlier, new], dim=1)
-        return None
+        if embedded is not None and embedded.shape == (batch, width):
+            return embedded
+        if embedded is not None and whole and earlier is not None and earlier.shape == (batch, width - 1):
+            return torch.cat([earlier, embedded], dim=1) if embedded.shape == (batch, 1) else None
+        return residual if layer == 0 else None
 
     def runs(layer: int) -> Callable[..., None]:
         def block(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -70,13 +70,13 @@ def _watch_hooked(model: Any, layers: list[int], begin: Callable[[Pass], None]) 
             last, shape = layer, residual.shape[:2]
             entry, mask = kwargs.get("past_kv_cache_entry"), kwargs.get("attention_mask")
             offset = 0 if entry is None else entry.past_keys.shape[1]
-            tokens = tokens_of(residual, whole=offset == 0)
+            tokens = tokens_of(residual, offset == 0, layer)
             embedded, earlier = None, tokens
             begin(Pass(shape[0], shape[1], offset, tokens, mask, entry is not None))
 
         return block
 
     handles = [model.embed.register_forward_pre_hook(embeds)]
-    for layer in layers:
+    for layer in sorted({0, *layers}):
         handles.append(model.blocks[layer].register_forward_pre_hook(runs(layer), with_kwargs=True))
     return handles

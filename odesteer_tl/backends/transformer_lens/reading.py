@@ -44,13 +44,20 @@ def collect(
     check_layer(model, layer)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    options = {"prepend_bos": prepend_bos, "chat_template": chat_template}
-    tokens = tuple(tokenise(model, side, **options) for side in (desired, undesired))
-    read = [_read(model, side, layer, position, batch_size, progress) for side in tokens]
-    (wanted, wanted_rows), (unwanted, unwanted_rows) = read
+    left = tokenise(model, desired, prepend_bos=prepend_bos, chat_template=chat_template)
+    right = tokenise(model, undesired, prepend_bos=prepend_bos, chat_template=chat_template)
+    wanted, wanted_texts = _read(model, left, layer, position, batch_size, progress)
+    unwanted, unwanted_texts = _read(model, right, layer, position, batch_size, progress)
     ids = groups
     if ids is None and position == "all":
-        ids = torch.arange(len(tokens[0].mask)), len(tokens[0].mask) + torch.arange(len(tokens[1].mask))
+        ids = torch.arange(len(left.mask)), len(left.mask) + torch.arange(len(right.mask))
+    if ids is not None:
+        if (len(ids[0]), len(ids[1])) != (len(left.mask), len(right.mask)):
+            raise ValueError(
+                f"groups needs an id per text, {len(left.mask)} desired and {len(right.mask)} undesired; got "
+                f"{len(ids[0])} and {len(ids[1])}."
+            )
+        ids = torch.as_tensor(ids[0])[wanted_texts], torch.as_tensor(ids[1])[unwanted_texts]
     return ContrastiveActivations(
         wanted,
         unwanted,
@@ -59,10 +66,8 @@ def collect(
         processing=processing_of(model),
         position=position,
         paired=paired,
-        groups=None
-        if ids is None
-        else (torch.as_tensor(ids[0])[wanted_rows], torch.as_tensor(ids[1])[unwanted_rows]),
-        tokens=tokens,
+        groups=ids,
+        tokens=(left, right),
     )
 
 

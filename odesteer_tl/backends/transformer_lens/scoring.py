@@ -13,13 +13,11 @@ from odesteer_tl.shapes import TokenMask
 
 
 @torch.no_grad()
-def token_losses(
-    model: Any, out: Generation, batch_size: int = 32
-) -> tuple[Float[Tensor, "batch pos"], TokenMask]:
+def token_losses(model: Any, out: Generation, batch_size: int = 32) -> tuple[Float[Tensor, "batch pos"], TokenMask]:
     """−log p of every generated token given all before it, in nats, with the mask of the tokens that count.
 
-    The model runs as it is outside `steering`: perplexity is exp(losses.sum() / mask.sum()). Prompt tokens, pads and what
-    follows an EOS count for nothing and have loss 0.
+    Outside a `steering` block that is the unsteered model; perplexity is exp(losses.sum() / mask.sum()). Prompt tokens,
+    pads and what follows an EOS do not count and have loss 0.
     """
     kind_of(model)
     counted = out.mask & (out.mask.long().cumsum(1) > out.prompt_lengths.unsqueeze(1))

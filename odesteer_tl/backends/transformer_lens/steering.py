@@ -53,8 +53,8 @@ def steering(
 
     Holds for generate, forward, run_with_cache (whose cache shows steered values), run_with_hooks, and a bridge's
     hf_generate. `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch row;
-    `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see `odesteer_tl.positions`): the same ones with
-    the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
+    `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see `odesteer_tl.positions`): the same ones
+    with the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
     continuation where one pass holds both, or a part of the prompt. `layer` overrides the fitted layer. Blocks nest;
     the user's own hooks stay.
 
@@ -62,39 +62,10 @@ def steering(
     mask declares, and on a clean exit where no token was steered. Warns where reset_hooks() inside the block removed
     the steering, and where T is too small for a 16-bit residual stream.
     """
-    kind_of(model)
-    carrier = Carrier(
-        _owned_edits(model, method, T, relative_T, layer), Tracker(positions, prompt_lengths, pad_id_of(model))
-    )
-    report = Report(carrier.tokens_steered)
-    attached: list[tuple[Any, Any]] = []
-
-    def detach() -> None:
-        for point, handle in attached:
-            report.hooks_removed |= all(other is not handle for other in point.fwd_hooks)
-            handle.hook.remove()
-            point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
-
-    with ExitStack() as stack:
-        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
-        stack.callback(detach)
-        for site in carrier.sites:
-            point = model.hook_dict[site.hook_name]
-            point.add_hook(carrier.hook(site))
-            attached.append((point, point.fwd_hooks[-1]))
+    carrier = carrier_for(model, method, T, relative_T, positions, prompt_lengths, layer)
+    with attached(model, carrier) as report:
         yield report
-    if report.hooks_removed:
-        warnings.warn(
-            "reset_hooks() inside the steering block removed the steering: what the model computed after it is not "
-            "steered. Reset hooks before the block.",
-            stacklevel=3,
-        )
-    if not any(carrier.tokens_steered.values()):
-        raise ValueError(
-            f"No token was steered (positions={positions!r}): "
-            + ("reset_hooks() removed the steering, " if report.hooks_removed else "")
-            + "the model did not run inside the block, or nothing that it saw was chosen."
-        )
+    conclude(report, positions, stacklevel=4)
 
 
 def steering_hook(
@@ -117,12 +88,15 @@ def steering_hook(
         raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
 
     def hook(resid_post: Residual, hook: Any = None) -> Residual:
-        batch, pos, _ = resid_post.shape
-        columns = {"last": slice(-1, None), "all": slice(None)}.get(positions, positions) if isinstance(
-            positions, str
-        ) else positions
-        chosen = torch.zeros(batch, pos, dtype=torch.bool)
-        chosen[(columns if isinstance(columns, Tensor) and columns.ndim == 2 else (slice(None), columns))] = True
+        chosen = torch.zeros(resid_post.shape[:2], dtype=torch.bool)
+        if isinstance(positions, Tensor):
+            if positions.shape not in (chosen.shape, chosen.shape[1:]):
+                raise ValueError(f"The mask is {tuple(positions.shape)}, the chunk {tuple(chosen.shape)} [batch, pos].")
+            chosen |= positions.cpu()
+        else:
+            chosen[
+                :, {"last": slice(-1, None), "all": slice(None)}[positions] if isinstance(positions, str) else positions
+            ] = True
         where = tuple(index.to(resid_post.device, non_blocking=True) for index in chosen.nonzero(as_tuple=True))
         a = resid_post[where]
         return resid_post.index_put(where, edits[0].apply(a, a, State(where[0])).to(resid_post))
@@ -130,10 +104,17 @@ def steering_hook(
     return hook
 
 
-def _owned_edits(
-    model: Any, method: Any, T: Time | None, relative_T: Time | None, layer: int | None
-) -> list[OwnedEdit]:
-    """All edits, checked against the model, in the order of the list."""
+def carrier_for(
+    model: Any,
+    method: Any,
+    T: Time | None,
+    relative_T: Time | None,
+    positions: Positions,
+    prompt_lengths: PromptLengths | None,
+    layer: int | None,
+) -> Carrier:
+    """The edits of all methods in the order of the list, checked against the model, with a tracker of their own."""
+    kind_of(model)
     if isinstance(method, Sequence):
         if T is not None or relative_T is not None or not method:
             raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
@@ -149,7 +130,45 @@ def _owned_edits(
         values = strength if relative_T is None else relative_T
         rows = len(values) if isinstance(values, Tensor) and values.ndim else None
         owned += [OwnedEdit(edit, owner, rows) for edit in edits]
-    return owned
+    return Carrier(owned, Tracker(positions, prompt_lengths, pad_id_of(model)))
+
+
+@contextmanager
+def attached(model: Any, carrier: Carrier) -> Iterator[Report]:
+    """The carrier's hooks are on the model inside the block, and nothing of them is left after it."""
+    report = Report(carrier.tokens_steered)
+    points: list[tuple[Any, Any]] = []
+
+    def detach() -> None:
+        for point, handle in points:
+            report.hooks_removed |= all(other is not handle for other in point.fwd_hooks)
+            handle.hook.remove()
+            point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+    with ExitStack() as stack:
+        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
+        stack.callback(detach)
+        for site in carrier.sites:
+            point = model.hook_dict[site.hook_name]
+            point.add_hook(carrier.hook(site))
+            points.append((point, point.fwd_hooks[-1]))
+        yield report
+
+
+def conclude(report: Report, positions: Positions, stacklevel: int = 3) -> None:
+    """What a block that ended without an error has to say: see `steering`."""
+    if report.hooks_removed:
+        warnings.warn(
+            "reset_hooks() inside the steering block removed the steering: what the model computed after it is not "
+            "steered. Reset hooks before the block.",
+            stacklevel=stacklevel,
+        )
+    if not any(report.tokens_steered.values()):
+        raise ValueError(
+            f"No token was steered (positions={positions!r}): "
+            + ("reset_hooks() removed the steering, " if report.hooks_removed else "")
+            + "the model did not run inside the block, or nothing that it saw was chosen."
+        )
 
 
 def _check_order(edits: list[Edit]) -> None:
@@ -172,5 +191,5 @@ def _warn_of_rounding(model: Any, origin: Origin, T: Time | None, relative_T: Ti
         warnings.warn(
             f"T is {float(smallest):.3g} of the usual norm of an activation: in {dtype_of(model)} more than a tenth of "
             f"the displacement is lost to rounding. Load the model in float32, or steer above {_SMALLEST_RELATIVE_T}.",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -20,8 +20,8 @@ def tokenise(
 ) -> Tokenised:
     """Token ids of `texts`, left-padded, with the mask of the real ones.
 
-    `prepend_bos` None follows the model's `cfg.default_prepend_bos`, or, with a chat template, the template. A text that
-    already begins with the BOS gets no second one. Token tensors and `Tokenised` are taken as they are (a tensor
+    `prepend_bos` None follows the model's `cfg.default_prepend_bos`, or, with a chat template, the template. A text
+    that already begins with the BOS gets no second one. Token tensors and `Tokenised` are taken as they are (a tensor
     without mask holds no pads), the latter moved to the left. Raises ValueError for no text, a text without tokens or
     longer than the model's context, a missing tokenizer, template or BOS, and for a tensor whose rows begin or end in
     different numbers of pad tokens.

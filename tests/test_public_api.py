@@ -1,0 +1,125 @@
+"""The public face: names, what an import loads, which way imports point, and how long a module may be."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "odesteer_tl"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+PUBLIC = [
+    "CAA", "ITI", "RK4", "Barrier", "Constant", "ContrastiveActivations", "Edit", "Euler", "Flow", "Gradient",
+    "GradientFlow", "Linear", "LogRatioBarrier", "Midpoint", "ODESteer", "Polynomial", "PolynomialSketch",
+    "RandomDirection", "RandomFourier", "Site", "State", "StepODESteer", "Tokenised", "Trajectory", "UnitGradient",
+    "collect", "generate", "integrate", "load", "load_demo", "load_model", "save", "steering", "steering_hook",
+]  # fmt: skip
+
+ORDER = [
+    "shapes", "storage", "activations", "moving", "features", "barriers", "fields", "solvers", "flow", "edits",
+    "methods", "artefacts", "positions", "backends", "assets", "demo", "evaluation", "plots", "evaluation.showcase",
+    "cli",
+]  # fmt: skip
+"""The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
+prints all the rest, has an entry of its own."""
+
+MODEL_LIBRARIES = {"transformer_lens", "nnsight", "transformers"}
+RECIPES = ("assets/make_",)
+"""Scripts that made the embedded model and texts: run by hand, imported by nothing."""
+
+
+def entry(module: str) -> str:
+    """The entry of ORDER for a module, given without the package's name: the longest that it starts with."""
+    found = [name for name in ORDER if module == name or module.startswith(name + ".")]
+    assert found, f"{module} has no place in the order; give it one"
+    return max(found, key=len)
+
+
+def place(path: Path) -> str:
+    """The first part of a file's module name below the package."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Every absolute module name that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module)
+            if node.module == "odesteer_tl":
+                found |= {f"odesteer_tl.{alias.name}" for alias in node.names}
+    return found
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def test_the_public_names_are_pinned_and_resolve():
+    import odesteer_tl
+
+    assert sorted(odesteer_tl.__all__) == sorted(PUBLIC)
+    assert len(set(odesteer_tl.__all__)) == len(odesteer_tl.__all__)
+    for name in odesteer_tl.__all__:
+        thing = getattr(odesteer_tl, name)
+        assert inspect.getdoc(thing), f"{name} has no docstring"
+
+
+def test_importing_the_package_loads_no_model_library_and_no_scikit_learn():
+    """In a fresh process, without the import hook of the tests."""
+    code = "import sys, odesteer_tl; print(*{name.split('.')[0] for name in sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=120, check=True
+    )
+    loaded = set(run.stdout.split())
+    assert "odesteer_tl" in loaded and "torch" in loaded
+    assert loaded.isdisjoint({"sklearn", "matplotlib", "beartype"} | MODEL_LIBRARIES)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if place(p) not in ("__init__", "__main__")], ids=named)
+def test_imports_point_upward(path):
+    own = ORDER.index(entry(".".join(path.relative_to(PACKAGE).with_suffix("").parts)))
+    for module in imports(path):
+        top, _, rest = module.partition(".")
+        if top == "odesteer_tl" and rest:
+            assert ORDER.index(entry(rest)) <= own, f"{named(path)} imports {module}, which comes later"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_only_backends_import_a_model_library(path):
+    if place(path) != "backends" and not named(path).startswith(RECIPES):
+        assert {module.split(".")[0] for module in imports(path)}.isdisjoint(MODEL_LIBRARIES)
+
+
+def test_no_module_imports_a_recipe_of_the_assets():
+    for path in MODULES:
+        assert not any(module.startswith("odesteer_tl.assets.make_") for module in imports(path)), named(path)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_nothing_is_unpickled_or_evaluated(path):
+    assert {module.split(".")[0] for module in imports(path)}.isdisjoint({"pickle", "dill", "joblib", "shelve"})
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"torch.load", "torch.save", "eval", "exec", "np.load", "numpy.load"}, called
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_no_module_is_longer_than_250_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_every_module_class_and_public_function_says_what_it_is_for(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{named(path)} has no docstring"
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{named(path)}: {node.name} has no docstring"
