@@ -163,22 +163,6 @@ class Tracker:
             )
 
 
-class Tally:
-    """Counts distinct (row, position) pairs per prompt: a token steered in ten passes counts once."""
-
-    def __init__(self) -> None:
-        self._prompt, self._earlier, self._pairs = -1, 0, set[tuple[int, int]]()
-
-    def add(self, selection: Selection) -> None:
-        if selection.prompt != self._prompt:
-            self._earlier, self._prompt, self._pairs = self.total, selection.prompt, set()
-        self._pairs.update(zip(selection.rows.tolist(), selection.positions.tolist(), strict=True))
-
-    @property
-    def total(self) -> int:
-        return self._earlier + len(self._pairs)
-
-
 def uneven_pads(ids: TokenIds, pad_id: int, *, ends: bool = True) -> bool:
     """Whether the rows begin (or, with `ends`, end) in different numbers of `pad_id`: then some of those are padding.
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odesteer_tl.positions import Pass, Selection, Tally, Tracker, checked, uneven_pads
+from odesteer_tl.backends.report import Tally
+from odesteer_tl.positions import Pass, Selection, Tracker, checked, uneven_pads
 
 PAD = 0
 RULES = ["decoding", "generated", "prompt", "all", slice(2, None), slice(1, 6, 2)]
@@ -140,6 +141,15 @@ def test_without_cache_beams_may_swap_rows_and_keep_their_prompt():
     assert found.positions.tolist() == [2, 3] * 4 and found.prompt == 0
     other = torch.tensor([[1, 2, 8, 1, 0], [9, 9, 9, 9, 9], [5, 6, 9, 3, 0], [5, 6, 7, 4, 0]])
     assert tracker.select(Pass(4, 5, 0, other)).prompt == 1
+
+
+def test_without_cache_rows_of_other_lengths_may_change_places():
+    tracker = Tracker("generated", pad_id=PAD)
+    rows = torch.tensor([[0, 0, 3], [5, 6, 7]])
+    tracker.select(Pass(2, 3, 0, rows, (rows != 0).long()))
+    swapped = torch.tensor([[5, 6, 7, 8], [0, 0, 3, 4]])
+    found = tracker.select(Pass(2, 4, 0, swapped, (swapped != 0).long()))
+    assert (found.rows.tolist(), found.positions.tolist(), found.prompt) == ([0, 1], [3, 1], 0)
 
 
 def test_beams_share_the_prompt_length_and_the_mask_of_their_row():

@@ -23,10 +23,18 @@ def shared(request):
 
 @pytest.fixture
 def model(shared):
-    """A model that the test may spoil; whatever it does, the block must leave the logits bit for bit as they were."""
-    before = shared(TOKENS)
+    """A model, which must have the logits, bit for bit, and the hooks after the test that it had before."""
+    before, hooks = shared(TOKENS), hooks_of(shared)
     yield shared
     assert torch.equal(shared(TOKENS), before)
+    assert hooks_of(shared) == hooks
+
+
+def hooks_of(model):
+    """Whatever hangs on the model, seen by torch and by TransformerLens."""
+    by_torch = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    original = getattr(model, "original_model", model)
+    return by_torch, len(original._forward_pre_hooks), [len(point.fwd_hooks) for point in model.hook_dict.values()]
 
 
 def effect(model, tokens=TOKENS):
@@ -86,6 +94,17 @@ def test_the_users_hooks_survive(model):
     effect(model)
     assert calls == ["temporary", "permanent"] * 2
     model.reset_hooks(including_permanent=True)
+
+
+def test_what_others_hold_is_not_written_into(model):
+    held = []
+    model.add_hook(NAME, lambda value, hook: held.append(value))
+    with torch.no_grad():
+        effect(model)
+        with ot.steering(model, METHOD, T):
+            effect(model)
+    model.reset_hooks()
+    assert torch.equal(*held)
 
 
 def test_blocks_nest(model):

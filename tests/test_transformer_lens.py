@@ -27,7 +27,7 @@ def shared(request):
 
 @pytest.fixture
 def model(shared):
-    """A model that the test may spoil; whatever it does, the block must leave the logits bit for bit as they were."""
+    """A model, which must have the same logits after the test, bit for bit."""
     before = shared(TOKENS)
     yield shared
     assert torch.equal(shared(TOKENS), before)
@@ -55,6 +55,17 @@ def test_forward_cache_and_hooks_see_steered_values(model):
     torch.testing.assert_close(cache[NAME], steered)
     torch.testing.assert_close(seen[0], steered)
     assert (expected - plain[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rule", ["decoding", "all"])
+def test_each_row_may_have_its_own_strength(loaded, rule):
+    _, family, model = loaded
+    rows, strengths = torch.tensor([PROMPT, [1, 8, 4, 9]]), torch.tensor([3.0, -1.0])
+    with ot.steering(model, METHOD, strengths, positions=rule):
+        found = model(rows)
+    for mine, row, strength in zip(found, rows.tolist(), strengths.tolist(), strict=True):
+        expected = logits(hugging_face(family), row, steered_positions(rule, 4, 4), METHOD, strength)
+        torch.testing.assert_close(mine, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_two_generations_in_one_block_are_two_prompts(loaded):

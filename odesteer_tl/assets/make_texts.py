@@ -56,6 +56,7 @@ def clean(text: str) -> str:
 
 
 def is_fit_to_show(text: str) -> bool:
+    """Whether a text holds no slur, markup, address or broken character."""
     return text.isprintable() and not SLURS.search(text) and not re.search(r"[<>\ufffd]|https?:|www\.", text)
 
 

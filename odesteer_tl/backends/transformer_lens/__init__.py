@@ -1,10 +1,11 @@
 """TransformerLens: HookedTransformer (3.x) and TransformerBridge (3.x, 4.x)."""
 
+from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformer_lens.generating import Generation, generate
 from odesteer_tl.backends.transformer_lens.models import load_model, processing_of
 from odesteer_tl.backends.transformer_lens.reading import collect, read_site
 from odesteer_tl.backends.transformer_lens.scoring import token_losses
-from odesteer_tl.backends.transformer_lens.steering import Report, steering, steering_hook
+from odesteer_tl.backends.transformer_lens.steering import steering, steering_hook
 from odesteer_tl.backends.transformer_lens.texts import tokenise
 
 __all__ = [

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl.backends.report import Tally
 from odesteer_tl.edits import Edit, Site, State
-from odesteer_tl.positions import Pass, Selection, Tally, Tracker
+from odesteer_tl.positions import Pass, Selection, Tracker
 from odesteer_tl.shapes import Chosen, Indices
 
 SiteValue = Float[Tensor, "batch pos *site"]

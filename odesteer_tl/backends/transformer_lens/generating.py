@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from odesteer_tl.activations import Tokenised
 from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformer_lens.models import device_of, eos_ids_of, pad_id_of
-from odesteer_tl.backends.transformer_lens.steering import Report, attached, carrier_for, conclude
+from odesteer_tl.backends.transformer_lens.steering import attached, carrier_for, conclude
 from odesteer_tl.backends.transformer_lens.texts import ChatTemplate, Texts, tokenise, trimmed
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import PerRow, Time, TokenIds, TokenMask

@@ -28,14 +28,17 @@ def load_model(name_or_folder: str | Path, device: str = "cpu", dtype: torch.dty
 
 
 def device_of(model: Any) -> torch.device:
+    """Where the model takes its tokens."""
     return next(model.parameters()).device
 
 
 def dtype_of(model: Any) -> torch.dtype:
+    """What the model computes in."""
     return next(model.parameters()).dtype
 
 
 def pad_id_of(model: Any) -> int | None:
+    """The token that pads; None without a tokenizer, or where it has none."""
     tokenizer = getattr(model, "tokenizer", None)
     return None if tokenizer is None else tokenizer.pad_token_id
 
@@ -49,6 +52,7 @@ def eos_ids_of(model: Any) -> list[int]:
 
 
 def model_name_of(model: Any) -> str:
+    """The name that TransformerLens knows the model by; empty where it knows none."""
     return str(getattr(model.cfg, "model_name", "") or "")
 
 

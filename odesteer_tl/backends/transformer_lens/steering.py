@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformer_lens.carrying import Carrier, OwnedEdit
 from odesteer_tl.backends.transformer_lens.models import check_fit, dtype_of, pad_id_of
 from odesteer_tl.backends.transformer_lens.passes import watching
@@ -21,18 +21,6 @@ from odesteer_tl.shapes import Residual, Time
 
 _ORDER = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 _SMALLEST_RELATIVE_T = 0.02
-
-
-@dataclass(eq=False)
-class Report:
-    """What a steering block did, readable inside the block and after it.
-
-    `tokens_steered`: per layer written, distinct (row, position) pairs, over all prompts of the block.
-    `hooks_removed`: reset_hooks() inside the block took the steering away; known when the block has ended.
-    """
-
-    tokens_steered: dict[int, int]
-    hooks_removed: bool = False
 
 
 @contextmanager

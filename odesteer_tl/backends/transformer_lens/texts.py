@@ -55,6 +55,7 @@ def tokenise(
 
 
 def left_padded(rows: list[list[int]], filler: int) -> Tokenised:
+    """Rows of ids as one tensor, shorter ones padded on the left with `filler`."""
     width = max(len(row) for row in rows)
     tokens = torch.tensor([[filler] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
