@@ -6,8 +6,7 @@ from models import FAMILIES, KINDS, hugging_face, load
 from oracle import LAYER, block
 
 import odesteer_tl as ot
-from odesteer_tl.backends import processing_of
-from odesteer_tl.backends.transformer_lens import tokenise
+from odesteer_tl.backends import processing_of, tokenise
 
 DESIRED = ["the film is truly great", "a fine plot", "good", "we saw it and it was good"]
 UNDESIRED = ["the film is bad", "dull and slow", "a bad plot but never again"]
