@@ -5,11 +5,14 @@ uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer:
 
     import odesteer_tl as ot
 
-    demo = ot.load_demo()
+    demo = ot.load_demo()                                              # or any HookedTransformer or TransformerBridge
     acts = ot.collect(demo.model, demo.desired, demo.undesired, layer=2, position="mean")
-    method = ot.ODESteer.fit(acts)
-    with ot.steering(demo.model, method, relative_T=0.25):
+    method = ot.ODESteer.fit(acts)                                     # ot.CAA, ot.ITI, … have the same face
+    with ot.steering(demo.model, method, relative_T=0.2) as report:    # T is a fifth of each activation's norm
         print(demo.model.generate("The film opens with", max_new_tokens=40))
+    print(report.tokens_steered)                                       # {2: 40}
+    out = ot.generate(demo.model, demo.prompts, method, relative_T=0.2, do_sample=True, top_p=0.9, seed=0)
+    ot.save(method, "praise")                                          # safetensors + JSON; method = ot.load("praise")
 """
 
 from odesteer_tl.activations import ContrastiveActivations, Tokenised

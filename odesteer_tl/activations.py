@@ -1,19 +1,17 @@
-"""Contrastive activations: what the model holds at one site on desired and on undesired text.
-
-Which token of a text is read is decided once, in `read_tokens`: padding is never read.
-"""
+"""Contrastive activations: what the model holds at one site on desired and on undesired text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from odesteer_tl.shapes import Position, Residual, Samples, TokenIds, TokenMask
+from odesteer_tl.shapes import Position, Residual, Samples, TokenMask
 from odesteer_tl.storage import read_tree, write_tree
+from odesteer_tl.tokens import Tokenised, read_tokens
 
 Processing = Literal["raw", "folded", "centred", "unknown"]
 """What was done to the weights. `centred` (TransformerLens' center_writing_weights) changes the residual stream:
@@ -31,41 +29,6 @@ class Origin:
     processing: Processing = "unknown"
     position: Position | None = None
     typical_norm: float | None = None
-
-
-class Tokenised(NamedTuple):
-    """Token ids with the mask of the real ones: pads are False, on whichever side they are."""
-
-    tokens: TokenIds
-    mask: TokenMask
-
-
-def read_tokens(values: Residual, mask: TokenMask, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:
-    """Read one site at `position`, real tokens only: the activations and the row that each came from.
-
-    "last" and an index give one activation per row, "mean" the mean over the row's real tokens, "all" every real
-    token. Raises ValueError for a row without real tokens or too short for the index.
-    """
-    lengths = mask.sum(1)
-    rows = torch.arange(len(mask), device=mask.device)
-    if (lengths == 0).any():
-        raise ValueError(f"Row {int((lengths == 0).nonzero()[0])} holds no real token.")
-    if position == "all":
-        where = mask.nonzero(as_tuple=True)
-        return values[where], where[0]
-    if position == "mean":
-        real = values.masked_fill(~mask.unsqueeze(-1), 0)  # a pad may hold NaN, which no weight of 0 removes
-        return real.sum(1) / lengths.to(values.dtype).unsqueeze(1), rows
-    index = -1 if position == "last" else position
-    if not isinstance(index, int) or isinstance(index, bool):
-        raise ValueError(f'position must be "last", "mean", "all" or an index, got {position!r}.')
-    short = (lengths <= index) if index >= 0 else (lengths < -index)
-    if short.any():
-        row = int(short.nonzero()[0])
-        raise ValueError(f"position={index} lies outside row {row}, which has {int(lengths[row])} real tokens.")
-    nth = torch.full_like(lengths, index + 1) if index >= 0 else lengths + index + 1
-    column = (mask.cumsum(1) * mask == nth.unsqueeze(1)).int().argmax(1)
-    return values[rows, column], rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +57,12 @@ class ContrastiveActivations:
     tokens: tuple[Tokenised, Tokenised] | None = None
 
     def __post_init__(self) -> None:
-        for name, side in (("desired", self.desired), ("undesired", self.undesired)):
-            if side.ndim != 2 or len(side) == 0:
-                raise ValueError(f"{name} needs at least one activation, as [n, d_model]; got {tuple(side.shape)}.")
+        for name in ("desired", "undesired"):
+            side = getattr(self, name)
+            if not isinstance(side, Tensor) or not side.is_floating_point() or side.ndim != 2 or len(side) == 0:
+                got = tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__
+                raise ValueError(f"{name} needs at least one activation, a float tensor [n, d_model]; got {got}.")
+            object.__setattr__(self, name, side.detach())
             bad = (~torch.isfinite(side)).any(1)
             if bad.any():
                 raise ValueError(f"{name} holds NaN or inf in {int(bad.sum())} of {len(side)} rows; drop them first.")
@@ -108,12 +74,21 @@ class ContrastiveActivations:
         sizes = (len(self.desired), len(self.undesired))
         if self.paired and sizes[0] != sizes[1]:
             raise ValueError(f"paired=True needs as many desired as undesired rows, got {sizes[0]} and {sizes[1]}.")
-        for name, sides in (("groups", self.groups), ("rewards", self.rewards)):
+        for name in ("groups", "rewards"):
+            sides = getattr(self, name)
+            if sides is not None:
+                sides = tuple(torch.as_tensor(side) for side in sides)
+                object.__setattr__(self, name, sides)
             if sides is not None and tuple(len(side) for side in sides) != sizes:
                 found = tuple(len(side) for side in sides)
                 raise ValueError(f"{name} needs one value per row of (desired, undesired): {sizes}, got {found}.")
-        if self.queries is not None and (not self.paired or len(self.queries) != sizes[0]):
-            raise ValueError(f"queries need paired=True and one row per pair ({sizes[0]}), got {len(self.queries)}.")
+        if self.queries is not None and (not self.paired or self.queries.shape != self.desired.shape):
+            shape = tuple(self.queries.shape)
+            raise ValueError(
+                f"queries need paired=True and the shape of desired {tuple(self.desired.shape)}, got {shape}."
+            )
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"layer is a block index counted from 0, got {self.layer}.")
         if self.layer is not None and self.hook_name is None:
             object.__setattr__(self, "hook_name", f"blocks.{self.layer}.hook_resid_post")
 
@@ -168,10 +143,11 @@ class ContrastiveActivations:
             sides.append(samples)
             rows.append(row)
         if position == "all":
-            provenance.setdefault("groups", (rows[0], rows[1] + int(rows[0].max()) + 1))
+            apart = 0 if provenance.get("paired") else int(rows[0].max()) + 1
+            provenance.setdefault("groups", (rows[0], rows[1] + apart))
         cfg = getattr(getattr(desired_cache, "model", None), "cfg", None)
         provenance.setdefault("model_name", str(getattr(cfg, "model_name", "") or ""))
-        provenance.setdefault("processing", processing_seen_in(torch.cat(sides)))
+        provenance.setdefault("processing", processing_seen_in(torch.cat(sides), desired_cache[hook_name].dtype))
         return cls(*sides, layer=layer, hook_name=hook_name, position=position, **provenance)
 
     def split(self, seed: int = 0, fraction: float = 0.8) -> tuple["ContrastiveActivations", "ContrastiveActivations"]:
@@ -229,10 +205,10 @@ class ContrastiveActivations:
         return cls(**tree)
 
 
-def processing_seen_in(activations: Samples) -> Processing:
-    """ "centred" where every activation has mean zero over d_model, as centred writing weights make it."""
-    a = activations.double()
-    return "centred" if bool((a.mean(1).abs() <= 1e-5 * a.std(1)).all()) else "unknown"
+def processing_seen_in(rows: Samples, dtype: torch.dtype | None = None) -> Processing:
+    """Whether all rows have mean zero over d_model, to the rounding of `dtype`: "centred", else "raw"."""
+    a, rounding = rows.double(), max(1e-5, torch.finfo(dtype or rows.dtype).eps)
+    return "centred" if bool((a.mean(1).abs() <= rounding * a.std(1)).all()) else "raw"
 
 
 def _mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) -> TokenMask:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from odesteer_tl.activations import Origin
@@ -38,7 +39,20 @@ def load(folder: str | Path) -> Method:
     method = _built(tree.get("method"), folder)
     if not isinstance(method, METHODS):
         raise ValueError(f"{folder} holds no fitted method; activations are read with ContrastiveActivations.load.")
+    _try_out(method, folder)
     return method
+
+
+def _try_out(method: Method, folder: str | Path) -> None:
+    """Values of the wrong type or shape fail here and not in the middle of a generation."""
+    try:
+        width = method.origin.d_model
+        if width is not None:
+            moved_on = method.steer(torch.ones(2, width), T=1.0)
+            if moved_on.shape != (2, width) or not bool(torch.isfinite(moved_on).all()):
+                raise ValueError(f"steer gives {tuple(moved_on.shape)}, or numbers that are not finite")
+    except Exception as error:
+        raise ValueError(f"{folder} holds a {type(method).__name__} whose values do not fit: {error}") from error
 
 
 def _plain(thing: Any) -> Any:
@@ -62,7 +76,11 @@ def _built(tree: Any, folder: str | Path) -> Any:
     if set(tree) - {"class"} != names:
         found = sorted(set(tree) - {"class"})
         raise ValueError(f"{folder}: {cls.__name__} needs the fields {sorted(names)}, found {found}.")
-    return cls(**{name: _built(tree[name], folder) for name in names})
+    values = {name: _built(tree[name], folder) for name in names}
+    try:
+        return cls(**values)
+    except Exception as error:  # a value of another type than the field's
+        raise ValueError(f"{folder}: {cls.__name__} cannot be built from its values: {error}") from error
 
 
 def _version() -> str:

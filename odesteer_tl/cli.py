@@ -14,6 +14,11 @@ Folder = Annotated[Path, typer.Argument()]
 ModelName = Annotated[str, typer.Option(help="A name that TransformerLens can load, a local folder, or 'embedded'.")]
 
 
+STARTING_POINTS = dict.fromkeys(
+    ("odesteer", "stepodesteer", "iti"), "--relative-T 0.05 to 0.4 is where to look first."
+) | {"caa": "--T 1 is the published strength; look from 0.25 to 2."}
+
+
 class Direction(StrEnum):
     """Which side of the demo's texts is desired."""
 
@@ -70,15 +75,17 @@ def fit(
 
     methods = {"odesteer": ot.ODESteer, "stepodesteer": ot.StepODESteer, "caa": ot.CAA, "iti": ot.ITI}
     with _clear_errors():
+        named = position in ("last", "mean", "all")
+        if not named and not position.removeprefix("-").isdigit():
+            raise ValueError(f"--position is last, mean, all or an index such as -2, got {position!r}.")
+        where: Any = position if named else int(position)
         loaded = _load(model)
-        where: Any = position if position in ("last", "mean", "all") else int(position)
         acts = ot.collect(loaded, _lines(desired), _lines(undesired), layer, position=where)
         fitted = methods[method].fit(acts)
         ot.save(fitted, out)
         typer.echo(
             f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
-            f"activations at {acts.hook_name}; kept in {out}. Their median norm is {acts.origin.typical_norm:.4g}: "
-            f"T of a tenth to a half of it, or --relative-T 0.1 to 0.5, is where to look first."
+            f"activations at {acts.hook_name}; kept in {out}. {STARTING_POINTS[method]}"
         )
 
 
@@ -90,7 +97,7 @@ def generate(
     relative_T: Annotated[float | None, typer.Option("--relative-T", help="T as a part of ‖a‖, such as 0.25.")] = None,
     model: Annotated[str | None, typer.Option(help="As for fit; the model of the fit unless given.")] = None,
     max_new_tokens: Annotated[int, typer.Option()] = 40,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help="Samples; without it and --top-p greedy.")] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -101,8 +108,8 @@ def generate(
         method = ot.load(folder)
         loaded = _load(model or method.origin.model_name or EMBEDDED)
         sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
-        if temperature > 0:
-            sampling |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        if temperature is not None or top_p is not None:
+            sampling |= {"do_sample": True, "top_p": top_p, "temperature": 1.0 if temperature is None else temperature}
         plain = ot.generate(loaded, prompt, **sampling)
         steered = ot.generate(loaded, prompt, method, T, relative_T=relative_T, **sampling)
         for before, after in zip(plain.texts, steered.texts, strict=True):
@@ -127,6 +134,6 @@ class _clear_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
+        if isinstance(error, (ValueError, OSError)):  # OSError: what transformers says of a model it cannot find
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(2) from error

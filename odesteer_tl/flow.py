@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from odesteer_tl.barriers import Barrier, Subspace
 from odesteer_tl.features import norm
 from odesteer_tl.fields import Field
-from odesteer_tl.shapes import Activations, Basis, Time
+from odesteer_tl.shapes import Activations, Basis, Time, per_activation
 from odesteer_tl.solvers import Euler, Solver, integrate, path
 
 
@@ -24,19 +24,21 @@ from odesteer_tl.solvers import Euler, Solver, integrate, path
 class Trajectory:
     """a(t) [steps + 1, *batch, d_model] and h [steps + 1, *batch] at equal fractions of T; h is None without a barrier.
 
-    `chatters` [*batch]: h falls by more than rounding in some step, so T/steps is too long for this activation: it has
-    passed the maximum of h within its reach, and further time only adds norm.
+    `chatters` [*batch]: h falls by more than rounding in some step (rises, where `forward` is False as T is negative),
+    so T/steps is too long for this activation: it has passed an extremum of h, and further time only adds norm.
     """
 
     activations: Float[torch.Tensor, "times *batch d_model"]
     h: Float[torch.Tensor, "times *batch"] | None
+    forward: Bool[torch.Tensor, "*#batch"] | bool = True
 
     @property
     def chatters(self) -> Bool[torch.Tensor, "*batch"]:
         if self.h is None:
             return torch.zeros(self.activations.shape[1:-1], dtype=torch.bool, device=self.activations.device)
         rounding = 16 * torch.finfo(self.h.dtype).eps * (1 + self.h.abs().amax(0))
-        return (self.h.diff(dim=0) < -rounding).any(0)
+        rise = self.h.diff(dim=0)
+        return (torch.where(torch.as_tensor(self.forward, device=rise.device), rise, -rise) < -rounding).any(0)
 
     @property
     def reaches(self) -> Bool[torch.Tensor, "*batch"]:
@@ -82,7 +84,8 @@ class Flow:
         """a(t) and h(a(t)) at every step."""
         points = list(self.path(a, T))
         h = None if barrier is None else torch.stack([barrier.value(point) for point in points])
-        return Trajectory(torch.stack(points), h)
+        forward = torch.as_tensor(per_activation(T, a) >= 0, device=a.device)
+        return Trajectory(torch.stack(points), h, forward.squeeze(-1) if forward.ndim else forward)
 
     @cached_property
     def _reduced(self) -> Subspace[Field] | None:

@@ -70,16 +70,16 @@ class Tracker:
 
     A pass after cached columns continues its prompt. So does, with the cache off, a pass whose rows extend rows of the
     previous pass by one column. Any other pass begins a new prompt, and all its real tokens are the prompt; where that
-    is not so (teacher forcing, prefill in chunks), `prompt_lengths` says how many are. `pad_id` serves to notice pads
+    is not so (teacher forcing, prefill in chunks), `lengths` says how many are. `pad_id` serves to notice pads
     that no mask declares.
     """
 
     def __init__(
-        self, positions: Positions, prompt_lengths: PromptLengths | None = None, pad_id: int | None = None
+        self, positions: Positions, lengths: PromptLengths | None = None, pad_id: int | None = None, beams: int = 1
     ) -> None:
         self.positions = checked(positions)
-        self.lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths).cpu()
-        self.pad_id = pad_id
+        self.lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
+        self.pad_id, self.beams = pad_id, beams
         self._prompt: _Prompt | None = None
 
     def select(self, now: Pass) -> Selection:
@@ -90,7 +90,7 @@ class Tracker:
         """
         before = self._prompt
         carried = None if before is None else _carried(before, now)
-        given = None if self.lengths is None else _per_row(self.lengths, now.batch)
+        given = None if self.lengths is None else _per_row(self.lengths, now.batch, self.beams)
         seen, real = self._real(now, carried, given)
         index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
         ragged = bool((~real[:, -1] & (index[:, -1] >= 0)).any())  # a pad after a real token
@@ -141,7 +141,7 @@ class Tracker:
                 inside = (index >= first) & ((index - first) % (step or 1) == 0)
                 return inside if stop is None else inside & (index < stop)
             case Tensor() as mask:
-                mask = mask.cpu() if mask.ndim == 1 else _per_row(mask.cpu(), len(index))
+                mask = mask.cpu() if mask.ndim == 1 else _per_row(mask.cpu(), len(index), self.beams)
                 mask = mask.expand(len(index), -1)
                 return mask.gather(1, index.clamp(0, mask.shape[1] - 1)) & (index < mask.shape[1])
             case _:
@@ -230,16 +230,16 @@ def _mask(now: Pass, cached: bool = False) -> TokenMask:
     return now.mask[:, -width:].bool().cpu()
 
 
-def _per_row(values: Tensor, batch: int) -> Tensor:
-    """One value per row of the batch: beams repeat each row's."""
+def _per_row(values: Tensor, batch: int, beams: int) -> Tensor:
+    """One value per row of the batch, where `values` holds one per prompt."""
     if values.ndim == 0:
         return values.expand(batch)
-    if batch % len(values):
+    if len(values) * beams != batch:
         raise ValueError(
             f"prompt_lengths and masks of positions need one entry per row: the model sees {batch} rows, "
             f"{len(values)} were given."
         )
-    return values.repeat_interleave(batch // len(values), 0)
+    return values.repeat_interleave(beams, 0)
 
 
 def _right_padded() -> ValueError:

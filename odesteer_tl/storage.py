@@ -46,16 +46,19 @@ def read_tree(folder: str | Path) -> dict[str, Any]:
     for file in (config_file, tensor_file):
         if not file.is_file():
             raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no {file.name}.")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        tensors = load_file(tensor_file)
+    except Exception as error:  # the parsers' own errors do not name the file
+        raise ValueError(f"{folder} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("tree"), dict):
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{config_file} has format {found}; this version of odesteer_tl reads format {FORMAT}.")
-    tensors = load_file(tensor_file)
 
     def attach(value: Any) -> Any:
         if isinstance(value, dict):
             if set(value) == {"tensor"}:
-                if value["tensor"] not in tensors:
+                if not isinstance(value["tensor"], str) or value["tensor"] not in tensors:
                     raise ValueError(f"{config_file} names a tensor {value['tensor']} that {tensor_file} lacks.")
                 return tensors[value["tensor"]]
             return {key: attach(item) for key, item in value.items()}

@@ -130,12 +130,17 @@ def test_caches_give_float32_that_shares_no_graph():
 def test_the_processing_is_seen_in_the_numbers():
     values = activations(1, 4, d_model=6, dtype=torch.float32) + 0.3
     centred = values - values.mean(-1, keepdim=True)
-    for cache, processing in ((values, "unknown"), (centred, "centred")):
+    for cache, processing in ((values, "raw"), (centred, "centred")):
         acts = ContrastiveActivations.from_caches({HOOK: cache}, {HOOK: cache}, layer=2)
         assert acts.processing == acts.origin.processing == processing
-    assert processing_seen_in(values[0]) == "unknown"
-    said = ContrastiveActivations.from_caches({HOOK: values}, {HOOK: values}, layer=2, processing="raw", model_name="m")
-    assert (said.processing, said.model_name) == ("raw", "m")
+    assert processing_seen_in(values[0]) == "raw"
+    rounded = centred[0].bfloat16()  # each entry off by up to 2⁻⁹ of itself: their mean is no longer zero
+    assert processing_seen_in(rounded) == processing_seen_in(rounded.float(), torch.bfloat16) == "centred"
+    assert processing_seen_in(rounded.float()) == processing_seen_in(values[0].bfloat16()) == "raw"
+    said = ContrastiveActivations.from_caches(
+        {HOOK: values}, {HOOK: values}, layer=2, processing="folded", model_name="m"
+    )
+    assert said.processing == "folded"
 
 
 @pytest.mark.parametrize(
@@ -167,14 +172,17 @@ def x(n, d=4):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"desired": x(0)}, r"desired needs at least one activation, as \[n, d_model\]; got \(0, 4\)"),
+        ({"desired": x(0)}, r"desired needs at least one activation, a float tensor \[n, d_model\]; got \(0, 4\)"),
         ({"undesired": x(0)}, r"undesired needs at least one activation"),
         ({"undesired": x(3, 5)}, r"desired has d_model 4, undesired 5: both must be read at the same site"),
         ({"desired": x(3) * torch.tensor(float("nan"))}, r"desired holds NaN or inf in 3 of 3 rows; drop them"),
         ({"undesired": x(3).index_fill(0, torch.tensor(1), float("inf"))}, r"undesired holds NaN or inf in 1 of 3"),
         ({"undesired": x(2), "paired": True}, r"paired=True needs as many desired as undesired rows, got 3 and 2"),
-        ({"queries": x(3)}, r"queries need paired=True and one row per pair \(3\), got 3"),
-        ({"queries": x(2), "paired": True}, r"queries need paired=True and one row per pair \(3\), got 2"),
+        ({"queries": x(3)}, r"queries need paired=True and the shape of desired \(3, 4\)"),
+        (
+            {"queries": x(2), "paired": True},
+            r"queries need paired=True and the shape of desired \(3, 4\), got \(2, 4\)",
+        ),
     ],
 )
 def test_activations_that_do_not_fit_together_are_refused(arguments, message):

@@ -2,10 +2,11 @@
 
 import json
 import pickle
+import re
 
 import pytest
 import torch
-from instances import ALL_METHODS, KEPT, Own, activations, fitted, log_ratio, planted
+from instances import ALL_METHODS, KEPT, Own, activations, fitted, log_ratio, planted, without_shape_checks
 
 from odesteer_tl.artefacts import load, save
 from odesteer_tl.methods import CAA, GradientFlow, ODESteer
@@ -170,3 +171,26 @@ def test_a_loaded_method_goes_on_working(tmp_path):
     assert again.edits(T=1.0)[0].write.layer == 3
     assert torch.equal(again.trajectory(activations(2), T=1.0).h, method.trajectory(activations(2), T=1.0).h)
     assert torch.equal(log_ratio("polynomial-2-unit").weight, again.barrier.weight)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", "10"), ("steps", 2.5), ("solver", "heun"), ("barrier", None), ("barrier", 3), ("origin", None)],
+)
+def test_a_value_of_another_type_is_refused_when_it_is_read(field, value, tmp_path):
+    save(fitted("odesteer"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["tree"]["method"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with without_shape_checks(), pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("config.json", b"{"), ("config.json", b"\xff"), ("tensors.safetensors", b"")]
+)
+def test_a_broken_file_is_refused_by_its_folder(name, content, tmp_path):
+    save(fitted("caa"), tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(tmp_path)

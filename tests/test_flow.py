@@ -11,6 +11,7 @@ from instances import (
     REDUCIBLE,
     SOLVERS,
     activations,
+    fitted,
     in_float64,
     log_ratio,
     planted,
@@ -279,3 +280,11 @@ def test_far_beyond_the_maximum_the_end_is_finite_and_of_the_norm_that_eulers_la
         expected = (a.norm(dim=-1).square() + T.square() / 10).sqrt()
         assert (end.norm(dim=-1) / expected - 1).abs().max() < 1e-10
         assert math.isfinite(float(end.sum()))
+
+
+def test_backwards_in_time_it_is_a_rise_of_h_that_chatters():
+    method, a = fitted("odesteer"), activations(5, dtype=torch.float32)
+    assert not method.trajectory(a, T=-0.5).chatters.any()
+    assert method.trajectory(a, T=-200.0).chatters.all()
+    rows = method.trajectory(a, T=torch.tensor([0.5, -0.5, 0.5, -0.5, 200.0]))
+    assert rows.chatters.tolist() == [False, False, False, False, True]

@@ -124,7 +124,7 @@ def test_a_mask_of_positions_may_differ_by_row(model):
 
 def test_prompts_may_be_tokens(model):
     texts = ot.generate(model, TEXTS, METHOD, T, max_new_tokens=4)
-    left = ot.backends.transformer_lens.tokenise(model, TEXTS)
+    left = ot.backends.tokenise(model, TEXTS)
     assert torch.equal(ot.generate(model, left, METHOD, T, max_new_tokens=4).tokens, texts.tokens)
     one = model.to_tokens(TEXTS[0])
     assert ot.generate(model, one, METHOD, T, max_new_tokens=4).texts == texts.texts[:1]
@@ -156,7 +156,7 @@ def test_beams_are_the_bridges():
         ({"prompts": []}, "No text"),
         ({"prompts": ["good", ""], "prepend_bos": False}, "Text 1"),
         ({"positions": "generated", "max_new_tokens": 1}, "No token was steered"),
-        ({"T": torch.ones(2)}, "T holds 2 values, the model sees 3 rows"),
+        ({"T": torch.ones(2)}, "3 prompts need as many values per prompt, got 2"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_by_name(model, options, says):

@@ -50,7 +50,7 @@ def pads_counted(patch):
 
 def rows_swapped(patch):
     rows = carrying._rows
-    patch.setattr(carrying, "_rows", lambda run, device, given: rows(run, device, given).flip(0))
+    patch.setattr(carrying, "_rows", lambda *what: rows(*what).flip(0))
 
 
 def result_dropped(patch):

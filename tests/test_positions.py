@@ -153,10 +153,16 @@ def test_without_cache_rows_of_other_lengths_may_change_places():
 
 
 def test_beams_share_the_prompt_length_and_the_mask_of_their_row():
-    found = Tracker("decoding", [2, 3]).select(Pass(4, 3))
+    found = Tracker("decoding", [2, 3], beams=2).select(Pass(4, 3))
     assert found.positions.tolist() == [1, 2, 1, 2, 2, 2]
     masks = torch.tensor([[True, False, False], [False, False, True]])
-    assert Tracker(masks).select(Pass(4, 3)).positions.tolist() == [0, 0, 2, 2]
+    assert Tracker(masks, beams=2).select(Pass(4, 3)).positions.tolist() == [0, 0, 2, 2]
+
+
+def test_values_per_row_are_never_taken_for_beams_unasked():
+    for tracker in (Tracker("decoding", [2, 3]), Tracker(torch.ones(2, 3, dtype=torch.bool))):
+        with pytest.raises(ValueError, match="4 rows, 2 were given"):
+            tracker.select(Pass(4, 3))
 
 
 def test_a_kept_cache_means_that_a_longer_prompt_is_a_new_one():

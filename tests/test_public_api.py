@@ -19,9 +19,9 @@ PUBLIC = [
 ]  # fmt: skip
 
 ORDER = [
-    "shapes", "storage", "activations", "moving", "features", "barriers", "fields", "solvers", "flow", "edits",
-    "methods", "artefacts", "positions", "backends", "assets", "demo", "evaluation", "plots", "evaluation.showcase",
-    "cli",
+    "shapes", "storage", "tokens", "activations", "moving", "features", "barriers", "fields", "solvers", "flow",
+    "edits", "methods", "artefacts", "positions", "backends", "assets", "demo", "evaluation", "plots",
+    "evaluation.showcase", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
 prints all the rest, has an entry of its own."""

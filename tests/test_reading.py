@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from instances import without_shape_checks
 from models import FAMILIES, KINDS, hugging_face, load
 from oracle import LAYER, block
 
@@ -154,7 +155,7 @@ def test_chat_templates_render_one_user_message_and_decide_on_the_bos(model):
     [
         ({"desired": []}, "No text"),
         ({"desired": ["good", ""], "prepend_bos": False}, "Text 1 .* has no tokens"),
-        ({"desired": ["good " * 70]}, "71 tokens, the model holds 64"),
+        ({"desired": ["good " * 70]}, "71 tokens; the model holds 64"),
         ({"layer": 3}, "layers 0 to 2"),
         ({"layer": -1}, "layers 0 to 2"),
         ({"batch_size": 0}, "batch_size"),
@@ -168,7 +169,7 @@ def test_what_cannot_be_read_is_refused_by_name(model, change, says):
 
 
 def test_other_models_are_refused_and_told_what_is_supported():
-    with pytest.raises(TypeError, match="HookedTransformer or a TransformerBridge"):
+    with pytest.raises(ValueError, match="HookedTransformer or a TransformerBridge"):
         ot.collect(hugging_face("llama"), DESIRED, UNDESIRED, LAYER)
 
 
@@ -178,3 +179,37 @@ def test_a_model_without_tokenizer_reads_tokens_alone(model, monkeypatch):
     assert torch.equal(ot.collect(model, *texts.tokens, LAYER).desired, texts.desired)
     with pytest.raises(ValueError, match="no tokenizer"):
         ot.collect(model, DESIRED, UNDESIRED, LAYER)
+
+
+def test_the_masks_of_hugging_face_are_read_as_masks():
+    model = load("bridge", "llama")
+    texts = ["the film is good", "bad", "we saw it"]
+    out = model.tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    whole = ot.collect(model, texts, texts[:1], 1, prepend_bos=False)
+    same = ot.collect(model, ot.Tokenised(out.input_ids, out.attention_mask), texts[:1], 1, prepend_bos=False)
+    torch.testing.assert_close(same.desired, whole.desired, atol=1e-5, rtol=1e-5)
+    with without_shape_checks(), pytest.raises(ValueError, match=r"ot\.Tokenised"):
+        ot.collect(model, out, texts, 1)
+    empty = torch.tensor([[True, True], [False, False]])
+    for wrong in (ot.Tokenised(torch.ones(2, 2).long(), empty), ot.Tokenised(torch.ones(2, 2).long(), empty[:, :1])):
+        with pytest.raises(ValueError, match="Tokenised needs tokens and mask"):
+            ot.generate(model, wrong, max_new_tokens=1)
+    with pytest.raises(ValueError, match="model holds 64"):
+        ot.generate(model, "the film", max_new_tokens=63)
+    with pytest.raises(ValueError, match="needs an nnsight model"):
+        ot.generate(model, "the film", remote=True)
+
+
+def test_the_tokens_of_a_pair_stay_on_one_side_of_a_split():
+    acts = ot.collect(
+        load("bridge", "llama"), ["the film", "we saw it", "good"], ["a plot", "it was bad", "dull"], 1,
+        position="all", paired=False,
+    )  # fmt: skip
+    fit, held_out = acts.split(fraction=0.67)
+    assert not set(torch.cat(fit.groups).tolist()) & set(torch.cat(held_out.groups).tolist())
+    pairs = ot.collect(
+        load("bridge", "llama"), ["the film", "we saw it", "good"], ["a plot", "was it bad", "dull"], 1,
+        position="all", paired=True,
+    )  # fmt: skip
+    fit, held_out = pairs.split(fraction=0.67)
+    assert torch.equal(*fit.groups) and torch.equal(*held_out.groups)

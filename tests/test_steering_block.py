@@ -172,7 +172,7 @@ def test_misfits_are_refused_by_name(model):
     with pytest.raises(ValueError, match="carries its strengths"):
         with ot.steering(model, [(METHOD, T)], T):
             pass
-    with pytest.raises(TypeError, match="HookedTransformer or a TransformerBridge"):
+    with pytest.raises(ValueError, match="HookedTransformer or a TransformerBridge"):
         with ot.steering(hugging_face("llama"), METHOD, T):
             pass
 
@@ -216,3 +216,32 @@ def test_small_steps_in_sixteen_bits_are_warned_of(kind, recwarn):
     with ot.steering(model, method, 3.0), ot.steering(model, Stub(32), 1.0):
         assert effect(model).dtype == torch.bfloat16
     assert not [w for w in recwarn if "bfloat16" in str(w.message)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fit_on_raw_layer_norm_weights_is_refused_on_centred_ones_and_the_reverse(kind, dtype):
+    raw, centred = load(kind, "gpt2", dtype=dtype), load(kind, "gpt2", dtype=dtype, compatible=True)
+    name = f"blocks.{LAYER}.hook_resid_post"
+    for own, other, seen in ((raw, centred, "raw"), (centred, raw, "centred")):
+        caches = [own.run_with_cache(TOKENS + shift, names_filter=name)[1] for shift in (0, 1)]
+        by_cache = ot.ContrastiveActivations.from_caches(*caches, layer=LAYER, position=-1)
+        by_collect = ot.collect(own, TOKENS, TOKENS + 1, LAYER)
+        assert by_cache.processing == seen
+        for acts in (by_cache, by_collect):
+            method = ot.CAA.fit(acts)
+            with pytest.raises(ValueError, match="so that its residual stream differs"):
+                ot.generate(other, TOKENS, method, 1.0, max_new_tokens=2)
+            ot.generate(own, TOKENS, method, 1.0, max_new_tokens=2)
+
+
+def test_a_strength_per_row_is_never_spread_over_other_rows():
+    model = load("bridge", "llama")
+    tokens = TOKENS[:1].expand(4, -1)
+    with pytest.raises(ValueError, match=f"T holds 2 values, the model sees {len(tokens)} rows"):
+        with ot.steering(model, METHOD, torch.tensor([0.0, 5.0])):
+            model(tokens)
+    for wrong in ([(METHOD,)], [METHOD, METHOD], (METHOD, 1.0)):
+        with pytest.raises(ValueError, match="A list of methods"):
+            with ot.steering(model, wrong):
+                model(tokens)

@@ -140,6 +140,7 @@ def make_judge(rows: dict[str, list[dict]], out: Path, rng: random.Random, terms
 
 
 def main(reviews: Path, out: Path, seed: int = 0, terms: int = 25_000) -> None:
+    """Write texts.json, heldout.jsonl.gz and the judge to `out`."""
     rng = random.Random(seed)
     dealt = deal(read_reviews(reviews), rng)
     sides = {"desired": "pos", "undesired": "neg"}

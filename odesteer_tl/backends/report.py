@@ -9,7 +9,8 @@ from odesteer_tl.positions import Selection
 class Report:
     """What a steering block did, readable inside the block and after it.
 
-    `tokens_steered`: per layer written, distinct (row, position) pairs, over all prompts of the block.
+    `tokens_steered`: per layer written, distinct (row, position) pairs, over all prompts of the block. What a batch
+    still generates for a row that has ended counts too: the model computes it, though no text shows it.
     `hooks_removed`: reset_hooks() inside the block took the steering away; known when the block has ended.
     """
 

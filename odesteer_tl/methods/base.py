@@ -5,7 +5,7 @@ Methods are complete, frozen dataclasses: their fields are all that `ot.save` ke
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ class Method(ABC):
     barrier: Barrier | None
     """h of the barrier view: `value(a)`, `grad(a)`; None where the method has none."""
 
+    speed: ClassVar[float | None] = 1.0
+    """‖v‖, so that T·speed is about the displacement; None where it varies. CAA overrides it with ‖μ₊ − μ₋‖."""
+
     @property
     def layer(self) -> int | None:
         """The 0-based block whose `resid_post` the method was fitted at."""
@@ -42,9 +45,9 @@ class Method(ABC):
         """a(0) → a(T), shape, dtype and device of `a`; computed in float32, or float64 for float64 activations.
 
         `T` is a number or a tensor with one value per row; `relative_T` means T = relative_T·‖a‖ for each activation.
-        T = 0 returns `a` itself. Casting back to bfloat16 loses about 2 % of the displacement at T/‖a‖ = 0.1 and 17 %
-        at 0.01. Raises ValueError for both or neither of T and relative_T, a T that is not finite or does not fit, or
-        another d_model than the one fitted.
+        The number T = 0 returns `a` itself. Casting back to bfloat16 loses about 2 % of the displacement at T/‖a‖ = 0.1
+        and 17 % at 0.01. Raises ValueError for both or neither of T and relative_T, a T that is not finite or does not
+        fit, or another d_model than the one fitted.
         """
         _check_strength(T, relative_T)
         return self._steered(a, T, relative_T)
@@ -134,6 +137,8 @@ def _check_strength(T: Time | None, relative_T: Time | None) -> None:
     if (T is None) == (relative_T is None):
         raise ValueError(f"Give either T or relative_T, got T={T}, relative_T={relative_T}.")
     strength = relative_T if T is None else T
+    if not isinstance(strength, (int, float, Tensor)):
+        raise ValueError(f"T is a number or a tensor, one value per row; got a {type(strength).__name__}.")
     if not bool(torch.isfinite(torch.as_tensor(strength)).all()):
         raise ValueError(f"T and relative_T must be finite, got {strength}.")
 

@@ -26,6 +26,11 @@ class CAA(FlowMethod):
         """Take the means of both sides."""
         return cls(mean_difference(acts), acts.origin)
 
+    @property
+    def speed(self) -> float:
+        """‖μ₊ − μ₋‖: T counts in differences of means, not in lengths."""
+        return float(self.barrier.weight.norm())
+
     @cached_property
     def flow(self) -> Flow:
         return Flow(Constant(self.barrier.weight), steps=1)

@@ -10,6 +10,7 @@ from typing import Any
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.barriers import with_grad
+from odesteer_tl.edits import Site
 from odesteer_tl.fields import Gradient, UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
@@ -35,7 +36,9 @@ class GradientFlow(FlowMethod):
         if self.layer is None:
             object.__setattr__(self, "layer", self.origin.layer)
         else:
-            object.__setattr__(self, "origin", replace(self.origin, layer=self.layer))
+            object.__setattr__(
+                self, "origin", replace(self.origin, layer=self.layer, hook_name=Site(self.layer).hook_name)
+            )
         _ = self.flow  # a wrong solver or number of steps fails here, not in the middle of a generation
 
     @cached_property

@@ -1,8 +1,9 @@
 """ODESteer (arXiv:2602.17560): walk uphill on a nonlinear log density ratio, in several small steps.
 
 h(a) = log p₊(a)/p₋(a) ≈ wᵀφ(a) + b, φ polynomial features of a/‖a‖; v(a) = ∇h/‖∇h‖; a(T) by 10 Euler steps.
-As h depends on the direction of a alone, v is tangent to the sphere: the exact flow turns a by the angle T/‖a‖ and
-keeps its norm; Euler gives ‖a(T)‖² = ‖a(0)‖² + T²/steps. StepODESteer is the paper's ablation with a single step.
+As h depends on the direction of a alone, v is tangent to the sphere: the exact flow is an arc of length T, an angle of
+at most T/‖a‖, that keeps the norm; Euler gives ‖a(T)‖² = ‖a(0)‖² + T²/steps. StepODESteer is the paper's ablation with
+a single step.
 """
 
 from dataclasses import dataclass

@@ -95,7 +95,7 @@ class Carrier:
     def _written(self, run: _Run, number: int, value: SiteValue) -> SiteValue:
         each = self.edits[number]
         if each.owner not in run.states:
-            run.states[each.owner] = State(_rows(run, value.device, each.rows))
+            run.states[each.owner] = State(_rows(run, value.device, each.rows, self._tracker.beams))
         read = run.read.pop(number).to(value.device)
         value = run.put(value, each.edit.apply(read, run.take(value), run.states[each.owner]))
         layer = each.edit.write.layer
@@ -104,13 +104,13 @@ class Carrier:
         return value
 
 
-def _rows(run: _Run, device: torch.device, rows: int | None) -> Indices:
+def _rows(run: _Run, device: torch.device, rows: int | None, beams: int) -> Indices:
     """The batch row of each chosen token; where T holds a value per prompt, beams count as the row of their prompt."""
     batch = run.now.batch
-    if rows is not None and batch % rows:
+    if rows is not None and rows * beams != batch:
         raise ValueError(f"T holds {rows} values, the model sees {batch} rows: T needs one value per row.")
     if run.selection.everything:
         chosen = torch.arange(batch, device=device).repeat_interleave(run.now.width)
     else:
         chosen = run.index(device)[0]
-    return chosen if rows is None else chosen // (batch // rows)
+    return chosen if rows is None else chosen // beams

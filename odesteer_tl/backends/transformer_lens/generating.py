@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from odesteer_tl.activations import Tokenised
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.report import Report
-from odesteer_tl.backends.transformer_lens.models import device_of, eos_ids_of, pad_id_of
+from odesteer_tl.backends.transformer_lens.models import check_local, device_of, eos_ids_of, pad_id_of
 from odesteer_tl.backends.transformer_lens.steering import attached, carrier_for, conclude
-from odesteer_tl.backends.transformer_lens.texts import ChatTemplate, Texts, tokenise, trimmed
+from odesteer_tl.backends.transformer_lens.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import PerRow, Time, TokenIds, TokenMask
 
@@ -57,18 +57,20 @@ def generate(
     chat_template: ChatTemplate = False,
     seed: int = 0,
     batch_size: int | None = None,
+    remote: bool = False,
 ) -> Generation:
     """Continue `prompts`, steered by `method` (see `steering`), or as the model alone does where it is None.
 
     Greedy, unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling; temperature 0 is
     greedy. Sampling starts from `seed` and neither reads nor moves the global generators. `num_beams` > 1 needs a
     TransformerBridge. `T` may hold one value per prompt. `batch_size` None takes all prompts at once; greedy
-    continuations do not depend on it. Prompts as for `collect`.
+    continuations do not depend on it. Prompts as for `collect`. `remote` is for nnsight models.
 
-    Raises ValueError as `tokenise` and `steering` do, for a T without a method, and for a token budget, a
-    temperature or beams that cannot be.
+    Raises ValueError as `tokenise` and `steering` do, for a T without a method or of another length than
+    the prompts, and for a token budget (also one beyond the model's context), a temperature or beams that cannot be.
     """
     kind = kind_of(model)
+    check_local(remote)
     if method is None and (T is not None or relative_T is not None):
         raise ValueError("T was given without a method: ot.generate(model, prompts, method, T=...).")
     if max_new_tokens < 1 or num_beams < 1 or temperature < 0 or (batch_size is not None and batch_size < 1):
@@ -76,6 +78,8 @@ def generate(
             "max_new_tokens, num_beams and batch_size must be at least 1 and temperature at least 0, got "
             f"{max_new_tokens}, {num_beams}, {batch_size} and {temperature}."
         )
+    if (top_p is not None and not 0 < top_p <= 1) or (top_k is not None and top_k < 1):
+        raise ValueError(f"top_p lies in (0, 1] and top_k is at least 1, got {top_p} and {top_k}.")
     if num_beams > 1 and kind == "HookedTransformer":
         raise ValueError("HookedTransformer has no beam search: load the model as a bridge, ot.load_model(name).")
     if do_sample is None:
@@ -96,6 +100,7 @@ def generate(
         options["num_beams"] = num_beams
     texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template)
     count = len(texts.tokens)
+    check_context(model, texts, max_new_tokens)
     generated: list[Tensor] = []
     reports: list[Report] = []
     with _own_randomness(device_of(model), seed):
@@ -103,15 +108,19 @@ def generate(
 
             def own(value: Any, chosen: Tensor = chosen) -> Any:
                 """A value per prompt, cut to the prompts of this batch; anything else as it is."""
-                return value[chosen] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+                if not isinstance(value, Tensor) or value.ndim == 0:
+                    return value
+                if len(value) != count:
+                    raise ValueError(f"{count} prompts need as many values per prompt, got {len(value)}.")
+                return value[chosen]
 
             batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
             if method is None:
                 generated.append(_continued(model, kind, batch, options))
                 continue
-            methods = [(each, own(t)) for each, t in method] if isinstance(method, Sequence) else method
+            methods = [tuple(map(own, pair)) for pair in method] if isinstance(method, Sequence) else method
             where = own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions
-            carrier = carrier_for(model, methods, own(T), own(relative_T), where, None, layer)
+            carrier = carrier_for(model, methods, own(T), own(relative_T), where, None, layer, num_beams)
             with attached(model, carrier) as report:
                 generated.append(_continued(model, kind, batch, options))
             reports.append(report)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from odesteer_tl.activations import Origin, Processing
+from odesteer_tl.activations import Origin, Processing, processing_seen_in
 from odesteer_tl.edits import Site
 
 
@@ -62,8 +62,7 @@ def processing_of(model: Any) -> Processing:
     "centred" where the rows of the embedding have mean zero over d_model, as center_writing_weights makes them;
     "folded" where the norms have lost their scale; "raw" otherwise.
     """
-    rows = model.W_E[:256].detach().cpu().double()
-    if bool((rows.mean(1).abs() <= 1e-5 * rows.std(1).clamp_min(1e-30)).all()):
+    if processing_seen_in(model.W_E[:256].detach().cpu()) == "centred":
         return "centred"
     norm = getattr(model.blocks[0], "ln1", None)
     scale = getattr(norm, "w", None)
@@ -71,11 +70,17 @@ def processing_of(model: Any) -> Processing:
     return "folded" if folded else "raw"
 
 
+def check_local(remote: bool) -> None:
+    """Raises ValueError for remote=True: TransformerLens models run where they are."""
+    if remote:
+        raise ValueError("remote=True needs an nnsight model; a TransformerLens model runs on this machine.")
+
+
 def check_layer(model: Any, layer: int) -> None:
     """Raises ValueError for a layer that the model has not."""
-    if not 0 <= layer < model.cfg.n_layers:
+    if not isinstance(layer, int) or not 0 <= layer < model.cfg.n_layers:
         raise ValueError(
-            f"layer={layer} does not exist: this model has layers 0 to {model.cfg.n_layers - 1}, counted from 0."
+            f"layer={layer!r} does not exist: this model has layers 0 to {model.cfg.n_layers - 1}, counted from 0."
         )
 
 
@@ -91,7 +96,7 @@ def check_fit(model: Any, origin: Origin, sites: Iterable[Site]) -> None:
                 "fit it on activations of this model."
             )
     here = processing_of(model)
-    if "unknown" not in (here, origin.processing) and (here == "centred") != (origin.processing == "centred"):
+    if origin.processing != "unknown" and (here == "centred") != (origin.processing == "centred"):
         raise ValueError(
             f"The method was fitted on {origin.processing} weights, this model has {here} ones, so that its residual "
             "stream differs: collect again on this model, or load it with the same processing (fold_ln, "

@@ -9,8 +9,14 @@ from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations, Tokenised, read_tokens
 from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.transformer_lens.models import check_layer, device_of, model_name_of, processing_of
-from odesteer_tl.backends.transformer_lens.texts import ChatTemplate, Texts, tokenise, trimmed
+from odesteer_tl.backends.transformer_lens.models import (
+    check_layer,
+    check_local,
+    device_of,
+    model_name_of,
+    processing_of,
+)
+from odesteer_tl.backends.transformer_lens.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.shapes import Position, Samples
 
 
@@ -27,6 +33,7 @@ def collect(
     paired: bool = False,
     groups: tuple[Tensor | Sequence[int], Tensor | Sequence[int]] | None = None,
     progress: bool | None = None,
+    remote: bool = False,
 ) -> ContrastiveActivations:
     """The activations of desired and of undesired texts at `blocks.{layer}.hook_resid_post`, float32 on the CPU.
 
@@ -34,13 +41,15 @@ def collect(
     the same numbers in any batch. `position`: "last" (real token of each text), "mean", "all", or an index among the
     real tokens. `prepend_bos`, `chat_template`: see `tokenise`; they concern texts only. `paired`: text i of both sides
     answers the same query. `groups`: an id per text and side; texts of one id stay on one side of a split. With
-    position "all" each text is a group of its own unless given. Layers after `layer` are not run; hooks that the user
-    has on the model act and stay. `progress` None shows a bar when the work lasts.
+    position "all" each text, or each pair, is a group of its own unless given. Layers after `layer` are not run; hooks
+    that the user has on the model act and stay. `progress` None shows a bar when the work lasts; `remote` is for
+    nnsight models.
 
     Raises ValueError for no text, a text without tokens, too long, or too short for the position, undeclared pads, or a
     layer that does not exist.
     """
     kind_of(model)
+    check_local(remote)
     check_layer(model, layer)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -50,7 +59,7 @@ def collect(
     unwanted, unwanted_texts = _read(model, right, layer, position, batch_size, progress)
     ids = groups
     if ids is None and position == "all":
-        ids = torch.arange(len(left.mask)), len(left.mask) + torch.arange(len(right.mask))
+        ids = torch.arange(len(left.mask)), (0 if paired else len(left.mask)) + torch.arange(len(right.mask))
     if ids is not None:
         if (len(ids[0]), len(ids[1])) != (len(left.mask), len(right.mask)):
             raise ValueError(
@@ -96,6 +105,7 @@ def _read(
     batch, so that little is padded."""
     from tqdm.auto import tqdm
 
+    check_context(model, texts)
     name = f"blocks.{layer}.hook_resid_post"
     order = texts.mask.sum(1).argsort(descending=True, stable=True)
     batches = order.split(batch_size)

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from odesteer_tl.activations import Origin
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformer_lens.carrying import Carrier, OwnedEdit
@@ -40,17 +39,18 @@ def steering(
             model.generate(...)
 
     Holds for generate, forward, run_with_cache (whose cache shows steered values), run_with_hooks, and a bridge's
-    hf_generate. `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch row;
-    `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see `odesteer_tl.positions`): the same ones
-    with the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
-    continuation where one pass holds both, or a part of the prompt. `layer` overrides the fitted layer. Blocks nest;
-    the user's own hooks stay.
+    hf_generate. `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch row, that is
+    per beam under a beam search; `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see
+    `odesteer_tl.positions`): the same ones with the KV cache on or off, alone or in a padded batch. `prompt_lengths`,
+    real tokens per row, tells prompt from continuation where one pass holds both, or a part of the prompt. `layer`
+    overrides the fitted layer. Blocks nest; the user's own hooks stay.
 
     Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
     mask declares, and on a clean exit where no token was steered. Warns where reset_hooks() inside the block removed
     the steering, and where T is too small for a 16-bit residual stream.
     """
-    carrier = carrier_for(model, method, T, relative_T, positions, prompt_lengths, layer)
+    # two frames more than in generate: this generator and contextlib's __enter__
+    carrier = carrier_for(model, method, T, relative_T, positions, prompt_lengths, layer, stacklevel=5)
     with attached(model, carrier) as report:
         yield report
     conclude(report, positions, stacklevel=4)
@@ -100,13 +100,20 @@ def carrier_for(
     positions: Positions,
     prompt_lengths: PromptLengths | None,
     layer: int | None,
+    beams: int = 1,
+    stacklevel: int = 4,
 ) -> Carrier:
-    """The edits of all methods in the order of the list, checked against the model, with a tracker of their own."""
+    """The edits of all methods in the order of the list, checked against the model, with a tracker of their own.
+
+    With `beams`, T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows for each.
+    """
     kind_of(model)
     if isinstance(method, Sequence):
         if T is not None or relative_T is not None or not method:
             raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
         pairs = list(method)
+        if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
+            raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
     else:
         pairs = [(method, T)]
     owned = []
@@ -114,11 +121,11 @@ def carrier_for(
         edits = each.edits(T=strength, relative_T=relative_T, layer=layer)
         check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)])
         _check_order(edits)
-        _warn_of_rounding(model, each.origin, strength, relative_T)
+        _warn_of_rounding(model, each, strength, relative_T, stacklevel)
         values = strength if relative_T is None else relative_T
         rows = len(values) if isinstance(values, Tensor) and values.ndim else None
         owned += [OwnedEdit(edit, owner, rows) for edit in edits]
-    return Carrier(owned, Tracker(positions, prompt_lengths, pad_id_of(model)))
+    return Carrier(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams))
 
 
 @contextmanager
@@ -166,18 +173,19 @@ def _check_order(edits: list[Edit]) -> None:
             raise ValueError(f"An edit reads {edit.read.hook_name} after it writes {edit.write.hook_name}.")
 
 
-def _warn_of_rounding(model: Any, origin: Origin, T: Time | None, relative_T: Time | None) -> None:
+def _warn_of_rounding(model: Any, method: Any, T: Time | None, relative_T: Time | None, stacklevel: int) -> None:
     if dtype_of(model) not in (torch.bfloat16, torch.float16):
         return
-    values = torch.as_tensor(T if relative_T is None else relative_T).abs().float()
-    if relative_T is None:
-        if not origin.typical_norm:
-            return
-        values = values / origin.typical_norm
+    speed, usual = getattr(method, "speed", 1.0), method.origin.typical_norm
+    if speed is None or (relative_T is None and not usual):
+        return
+    values = speed * torch.as_tensor(T if relative_T is None else relative_T).abs().float()
+    values = values / usual if relative_T is None else values
     smallest = values[values > 0].min() if bool((values > 0).any()) else None
     if smallest is not None and float(smallest) < _SMALLEST_RELATIVE_T:
         warnings.warn(
-            f"T is {float(smallest):.3g} of the usual norm of an activation: in {dtype_of(model)} more than a tenth of "
-            f"the displacement is lost to rounding. Load the model in float32, or steer above {_SMALLEST_RELATIVE_T}.",
-            stacklevel=6,
+            f"T moves an activation by about {float(smallest):.3g} of its usual norm: in {dtype_of(model)} more than a "
+            "tenth of the displacement is lost to rounding. Load the model in float32, or steer above "
+            f"{_SMALLEST_RELATIVE_T}.",
+            stacklevel=stacklevel,
         )

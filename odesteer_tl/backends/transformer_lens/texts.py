@@ -22,14 +22,25 @@ def tokenise(
 
     `prepend_bos` None follows the model's `cfg.default_prepend_bos`, or, with a chat template, the template. A text
     that already begins with the BOS gets no second one. Token tensors and `Tokenised` are taken as they are (a tensor
-    without mask holds no pads), the latter moved to the left. Raises ValueError for no text, a text without tokens or
-    longer than the model's context, a missing tokenizer, template or BOS, and for a tensor whose rows begin or end in
+    without mask holds no pads), the latter moved to the left. Raises ValueError for no text, a text without tokens, a
+    missing tokenizer, template or BOS, tokens and mask that do not fit, and for a tensor whose rows begin or end in
     different numbers of pad tokens.
     """
     if isinstance(texts, Tokenised):
-        return left_padded([row[mask].tolist() for row, mask in zip(*texts, strict=True)], _filler(model))
+        mask = texts.mask.bool()  # Hugging Face's masks are integers, which would be read as indices
+        if mask.shape != texts.tokens.shape or texts.tokens.ndim != 2 or not bool(mask.any(1).all()) or len(mask) == 0:
+            raise ValueError(
+                f"Tokenised needs tokens and mask of one shape [batch, pos] and a real token in every row, got "
+                f"{tuple(texts.tokens.shape)} and {tuple(mask.shape)}."
+            )
+        return left_padded([row[real].tolist() for row, real in zip(texts.tokens, mask, strict=True)], _filler(model))
     if isinstance(texts, torch.Tensor):
         return _unpadded(texts, pad_id_of(model))
+    if not isinstance(texts, str) and not (isinstance(texts, Sequence) and all(isinstance(t, str) for t in texts)):
+        raise ValueError(
+            f"Expected texts, a token tensor [batch, pos] or ot.Tokenised(tokens, mask), got {type(texts).__name__}; "
+            "a tokenizer's output goes in as ot.Tokenised(out.input_ids, out.attention_mask.bool())."
+        )
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("This model has no tokenizer: pass token tensors, or Tokenised(tokens, mask).")
@@ -49,9 +60,17 @@ def tokenise(
     for number, row in enumerate(rows):
         if not row:
             raise ValueError(f"Text {number} ({texts[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
-        if len(row) > model.cfg.n_ctx:
-            raise ValueError(f"Text {number} has {len(row)} tokens, the model holds {model.cfg.n_ctx}; shorten it.")
     return left_padded(rows, _filler(model))
+
+
+def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:
+    """Raises ValueError where a text and `more` tokens after it are longer than the model's context."""
+    longest = int(texts.mask.sum(1).max())
+    if longest + more > model.cfg.n_ctx:
+        after = f" and {more} tokens to generate" if more else ""
+        raise ValueError(
+            f"The longest text has {longest} tokens{after}; the model holds {model.cfg.n_ctx}: shorten it."
+        )
 
 
 def left_padded(rows: list[list[int]], filler: int) -> Tokenised:
@@ -69,8 +88,8 @@ def trimmed(batch: Tokenised) -> Tokenised:
 
 
 def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
-    if tokens.numel() == 0:
-        raise ValueError(f"Tokens need at least one row and one column, got {tuple(tokens.shape)}.")
+    if tokens.numel() == 0 or tokens.ndim != 2 or tokens.is_floating_point():
+        raise ValueError(f"Tokens are integers [batch, pos], at least one, got {tokens.dtype} {tuple(tokens.shape)}.")
     if pad_id is not None and uneven_pads(tokens, pad_id):
         raise ValueError(
             f"The rows begin or end in different numbers of the pad token {pad_id}: say which tokens are real with "
