@@ -3,7 +3,7 @@
 import pytest
 import torch
 from models import KINDS, hugging_face, load
-from oracle import LAYER, STEPS, TOLERANCE, Across, Stub, T, block, generate, logits, padded, steered_positions
+from oracle import LAYER, STEPS, TOLERANCE, Across, Stub, T, generate, logits, padded, steered_positions
 
 import odesteer_tl as ot
 from odesteer_tl.edits import Site
@@ -231,11 +231,3 @@ def test_one_token_for_bos_eos_and_pad_is_told_apart(kind):
     assert out.prompt_lengths.tolist() == [4, 2]
     last = logits(hf, [bos, model.to_single_token("good")], [1], METHOD, T)[-1]
     assert out.tokens[1, -1] == last.argmax()
-
-
-def test_a_wrong_layer_would_show():
-    """Layers count from 0 and the hook name is the block's output: the same layer as the Hugging Face block."""
-    assert block(hugging_face("llama"), LAYER) is hugging_face("llama").model.layers[1]
-    at_one = logits(hugging_face("llama"), PROMPT, [3], METHOD, T)
-    at_two = logits(hugging_face("llama"), PROMPT, [3], Stub(32, layer=2), T)
-    assert (at_one - at_two).abs().max() > 0.1

@@ -24,6 +24,12 @@ def norm(a: Activations) -> Float[Tensor, "*batch 1"]:
     return torch.linalg.vector_norm(a / scale, dim=-1, keepdim=True) * scale
 
 
+def unit(a: Activations) -> tuple[Activations, Float[Tensor, "*batch 1"]]:
+    """a/r and r = ‖a‖ + 1e-12, the paper's way to keep a zero activation finite."""
+    r = norm(a) + 1e-12
+    return a / r, r
+
+
 class Reduced(NamedTuple):
     """wᵀφ(a) in the coordinates (y, p): y = Uᵀa and p the length of the rest a − UUᵀa.
 
@@ -56,10 +62,7 @@ class FeatureMap(ABC):
         return None
 
     def _unit(self, a: Activations) -> tuple[Activations, Float[Tensor, "*batch 1"] | None]:
-        if not self.normalize:
-            return a, None
-        r = norm(a) + 1e-12
-        return a / r, r
+        return unit(a) if self.normalize else (a, None)
 
     @abstractmethod
     def _phi(self, x: Activations) -> Features: ...

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.features.base import FeatureMap, Reduced, norm
+from odesteer_tl.features.base import FeatureMap, Reduced, unit
 from odesteer_tl.shapes import Activations, Features, Samples, Weight
 
 
@@ -58,7 +58,7 @@ class RandomFourier:
         shape = (self.n_components, samples.shape[1])
         frequencies = torch.randn(shape, generator=generator, dtype=torch.float64)
         phases = 2 * torch.pi * torch.rand(self.n_components, generator=generator, dtype=torch.float64)
-        x = samples / (norm(samples) + 1e-12) if self.normalize else samples
+        x = unit(samples)[0] if self.normalize else samples
         sigma = self.sigma
         if sigma == "median":
             few = x[torch.randperm(len(x), generator=generator)[:1000].to(x.device)]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel, norm
+from odesteer_tl.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel, unit
 from odesteer_tl.shapes import Activations, Features, Samples, Weight
 
 
@@ -79,7 +79,7 @@ class Polynomial:
 
     def fit(self, samples: Samples) -> Kernel:
         samples = samples.double()
-        z = samples if not self.normalize else samples / (norm(samples) + 1e-12)
+        z = unit(samples)[0] if self.normalize else samples
         if self.rank < len(z):
             z = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed))[: self.rank].to(z.device)]
         values, vectors = torch.linalg.eigh((self.gamma * z @ z.T + self.coef0) ** self.degree)
