@@ -5,11 +5,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.backends import collect, load_model
 from odesteer_tl.barriers import auc
 from odesteer_tl.demo import load_demo
@@ -21,7 +23,6 @@ from odesteer_tl.plots import plot_study
 
 QUICK_GRID = (0.1, 0.2, 0.4)
 DIRECTIONS = 6
-"""Random directions, one for each of a prompt's continuations in turn."""
 EXAMPLES = 3
 SHOWN = (UNSTEERED, "random direction", "CAA", "ODESteer")
 
@@ -52,7 +53,7 @@ def run_showcase(
     acts = collect(demo.model, *sides, layer=site, position="mean")
     unseen = collect(demo.model, *held_out, layer=site, position="mean")
     methods: dict[str, Steerer] = {
-        "random direction": tuple(RandomDirection.fit(acts, seed=seed + turn) for turn in range(DIRECTIONS)),
+        "random direction": _control(acts, seed),
         "CAA": CAA.fit(acts),
         "ITI": ITI.fit(acts),
         "StepODESteer": StepODESteer.fit(acts),
@@ -66,7 +67,7 @@ def run_showcase(
         validation_prompts=demo.validation_prompts,
         judge=_towards(judge, towards_praise),
         seed=seed,
-        **({"samples": 5, "validation_samples": 2, "max_new_tokens": 20, "grid": QUICK_GRID} if quick else {}),
+        **({"validation_samples": 2, "max_new_tokens": 16, "grid": QUICK_GRID} if quick else {}),
     )
     study = run_study(setting, methods, lambda name: say(f"steering: {name}"))
     say("drawing")
@@ -106,7 +107,7 @@ def _report(
             "moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge calls as asked. "
             "shift: its difference from no steering. [ ]: 95 % bootstrap over prompts. ppl: of the continuations under "
             "the unsteered model. h ≥ 0: share of prompts that end where the method's own barrier is positive. "
-            f"random direction: {DIRECTIONS} of them take turns over the continuations of a prompt."
+            f"random direction: {DIRECTIONS // 2} of them and their opposites, in turns over a prompt's continuations."
         ),
         _wrapped(
             f"Strength: of median displacements {grid} on {len(setting.validation_prompts)} other prompts, the largest "
@@ -142,6 +143,16 @@ def _name(model: str | None) -> str:
 
 def _goal(towards_praise: bool) -> str:
     return "praise" if towards_praise else "its opposite"
+
+
+def _control(acts: ContrastiveActivations, seed: int) -> tuple[RandomDirection, ...]:
+    """Random directions in pairs, each with its opposite, to take turns over a prompt's continuations.
+
+    One direction alone moves the judge of a small model by up to 20 points either way; a pair cancels that and keeps
+    what any push of that length does.
+    """
+    firsts = [RandomDirection.fit(acts, seed=DIRECTIONS * seed + turn) for turn in range(DIRECTIONS // 2)]
+    return tuple(each for one in firsts for each in (one, replace(one, direction=-one.direction)))
 
 
 def _towards(judge: Judge, praise: bool) -> Callable[[Sequence[str]], Float[Tensor, " n"]]:
