@@ -15,9 +15,12 @@ uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer:
     ot.save(method, "praise")                                          # safetensors + JSON; method = ot.load("praise")
 """
 
+import sys as _sys
+from types import ModuleType as _ModuleType
+
 from odesteer_tl.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.artefacts import load, save
-from odesteer_tl.backends import collect, generate, load_model, steering, steering_hook
+from odesteer_tl.backends import collect, generate, intervene, load_model, steering, steering_hook
 from odesteer_tl.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.demo import load_demo
 from odesteer_tl.edits import Edit, Site, State
@@ -56,6 +59,7 @@ __all__ = [
     "collect",
     "generate",
     "integrate",
+    "intervene",
     "load",
     "load_demo",
     "load_model",
@@ -63,3 +67,16 @@ __all__ = [
     "steering",
     "steering_hook",
 ]
+
+
+class _Package(_ModuleType):
+    """This package. Inside a remote trace, where it is not installed, `ot` is a `Face` that has `ot.intervene`."""
+
+    def __reduce_ex__(self, protocol: object) -> tuple[object, tuple[object, ...]]:
+        from odesteer_tl.backends.nnsight.intervening import Face
+        from odesteer_tl.sending import sent_by_nnsight
+
+        return (Face, (intervene,)) if sent_by_nnsight() else (__import__, ("odesteer_tl",))
+
+
+_sys.modules[__name__].__class__ = _Package

@@ -5,6 +5,7 @@ A barrier is any object with `value(a)`; `with_grad` supplies `grad(a)` by autog
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.features import FeatureMap, Linear, Recipe, Squares
 from odesteer_tl.moving import moved
+from odesteer_tl.numerics import slope_by_autograd
 from odesteer_tl.shapes import Activations, Basis, PerActivation, Weight
+from odesteer_tl.travelling import Slope
 
 Inner = TypeVar("Inner")
 
@@ -79,7 +82,13 @@ class LogRatioBarrier:
         return self.features(a) @ self.weight + self.bias
 
     def grad(self, a: Activations) -> Activations:
-        return self.features.vjp(a, self.weight)
+        return self.slope(a)
+
+    @cached_property
+    def slope(self) -> Slope:
+        """∇h in plain numbers."""
+        with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
+            return self.features.slope(self.weight)
 
     def reduced(self) -> "Subspace[LogRatioBarrier] | None":
         """The same h in other, isometric coordinates (features.Reduced), or None where there are none."""
@@ -100,11 +109,12 @@ class Differentiated:
         return self.barrier.value(a)
 
     def grad(self, a: Activations) -> Activations:
-        def total(x: Activations) -> Tensor:
-            return self.barrier.value(x).sum()
+        return self.slope(a)
 
-        with torch.inference_mode(False), torch.enable_grad():
-            return torch.func.grad(total)(a.clone() if a.is_inference() else a)
+    @property
+    def slope(self) -> Slope:
+        """∇h in plain numbers, and the barrier itself."""
+        return Slope(slope_by_autograd, (self.barrier,))
 
 
 def with_grad(barrier: Any) -> Barrier:

@@ -5,13 +5,13 @@ A method never sees a model. It says `Edit(read, write, apply)`; a backend fetch
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from jaxtyping import Int
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Literal
 
 from odesteer_tl.shapes import Chosen
+from odesteer_tl.travelling import State, check_index
+
+__all__ = ["Edit", "Site", "State"]
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,12 @@ class Site:
     name: Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"] = "resid_post"
 
     def __post_init__(self) -> None:
-        if self.layer < 0:
-            raise ValueError(f"Layers are block indices counted from 0, got {self.layer}.")
+        check_index(self.layer)
 
     @property
     def hook_name(self) -> str:
         inner = "attn." if self.name == "z" else ""
         return f"blocks.{self.layer}.{inner}hook_{self.name}"
-
-
-@dataclass
-class State:
-    """What one forward pass knows of its chosen tokens; a backend makes a fresh one for every pass.
-
-    `rows[i]` is the batch row of chosen token i; `memory` carries values from one edit to a later one of the pass.
-    """
-
-    rows: Int[Tensor, " chosen"]
-    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

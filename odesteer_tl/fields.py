@@ -3,11 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-
-from odesteer_tl.barriers import Barrier, Subspace
-from odesteer_tl.features import norm
+from odesteer_tl.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace
+from odesteer_tl.numerics import linear_slope, slope_given, unit_length
 from odesteer_tl.shapes import Activations, Direction
+from odesteer_tl.travelling import Slope
 
 
 @runtime_checkable
@@ -26,6 +25,12 @@ class Gradient:
     def __call__(self, a: Activations) -> Activations:
         return self.barrier.grad(a)
 
+    @property
+    def slope(self) -> Slope:
+        """The field in plain numbers; a barrier of the user's is one of them."""
+        known = isinstance(self.barrier, (LogRatioBarrier, Differentiated))
+        return self.barrier.slope if known else Slope(slope_given, (self.barrier,))
+
     def reduced(self) -> "Subspace[Gradient] | None":
         return _reduced(Gradient, self.barrier)
 
@@ -37,8 +42,12 @@ class UnitGradient:
     barrier: Barrier
 
     def __call__(self, a: Activations) -> Activations:
-        g = self.barrier.grad(a)
-        return g / norm(g).clamp_min(torch.finfo(g.dtype).tiny)
+        return unit_length(self.barrier.grad(a))
+
+    @property
+    def slope(self) -> Slope:
+        """The field in plain numbers, as Gradient's."""
+        return Gradient(self.barrier).slope.at_unit_speed()
 
     def reduced(self) -> "Subspace[UnitGradient] | None":
         return _reduced(UnitGradient, self.barrier)
@@ -51,7 +60,12 @@ class Constant:
     direction: Direction
 
     def __call__(self, a: Activations) -> Activations:
-        return self.direction.expand_as(a)
+        return linear_slope(a, self.direction)
+
+    @property
+    def slope(self) -> Slope:
+        """The field in plain numbers: the slope of vᵀa."""
+        return Slope(linear_slope, (self.direction,))
 
 
 def _reduced(field: type[Any], barrier: Barrier) -> Subspace[Any] | None:

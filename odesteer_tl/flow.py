@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 
 from odesteer_tl.barriers import Barrier, Subspace
-from odesteer_tl.features import norm
-from odesteer_tl.fields import Field
-from odesteer_tl.shapes import Activations, Basis, Time, per_activation
-from odesteer_tl.solvers import Euler, Solver, integrate, path
+from odesteer_tl.fields import Constant, Field, Gradient, UnitGradient
+from odesteer_tl.moving import held, packed
+from odesteer_tl.numerics import enter, euler, flowed, leave, midpoint, path, per_activation, rk4
+from odesteer_tl.shapes import Activations, Time
+from odesteer_tl.solvers import Euler, Solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,20 +66,18 @@ class Flow:
 
     def __call__(self, a: Activations, T: Time) -> Activations:
         if self._reduced is None:
-            return integrate(self.field, a, T, steps=self.steps, solver=self.solver)
-        basis, field = self._reduced.basis, self._reduced.inner
-        start = _enter(a, basis)
-        return _leave(a, start, integrate(field, start, T, steps=self.steps, solver=self.solver), basis)
+            return flowed(a, T, self.field, self.solver.step, self.steps)
+        return flowed(a, T, self._reduced.inner, self.solver.step, self.steps, self._reduced.basis)
 
     def path(self, a: Activations, T: Time) -> Iterator[Activations]:
         """a(t) at every step, the start included."""
         if self._reduced is None:
-            yield from path(self.field, a, T, steps=self.steps, solver=self.solver)
+            yield from path(self.field, a, T, self.solver.step, self.steps)
             return
         basis, field = self._reduced.basis, self._reduced.inner
-        start = _enter(a, basis)
-        for now in path(field, start, T, steps=self.steps, solver=self.solver):
-            yield _leave(a, start, now, basis)
+        start = enter(a, basis)
+        for now in path(field, start, T, self.solver.step, self.steps):
+            yield leave(a, start, now, basis)
 
     def trajectory(self, a: Activations, T: Time, barrier: Barrier | None) -> Trajectory:
         """a(t) and h(a(t)) at every step."""
@@ -87,11 +86,37 @@ class Flow:
         forward = torch.as_tensor(per_activation(T, a) >= 0, device=a.device)
         return Trajectory(torch.stack(points), h, forward.squeeze(-1) if forward.ndim else forward)
 
-    @cached_property
-    def _reduced(self) -> Subspace[Field] | None:
+    def parts(self) -> tuple[Any, ...]:
+        """What `numerics.flowed` takes after a and T, packed for a journey: slope, step, steps, basis or None.
+
+        Of the direct and the reduced form it is the one with fewer bytes; the reduced one, which is faster, where they
+        are within a tenth of each other. Raises ValueError for a field or a solver that the package does not know.
+        """
+        if self.solver.step not in (euler, midpoint, rk4):
+            raise ValueError(
+                f"The solver {type(self.solver).__name__} cannot be sent to a remote server; "
+                'use "euler", "midpoint" or "rk4", or steer a model on this machine.'
+            )
+        if not isinstance(self.field, (Gradient, UnitGradient, Constant)):
+            raise ValueError(
+                f"The field {type(self.field).__name__} cannot be sent to a remote server; use GradientFlow with a "
+                "barrier of your own, or steer a model on this machine."
+            )
+        direct = packed((self.field.slope, self.solver.step, self.steps, None))
+        found = self._reduced or self._found()
+        if found is None:
+            return direct
+        reduced = packed((found.inner.slope, self.solver.step, self.steps, found.basis))
+        return reduced if held(reduced) <= 1.1 * held(direct) else direct
+
+    def _found(self) -> Subspace[Any] | None:
         reduce = getattr(self.field, "reduced", None)
         with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-            found: Any = reduce() if callable(reduce) and self.coordinates != "direct" else None
+            return reduce() if callable(reduce) and self.coordinates != "direct" else None
+
+    @cached_property
+    def _reduced(self) -> Subspace[Any] | None:
+        found = self._found()
         if self.coordinates == "reduced" and found is None:
             raise ValueError("This field has no reduced form; use coordinates='direct'.")
         return found if found is None or self.coordinates == "reduced" or self._pays(found) else None
@@ -100,23 +125,3 @@ class Flow:
         """The way there and back costs what one direct step with m landmarks costs."""
         d_model, m = found.basis.shape
         return self.steps > 1 and (found.elementwise or m < d_model / 2)
-
-
-def _enter(a: Activations, basis: Basis) -> Float[torch.Tensor, "*batch m_plus_1"]:
-    """(y, p) of an activation. p is kept above rounding, so that σ is known even where a lies in the span."""
-    y = a @ basis
-    scale = norm(a).clamp_min(torch.finfo(a.dtype).tiny)
-    inside = norm(y) / scale
-    floor = torch.finfo(a.dtype).eps ** 2
-    p = scale * ((1 - inside) * (1 + inside)).clamp_min(floor).sqrt()
-    return torch.cat([y, p], dim=-1)
-
-
-def _leave(
-    a: Activations,
-    start: Float[torch.Tensor, "*batch m_plus_1"],
-    end: Float[torch.Tensor, "*batch m_plus_1"],
-    basis: Basis,
-) -> Activations:
-    growth = end[..., -1:] / start[..., -1:]
-    return growth * a + (end[..., :-1] - growth * start[..., :-1]) @ basis.T

@@ -1,4 +1,4 @@
-"""Moving complete objects: the same frozen dataclass with its tensors on another device or in another float type."""
+"""Moving complete objects: the same thing with its tensors on another device, in another float type, or packed."""
 
 from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from odesteer_tl.travelling import Slope
 
 
 def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
@@ -23,3 +25,32 @@ def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dty
     if is_dataclass(thing) and not isinstance(thing, type):
         return replace(thing, **{f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing)})
     return thing
+
+
+def packed(thing: Any) -> Any:
+    """The parts of a `Travelling` as they are sent: tensors on the CPU, with no storage but their own, in few bytes.
+
+    A float tensor of small whole numbers (signs) becomes int8, int64 becomes int32 where it fits; `travelling.arrived`
+    restores both. Objects of the user's are copied, so that what happens to them there does not happen here.
+    """
+    if isinstance(thing, Tensor):
+        here, kind = thing.detach().cpu(), thing.dtype
+        if thing.is_floating_point() and thing.numel() and bool((here == here.to(torch.int8)).all()):
+            kind = torch.int8
+        elif kind == torch.int64 and bool((here == here.to(torch.int32)).all()):
+            kind = torch.int32
+        return here.to(kind, copy=True, memory_format=torch.contiguous_format)
+    if isinstance(thing, tuple):
+        return tuple(packed(part) for part in thing)
+    if isinstance(thing, Slope):
+        return thing.over(packed(thing.numbers))
+    return deepcopy(thing)
+
+
+def held(thing: Any) -> int:
+    """Bytes of the tensors in the parts of a `Travelling`; objects of the user's do not count."""
+    if isinstance(thing, Tensor):
+        return thing.numel() * thing.element_size()
+    if isinstance(thing, Slope):
+        return held(thing.numbers)
+    return sum(held(part) for part in thing) if isinstance(thing, tuple) else 0

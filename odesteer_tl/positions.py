@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from odesteer_tl.shapes import Columns, Indices, PerRow, TokenIds, TokenKeys, TokenMask
+from odesteer_tl.travelling import chosen_by
 
 Positions = Literal["decoding", "generated", "prompt", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"]
 """Which tokens are steered. "decoding": the last prompt token and every generated one; "generated": those alone;
@@ -128,24 +129,10 @@ class Tracker:
         return seen, _mask(now)
 
     def _rule(self, index: Int[Tensor, "batch pos"], lengths: PerRow) -> TokenMask:
-        ends = lengths.unsqueeze(1)
-        match self.positions:
-            case "decoding":
-                return index >= ends - 1
-            case "generated":
-                return index >= ends
-            case "prompt":
-                return index < ends
-            case slice(start=start, stop=stop, step=step):
-                first = start or 0
-                inside = (index >= first) & ((index - first) % (step or 1) == 0)
-                return inside if stop is None else inside & (index < stop)
-            case Tensor() as mask:
-                mask = mask.cpu() if mask.ndim == 1 else _per_row(mask.cpu(), len(index), self.beams)
-                mask = mask.expand(len(index), -1)
-                return mask.gather(1, index.clamp(0, mask.shape[1] - 1)) & (index < mask.shape[1])
-            case _:
-                return torch.ones_like(index, dtype=torch.bool)
+        rule = self.positions
+        if isinstance(rule, Tensor):
+            rule = rule.cpu() if rule.ndim == 1 else _per_row(rule.cpu(), len(index), self.beams)
+        return chosen_by(rule, index, lengths)
 
     def _refuse_undeclared_pads(self, now: Pass) -> None:
         """Libraries fill in a mask of ones where they were told nothing, so ones do not vouch for the beginnings; they

@@ -31,19 +31,3 @@ Time = float | int | Float[Tensor, "..."]
 
 Position = Literal["last", "mean", "all"] | int
 """Which token of a text is read: an index counts among the text's real tokens (0 the first, -1 the last)."""
-
-
-def per_activation(T: Time, a: Activations) -> Float[Tensor, "..."] | float:
-    """T in a form that multiplies `a`: a float, or a tensor whose axes line up with the leading axes of `a`.
-
-    Raises ValueError where the axes of T are no prefix of the leading axes of `a`.
-    """
-    if not isinstance(T, Tensor):
-        return float(T)
-    if T.ndim > a.ndim - 1 or T.shape != a.shape[: T.ndim]:
-        raise ValueError(
-            f"T has shape {tuple(T.shape)}, activations {tuple(a.shape)}: a tensor T needs one value per row, "
-            f"that is shape {tuple(a.shape[:1])}, or {tuple(a.shape[:-1])} for one per activation."
-        )
-    T = T.to(device=a.device, dtype=a.dtype)
-    return T.reshape(T.shape + (1,) * (a.ndim - T.ndim))

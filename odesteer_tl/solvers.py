@@ -1,10 +1,11 @@
-"""Solvers: one step of ȧ = v(a), and `path`, the only time loop in the package."""
+"""Solvers: one step of ȧ = v(a), and the time loop of `numerics` with one of them."""
 
 from collections.abc import Iterator
 from typing import Literal, Protocol, runtime_checkable
 
+from odesteer_tl import numerics
 from odesteer_tl.fields import Field
-from odesteer_tl.shapes import Activations, Time, per_activation
+from odesteer_tl.shapes import Activations, Time
 
 SolverName = Literal["euler", "midpoint", "rk4"]
 
@@ -22,31 +23,21 @@ class Euler:
     """1st order, 1 evaluation per step."""
 
     order = 1
-
-    def step(self, field: Field, a: Activations, dt: Time) -> Activations:
-        return a + dt * field(a)
+    step = staticmethod(numerics.euler)
 
 
 class Midpoint:
     """2nd order, 2 evaluations per step."""
 
     order = 2
-
-    def step(self, field: Field, a: Activations, dt: Time) -> Activations:
-        return a + dt * field(a + 0.5 * dt * field(a))
+    step = staticmethod(numerics.midpoint)
 
 
 class RK4:
     """4th order, 4 evaluations per step: the classical tableau of Kutta."""
 
     order = 4
-
-    def step(self, field: Field, a: Activations, dt: Time) -> Activations:
-        k1 = field(a)
-        k2 = field(a + 0.5 * dt * k1)
-        k3 = field(a + 0.5 * dt * k2)
-        k4 = field(a + dt * k3)
-        return a + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    step = staticmethod(numerics.rk4)
 
 
 def solver_named(name: SolverName) -> Solver:
@@ -65,17 +56,9 @@ def path(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -
 
     Raises ValueError for steps < 1 or a T that does not fit.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}. For no steering use T=0.")
-    dt = per_activation(T, a) / steps
-    yield a
-    for _ in range(steps):
-        a = solver.step(field, a, dt)
-        yield a
+    return numerics.path(field, a, T, solver.step, steps)
 
 
 def integrate(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -> Activations:
     """The flow map a(0) → a(T) of ȧ = v(a), in `steps` equal steps."""
-    for now in path(field, a, T, steps=steps, solver=solver):
-        a = now
-    return a
+    return numerics.flowed(a, T, field, solver.step, steps)

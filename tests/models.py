@@ -32,6 +32,7 @@ except ImportError:
     KINDS = ["bridge"]
 else:
     KINDS = ["bridge", "hooked"]
+BACKENDS = [*KINDS, "nnsight"]
 
 
 @cache
@@ -160,5 +161,17 @@ def hooked(family: str, *, bos_is_pad: bool = False, dtype: torch.dtype = torch.
     return model.to(dtype)
 
 
+def nnsight(family: str, *, bos_is_pad: bool = False, dtype: torch.dtype = torch.float32):
+    """A model in memory, as nnsight holds it."""
+    from nnsight import TransformersModel
+
+    hf = copy.deepcopy(_hugging_face(family)).to(dtype)
+    return TransformersModel(hf, tokenizer=_tokenizer_for(family, bos_is_pad), task="text-generation")
+
+
 def load(kind: str, family: str, **options):
-    return {"bridge": bridge, "hooked": hooked}[kind](family, **options)
+    return {"bridge": bridge, "hooked": hooked, "nnsight": nnsight}[kind](family, **options)
+
+
+def width(model) -> int:
+    return model.cfg.d_model if hasattr(model, "cfg") else model._module.config.hidden_size

@@ -97,6 +97,12 @@ def padded(rows, pad_id):
 def generate(model, kind, rows, use_past_kv_cache=True):
     """The library's own generate: tokens [batch, steps] and logits [batch, steps, d_vocab] of the generated columns."""
     tokens, mask = padded(rows, model.tokenizer.pad_token_id)
+    if kind == "nnsight":
+        out = model.generate(
+            tokens, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, eos_token_id=10**6, pad_token_id=0,
+            use_cache=use_past_kv_cache, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        return out.sequences[:, tokens.shape[1] :], torch.stack(out.logits, dim=1)
     own = {"attention_mask": mask} if kind == "bridge" else {"prepend_bos": False}
     out = model.generate(
         tokens, max_new_tokens=STEPS, do_sample=False, stop_at_eos=False, verbose=False, padding_side="left",

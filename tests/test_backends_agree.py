@@ -1,13 +1,13 @@
 """The parity law: whichever way a model generates, each step's logits are those of the oracle."""
 
 import pytest
-from models import FAMILIES, KINDS, load
+from models import BACKENDS, FAMILIES, load, width
 from oracle import EFFECT, PROMPTS, STEPS, TOLERANCE, Stub, T, deviations, generate, steered_positions
 
 import odesteer_tl as ot
 
 
-@pytest.fixture(scope="module", params=[(kind, family) for kind in KINDS for family in FAMILIES], ids="-".join)
+@pytest.fixture(scope="module", params=[(kind, family) for kind in BACKENDS for family in FAMILIES], ids="-".join)
 def loaded(request):
     kind, family = request.param
     return kind, family, load(kind, family)
@@ -18,7 +18,7 @@ def loaded(request):
 @pytest.mark.parametrize("cache", [True, False], ids=["cache", "no_cache"])
 def test_steered_logits_are_the_oracles(loaded, cache, prompts, rule):
     kind, family, model = loaded
-    rows, method = PROMPTS[prompts], Stub(model.cfg.d_model)
+    rows, method = PROMPTS[prompts], Stub(width(model))
     with ot.steering(model, method, T, positions=rule) as report:
         new, found = generate(model, kind, rows, cache)
     for error, effect in deviations(family, rows, new, found, rule, method, [T] * len(rows)):

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import FAMILIES, KINDS, load
+from models import BACKENDS, FAMILIES, load, width
 from oracle import PROMPTS, TOLERANCE, Stub, T, deviations, generate
 
 import odesteer_tl as ot
 from odesteer_tl import positions
-from odesteer_tl.backends.transformer_lens import carrying
+from odesteer_tl.backends import carrying
 
 ROWS = PROMPTS["batch"]
 STRENGTHS = torch.tensor([3.0, 1.0, 2.0])
@@ -60,7 +60,7 @@ def result_dropped(patch):
     def dropped(self, site):
         carry_out = hook(self, site)
 
-        def to_nothing(value, hook):
+        def to_nothing(value, hook=None):
             carry_out(value.clone(), hook)
 
         return to_nothing
@@ -91,7 +91,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=[(kind, family) for kind in KINDS for family in FAMILIES], ids="-".join)
+@pytest.fixture(scope="module", params=[(kind, family) for kind in BACKENDS for family in FAMILIES], ids="-".join)
 def loaded(request):
     kind, family = request.param
     return kind, family, load(kind, family)
@@ -100,7 +100,7 @@ def loaded(request):
 def worst(monkeypatch, loaded, mutant, rule, cache):
     """The largest distance from the oracle over all rows and steps, with `mutant` in place of the package."""
     kind, family, model = loaded
-    method = Stub(model.cfg.d_model)
+    method = Stub(width(model))
     strengths = STRENGTHS if mutant is rows_swapped else torch.tensor([T] * len(ROWS))
     with monkeypatch.context() as patch:
         mutant(patch)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-Kind = Literal["HookedTransformer", "TransformerBridge"]
+Kind = Literal["HookedTransformer", "TransformerBridge", "nnsight"]
 
 
 def kind_of(model: Any) -> Kind:
@@ -12,7 +12,10 @@ def kind_of(model: Any) -> Kind:
             return "TransformerBridge"
         if hasattr(model, "embed"):
             return "HookedTransformer"
+    if all(hasattr(model, name) for name in ("_module", "trace", "interleave", "interleaver")):
+        return "nnsight"
     raise ValueError(
-        f"Expected a HookedTransformer or a TransformerBridge of TransformerLens, got {type(model).__name__}. "
-        "A Hugging Face model or folder becomes one with ot.load_model(name)."
+        "Expected a HookedTransformer or a TransformerBridge of TransformerLens, or an nnsight model, got "
+        f"{type(model).__name__}. A Hugging Face name or folder becomes one with ot.load_model(name); a Hugging Face "
+        'model in memory with nnsight.TransformersModel(model, tokenizer=tokenizer, task="text-generation").'
     )

@@ -11,7 +11,7 @@ class Report:
 
     `tokens_steered`: per layer written, distinct (row, position) pairs, over all prompts of the block. What a batch
     still generates for a row that has ended counts too: the model computes it, though no text shows it.
-    `hooks_removed`: reset_hooks() inside the block took the steering away; known when the block has ended.
+    `hooks_removed`: reset_hooks() or clear_edits() inside the block took the steering away; known at its end.
     """
 
     tokens_steered: dict[int, int]

@@ -1,9 +1,10 @@
 """Features φ(a): recipes that are fitted to samples, and the complete maps that they become."""
 
-from odesteer_tl.features.base import FeatureMap, Linear, Recipe, Reduced, Squares, norm
+from odesteer_tl.features.base import FeatureMap, Linear, Recipe, Reduced, Squares
 from odesteer_tl.features.fourier import Fourier, RandomFourier
 from odesteer_tl.features.polynomial import Kernel, Polynomial
 from odesteer_tl.features.sketch import PolynomialSketch, Sketch
+from odesteer_tl.numerics import norm
 
 __all__ = [
     "FeatureMap",

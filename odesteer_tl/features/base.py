@@ -12,22 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from odesteer_tl.numerics import linear_slope, squares_slope, unit
 from odesteer_tl.shapes import Activations, Basis, Features, Samples, Weight
-
-
-def norm(a: Activations) -> Float[Tensor, "*batch 1"]:
-    """‖a‖ without overflow or underflow: the entries are scaled by the largest before they are squared."""
-    scale = a.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
-    return torch.linalg.vector_norm(a / scale, dim=-1, keepdim=True) * scale
-
-
-def unit(a: Activations) -> tuple[Activations, Float[Tensor, "*batch 1"]]:
-    """a/r and r = ‖a‖ + 1e-12, the paper's way to keep a zero activation finite."""
-    r = norm(a) + 1e-12
-    return a / r, r
+from odesteer_tl.travelling import Slope
 
 
 class Reduced(NamedTuple):
@@ -44,31 +32,27 @@ class Reduced(NamedTuple):
 
 
 class FeatureMap(ABC):
-    """φ: R^d → R^k, complete; `vjp(a, w)` is ∇_a wᵀφ(a)."""
+    """φ: R^d → R^k, complete; `slope(w)` is the field ∇wᵀφ in plain numbers, and `vjp(a, w)` its value at a."""
 
     normalize: bool
 
     def __call__(self, a: Activations) -> Features:
-        return self._phi(self._unit(a)[0])
+        return self._phi(unit(a)[0] if self.normalize else a)
 
     def vjp(self, a: Activations, w: Weight) -> Activations:
-        """J_φ(a)ᵀ w. With x = a/r, r = ‖a‖: (g − x(xᵀg))/r, where g is the same product at x."""
-        x, r = self._unit(a)
-        g = self._vjp(x, w)
-        return g if r is None else (g - x * (x * g).sum(-1, keepdim=True)) / r
+        """J_φ(a)ᵀ w."""
+        return self.slope(w)(a)
 
     def reduced(self, w: Weight) -> Reduced | None:
         """The coordinates in which wᵀφ is cheap, or None where there are none."""
         return None
 
-    def _unit(self, a: Activations) -> tuple[Activations, Float[Tensor, "*batch 1"] | None]:
-        return unit(a) if self.normalize else (a, None)
+    @abstractmethod
+    def slope(self, w: Weight) -> Slope:
+        """a ↦ ∇_a wᵀφ(a): a function of `numerics`, and its numbers."""
 
     @abstractmethod
     def _phi(self, x: Activations) -> Features: ...
-
-    @abstractmethod
-    def _vjp(self, x: Activations, w: Weight) -> Activations: ...
 
 
 @runtime_checkable
@@ -87,11 +71,11 @@ class Linear(FeatureMap):
     def fit(self, samples: Samples) -> "Linear":
         return self
 
+    def slope(self, w: Weight) -> Slope:
+        return Slope(linear_slope, (w,), self.normalize)
+
     def _phi(self, x: Activations) -> Features:
         return x
-
-    def _vjp(self, x: Activations, w: Weight) -> Activations:
-        return w.expand_as(x)
 
     def reduced(self, w: Weight) -> Reduced:
         length = w.double().norm()
@@ -106,12 +90,11 @@ class Squares(FeatureMap):
 
     normalize: bool = True
 
+    def slope(self, w: Weight) -> Slope:
+        return Slope(squares_slope, (w,), self.normalize)
+
     def _phi(self, x: Activations) -> Features:
         return torch.cat([x * x, x], dim=-1)
-
-    def _vjp(self, x: Activations, w: Weight) -> Activations:
-        quadratic, linear = w.chunk(2)
-        return 2 * quadratic * x + linear
 
 
 def check_kernel(degree: int, gamma: float, coef0: float) -> None:

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.features.base import FeatureMap, Reduced, unit
+from odesteer_tl.features.base import FeatureMap, Reduced
+from odesteer_tl.numerics import fourier_slope, unit
 from odesteer_tl.shapes import Activations, Features, Samples, Weight
+from odesteer_tl.travelling import Slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +24,8 @@ class Fourier(FeatureMap):
     def _phi(self, x: Activations) -> Features:
         return (2 / len(self.phases)) ** 0.5 * torch.cos(x @ self.frequencies.T + self.phases)
 
-    def _vjp(self, x: Activations, w: Weight) -> Activations:
-        scale = -((2 / len(self.phases)) ** 0.5)
-        return (scale * w * torch.sin(x @ self.frequencies.T + self.phases)) @ self.frequencies
+    def slope(self, w: Weight) -> Slope:
+        return Slope(fourier_slope, (w, self.frequencies, self.phases), self.normalize)
 
     def reduced(self, w: Weight) -> Reduced:
         _, lengths, rows = torch.linalg.svd(self.frequencies.double(), full_matrices=False)

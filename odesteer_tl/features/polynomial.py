@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel, unit
+from odesteer_tl.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel
+from odesteer_tl.numerics import kernel_slope, unit
 from odesteer_tl.shapes import Activations, Features, Samples, Weight
+from odesteer_tl.travelling import Slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +30,10 @@ class Kernel(FeatureMap):
     def _phi(self, x: Activations) -> Features:
         return (self.gamma * x @ self.landmarks.T + self.coef0) ** self.degree @ self.whitening
 
-    def _vjp(self, x: Activations, w: Weight) -> Activations:
+    def slope(self, w: Weight) -> Slope:
         alpha = self.degree * self.gamma * (self.whitening @ w)
-        return (alpha * (self.gamma * x @ self.landmarks.T + self.coef0) ** (self.degree - 1)) @ self.landmarks
+        numbers = (alpha, self.landmarks, self.degree, self.gamma, self.coef0)
+        return Slope(kernel_slope, numbers, self.normalize)
 
     def reduced(self, w: Weight) -> Reduced:
         """Degree 1: one direction. Degree 2: eigenvectors of the quadratic form, so that a step is elementwise."""

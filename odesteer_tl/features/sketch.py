@@ -8,7 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from odesteer_tl.features.base import FeatureMap, check_kernel
+from odesteer_tl.numerics import product, sketch_slope, sketch_spectra
 from odesteer_tl.shapes import Activations, Features, Samples, Weight
+from odesteer_tl.travelling import Slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,25 +27,15 @@ class Sketch(FeatureMap):
     coef0: float
     normalize: bool = True
 
-    def _spectra(self, x: Activations) -> list[Tensor]:
-        x = self.gamma**0.5 * x
-        if self.coef0 != 0:
-            x = torch.nn.functional.pad(x, (0, 1), value=self.coef0**0.5)
-        empty = x.new_zeros((*x.shape[:-1], self.n_components))
-        pairs = zip(self.hashes, self.signs, strict=True)
-        return [torch.fft.rfft(empty.index_add(-1, bucket, x * sign)) for bucket, sign in pairs]
+    @property
+    def _numbers(self) -> tuple[Tensor, Tensor, int, float, float]:
+        return self.hashes, self.signs, self.n_components, self.gamma, self.coef0
+
+    def slope(self, w: Weight) -> Slope:
+        return Slope(sketch_slope, (w, *self._numbers), self.normalize)
 
     def _phi(self, x: Activations) -> Features:
-        return torch.fft.irfft(_product(self._spectra(x)), n=self.n_components)
-
-    def _vjp(self, x: Activations, w: Weight) -> Activations:
-        spectra, g = self._spectra(x), torch.zeros_like(x)
-        for k, (bucket, sign) in enumerate(zip(self.hashes, self.signs, strict=True)):
-            others = spectra[:k] + spectra[k + 1 :]
-            correlation = torch.fft.rfft(w) * _product(others).conj() if others else torch.fft.rfft(w)
-            c = torch.fft.irfft(correlation, n=self.n_components)
-            g = g + (c[..., bucket] * sign)[..., : x.shape[-1]]
-        return self.gamma**0.5 * g
+        return torch.fft.irfft(product(sketch_spectra(x, *self._numbers)), n=self.n_components)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +75,3 @@ class PolynomialSketch:
             raise ValueError(f"hashes must lie in 0 … {self.n_components - 1}: they name the n_components buckets.")
         hashes, signs = hashes.to(samples.device), signs.to(samples)
         return Sketch(hashes, signs, self.n_components, self.gamma, self.coef0, self.normalize)
-
-
-def _product(spectra: list[Tensor]) -> Tensor:
-    result = spectra[0]
-    for factor in spectra[1:]:
-        result = result * factor
-    return result

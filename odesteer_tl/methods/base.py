@@ -1,6 +1,7 @@
 """What every method is to its users: `steer`, `vector_field`, `trajectory`, `edits`, `to`.
 
-Methods are complete, frozen dataclasses: their fields are all that `ot.save` keeps.
+Methods are complete, frozen dataclasses: their fields are all that `ot.save` keeps. What a remote server gets of one is
+`travelling()`, plain numbers and functions; nnsight's pickler takes that of itself, any other keeps the method.
 """
 
 from abc import ABC, abstractmethod
@@ -8,15 +9,24 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.barriers import Barrier
-from odesteer_tl.edits import Edit, Site, State
-from odesteer_tl.features import norm
+from odesteer_tl.edits import Edit, Site
 from odesteer_tl.flow import Flow, Trajectory
 from odesteer_tl.moving import moved
-from odesteer_tl.shapes import Activations, Chosen, Time, per_activation
+from odesteer_tl.numerics import flowed
+from odesteer_tl.sending import check_travels, sent_by_nnsight
+from odesteer_tl.shapes import Activations, Time
+from odesteer_tl.travelling import (
+    Travelling,
+    TravellingEdit,
+    absolute,
+    check_strength,
+    check_width,
+    layer_of,
+    steered,
+)
 
 Some = TypeVar("Some", bound="Method")
 """The method's own class. (Not typing.Self, which beartype checks in classes only, not in functions.)"""
@@ -49,12 +59,12 @@ class Method(ABC):
         and 17 % at 0.01. Raises ValueError for both or neither of T and relative_T, a T that is not finite or does not
         fit, or another d_model than the one fitted.
         """
-        _check_strength(T, relative_T)
+        check_strength(T, relative_T)
         return self._steered(a, T, relative_T)
 
     def vector_field(self, a: Activations) -> Activations:
         """The velocity v(a) at T = 0."""
-        self._check_width(a)
+        check_width(a, self.origin.d_model)
         here, x = self._at(a)
         return here._velocity(x).to(a.dtype)
 
@@ -63,29 +73,28 @@ class Method(ABC):
 
         A tensor T holds one value per batch row. Raises ValueError where no layer is known, and as `steer` does.
         """
-        layer = self.layer if layer is None else layer
-        if layer is None:
-            raise ValueError("This method was fitted without a layer: pass layer=, for example layer=6.")
-        _check_strength(T, relative_T)
-
-        def of_rows(strength: Time | None, state: State) -> Time | None:
-            if not isinstance(strength, Tensor) or strength.ndim == 0:
-                return strength
-            return strength.to(state.rows.device)[state.rows]
-
-        def apply(read: Chosen, write: Chosen, state: State) -> Chosen:
-            return self._steered(write, of_rows(T, state), of_rows(relative_T, state))
-
+        layer = layer_of(self.layer, layer)
+        check_strength(T, relative_T)
         site = Site(layer)
-        return [Edit(read=site, write=site, apply=apply)]
+        return [Edit(read=site, write=site, apply=TravellingEdit(self._steered, layer, T, relative_T).apply)]
+
+    def travelling(self) -> Travelling:
+        """The method in plain numbers: it steers, and gives edits, where this package is not installed.
+
+        Its numbers are in the precision of the method's own. Raises ValueError where a part of the method cannot be
+        sent to a remote server; an object of the user's is judged when it is sent.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be sent to a remote server: it does not say how it travels.")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if not sent_by_nnsight():
+            return super().__reduce_ex__(protocol)
+        sent = self.travelling()
+        check_travels(sent, f"This {type(self).__name__}")
+        return Travelling, (sent.move, sent.parts, sent.layer, sent.d_model, sent.processing)
 
     def _steered(self, a: Activations, T: Time | None, relative_T: Time | None) -> Activations:
-        self._check_width(a)
-        strength = relative_T if T is None else T
-        if not isinstance(strength, Tensor) and strength == 0:
-            return a
-        here, x = self._at(a)
-        return here._move(x, _absolute(T, relative_T, x)).to(a.dtype)
+        return steered(a, T, relative_T, self.origin.d_model, lambda *place: self._there(*place)._move)
 
     @abstractmethod
     def _move(self, x: Activations, T: Time) -> Activations: ...
@@ -93,18 +102,17 @@ class Method(ABC):
     @abstractmethod
     def _velocity(self, x: Activations) -> Activations: ...
 
-    def _check_width(self, a: Activations) -> None:
-        if self.origin.d_model is not None and a.shape[-1] != self.origin.d_model:
-            raise ValueError(f"This method was fitted at d_model {self.origin.d_model}, got {tuple(a.shape)}.")
-
     def _at(self: Some, a: Activations) -> tuple[Some, Activations]:
-        """The method and the activations in the dtype and on the device where they meet; copies are made once."""
+        """The method and the activations in the dtype and on the device where they meet."""
         dtype = torch.promote_types(a.dtype, torch.float32)
-        key = (a.device, dtype)
-        if key not in self._copies:
+        return self._there(a.device, dtype), a.to(dtype)
+
+    def _there(self: Some, *place: Any) -> Some:
+        """The method on a device and in a dtype; copies are made once."""
+        if place not in self._copies:
             with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-                self._copies[key] = self.to(*key)
-        return self._copies[key], a.to(dtype)
+                self._copies[place] = self.to(*place)
+        return self._copies[place]
 
     @cached_property
     def _copies(self) -> "dict[tuple[torch.device, torch.dtype], Any]":
@@ -121,30 +129,17 @@ class FlowMethod(Method):
 
     def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
         """a(t) and h at every step, in the dtype of the computation; `chatters` flags activations where h falls."""
-        _check_strength(T, relative_T)
-        self._check_width(a)
+        check_strength(T, relative_T)
+        check_width(a, self.origin.d_model)
         here, x = self._at(a)
-        return here.flow.trajectory(x, _absolute(T, relative_T, x), here.barrier)
+        return here.flow.trajectory(x, absolute(T, relative_T, x), here.barrier)
+
+    def travelling(self) -> Travelling:
+        """The flow in plain numbers, in the direct or the reduced form, whichever holds fewer bytes."""
+        return Travelling(flowed, self.flow.parts(), self.layer, self.origin.d_model, self.origin.processing)
 
     def _move(self, x: Activations, T: Time) -> Activations:
         return self.flow(x, T)
 
     def _velocity(self, x: Activations) -> Activations:
         return self.flow.field(x)
-
-
-def _check_strength(T: Time | None, relative_T: Time | None) -> None:
-    if (T is None) == (relative_T is None):
-        raise ValueError(f"Give either T or relative_T, got T={T}, relative_T={relative_T}.")
-    strength = relative_T if T is None else T
-    if not isinstance(strength, (int, float, Tensor)):
-        raise ValueError(f"T is a number or a tensor, one value per row; got a {type(strength).__name__}.")
-    if not bool(torch.isfinite(torch.as_tensor(strength)).all()):
-        raise ValueError(f"T and relative_T must be finite, got {strength}.")
-
-
-def _absolute(T: Time | None, relative_T: Time | None, x: Activations) -> Time:
-    if relative_T is None:
-        assert T is not None  # _check_strength
-        return T
-    return (per_activation(relative_T, x) * norm(x)).squeeze(-1)

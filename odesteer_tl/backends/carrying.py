@@ -1,4 +1,4 @@
-"""Carrying out edits while a model runs: each value is read and written at its hook, on the chosen tokens alone."""
+"""Carrying out edits while a model runs: each value is read and written at its site, on the chosen tokens alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,9 +71,9 @@ class Carrier:
         self._run = _Run(now, self._tracker.select(now))
 
     def hook(self, site: Site) -> Callable[..., SiteValue | None]:
-        """What TransformerLens calls at `site`; None leaves the value as it is."""
+        """What a backend calls with the value at `site`; None leaves the value as it is."""
 
-        def carry_out(value: SiteValue, hook: Any) -> SiteValue | None:
+        def carry_out(value: SiteValue, hook: Any = None) -> SiteValue | None:
             run = self._run
             if run is None or value.shape[:2] != (run.now.batch, run.now.width):
                 raise ValueError(

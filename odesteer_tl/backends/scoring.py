@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.transformer_lens.generating import Generation
-from odesteer_tl.backends.transformer_lens.models import device_of
+from odesteer_tl.backends.generating import Generation
+from odesteer_tl.backends.models import device_of
 from odesteer_tl.shapes import TokenMask
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from odesteer_tl.activations import Tokenised
-from odesteer_tl.backends.transformer_lens.models import pad_id_of
+from odesteer_tl.backends.models import context_of, pad_id_of, prepends_bos, tokenizer_of
 from odesteer_tl.positions import uneven_pads
 from odesteer_tl.shapes import TokenIds
 
@@ -20,11 +20,11 @@ def tokenise(
 ) -> Tokenised:
     """Token ids of `texts`, left-padded, with the mask of the real ones.
 
-    `prepend_bos` None follows the model's `cfg.default_prepend_bos`, or, with a chat template, the template. A text
-    that already begins with the BOS gets no second one. Token tensors and `Tokenised` are taken as they are (a tensor
-    without mask holds no pads), the latter moved to the left. Raises ValueError for no text, a text without tokens, a
-    missing tokenizer, template or BOS, tokens and mask that do not fit, and for a tensor whose rows begin or end in
-    different numbers of pad tokens.
+    `prepend_bos` None follows TransformerLens' `cfg.default_prepend_bos` or the tokenizer of an nnsight model, or, with
+    a chat template, the template. A text that already begins with the BOS gets no second one. Token tensors and
+    `Tokenised` are taken as they are (a tensor without mask holds no pads), the latter moved to the left. Raises
+    ValueError for no text, a text without tokens, a missing tokenizer, template or BOS, tokens and mask that do not
+    fit, and for a tensor whose rows begin or end in different numbers of pad tokens.
     """
     if isinstance(texts, Tokenised):
         mask = texts.mask.bool()  # Hugging Face's masks are integers, which would be read as indices
@@ -41,7 +41,7 @@ def tokenise(
             f"Expected texts, a token tensor [batch, pos] or ot.Tokenised(tokens, mask), got {type(texts).__name__}; "
             "a tokenizer's output goes in as ot.Tokenised(out.input_ids, out.attention_mask.bool())."
         )
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError("This model has no tokenizer: pass token tensors, or Tokenised(tokens, mask).")
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -51,7 +51,7 @@ def tokenise(
         texts = [_rendered(tokenizer, text, chat_template) for text in texts]
     wanted = prepend_bos
     if wanted is None:
-        wanted = chat_template is False and model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None
+        wanted = chat_template is False and prepends_bos(model)
     if wanted and tokenizer.bos_token_id is None:
         raise ValueError("prepend_bos=True, but this tokenizer has no BOS token; leave prepend_bos out.")
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -65,12 +65,10 @@ def tokenise(
 
 def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:
     """Raises ValueError where a text and `more` tokens after it are longer than the model's context."""
-    longest = int(texts.mask.sum(1).max())
-    if longest + more > model.cfg.n_ctx:
+    longest, context = int(texts.mask.sum(1).max()), context_of(model)
+    if context is not None and longest + more > context:
         after = f" and {more} tokens to generate" if more else ""
-        raise ValueError(
-            f"The longest text has {longest} tokens{after}; the model holds {model.cfg.n_ctx}: shorten it."
-        )
+        raise ValueError(f"The longest text has {longest} tokens{after}; the model holds {context}: shorten it.")
 
 
 def left_padded(rows: list[list[int]], filler: int) -> Tokenised:

@@ -1,7 +1,8 @@
 """What a model is being asked: each forward pass, as soon as it begins, in the words of `positions`.
 
-A TransformerBridge is watched where its Hugging Face model is called; that sees tokens, mask and cache however it was
-reached. HookedTransformer.generate calls no module but the embedding and the blocks, so it is watched there.
+A TransformerBridge or an nnsight model is watched where its Hugging Face model is called; that sees tokens, mask and
+cache however it was reached. HookedTransformer.generate calls no module but the embedding and the blocks, so it is
+watched there.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +20,18 @@ from odesteer_tl.shapes import TokenKeys
 @contextmanager
 def watching(model: Any, layers: Iterable[int], begin: Callable[[Pass], None]) -> Iterator[None]:
     """Calls `begin` once per forward pass, before any of `layers` runs."""
-    watch = _watch_bridge if kind_of(model) == "TransformerBridge" else _watch_hooked
+    kind = kind_of(model)
+    if kind == "HookedTransformer":
+        handles = _watch_hooked(model, sorted(set(layers)), begin)
+    else:
+        handles = [_watch_called(model.original_model if kind == "TransformerBridge" else model._module, begin)]
     with ExitStack() as stack:
-        for handle in watch(model, sorted(set(layers)), begin):
+        for handle in handles:
             stack.callback(handle.remove)
         yield
 
 
-def _watch_bridge(model: Any, layers: list[int], begin: Callable[[Pass], None]) -> list[Any]:
+def _watch_called(module: Any, begin: Callable[[Pass], None]) -> Any:
     def called(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
@@ -38,7 +43,7 @@ def _watch_bridge(model: Any, layers: list[int], begin: Callable[[Pass], None]) 
         caching = cache is not None or kwargs.get("use_cache") is True
         begin(Pass(tokens.shape[0], tokens.shape[1], offset, tokens, mask, caching))
 
-    return [model.original_model.register_forward_pre_hook(called, with_kwargs=True)]
+    return module.register_forward_pre_hook(called, with_kwargs=True)
 
 
 def _watch_hooked(model: Any, layers: list[int], begin: Callable[[Pass], None]) -> list[Any]:

@@ -2,18 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from odesteer_tl.backends.carrying import Carrier, OwnedEdit
 from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.models import check_fit, check_place, dtype_of, pad_id_of
 from odesteer_tl.backends.report import Report
-from odesteer_tl.backends.transformer_lens.carrying import Carrier, OwnedEdit
-from odesteer_tl.backends.transformer_lens.models import check_fit, dtype_of, pad_id_of
-from odesteer_tl.backends.transformer_lens.passes import watching
+from odesteer_tl.backends.transformer_lens.hooking import hooked
 from odesteer_tl.edits import Edit, State
 from odesteer_tl.positions import Positions, PromptLengths, Tracker
 from odesteer_tl.shapes import Residual, Time
@@ -32,6 +32,7 @@ def steering(
     positions: Positions = "decoding",
     prompt_lengths: PromptLengths | None = None,
     layer: int | None = None,
+    blocks: Any = None,
 ) -> Iterator[Report]:
     """Steer everything that `model` computes inside the block; afterwards, error or not, it is as it was.
 
@@ -39,19 +40,23 @@ def steering(
             model.generate(...)
 
     Holds for generate, forward, run_with_cache (whose cache shows steered values), run_with_hooks, and a bridge's
-    hf_generate. `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch row, that is
-    per beam under a beam search; `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see
+    hf_generate; on an nnsight model for every trace and generate that starts at the model itself and runs here, whose
+    reads show steered values. `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch
+    row, that is per beam under a beam search; `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see
     `odesteer_tl.positions`): the same ones with the KV cache on or off, alone or in a padded batch. `prompt_lengths`,
     real tokens per row, tells prompt from continuation where one pass holds both, or a part of the prompt. `layer`
-    overrides the fitted layer. Blocks nest; the user's own hooks stay.
+    overrides the fitted layer. `blocks` says where an nnsight model of unknown architecture holds its decoder blocks,
+    as in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits stay. At one layer of an
+    nnsight model, edits made before act first, then steering, then edits made inside, and last what a trace does.
 
     Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
-    mask declares, and on a clean exit where no token was steered. Warns where reset_hooks() inside the block removed
-    the steering, and where T is too small for a 16-bit residual stream.
+    mask declares, for a remote trace inside the block, and on a clean exit where no token was steered. Warns where
+    reset_hooks() or clear_edits() inside the block removed the steering, and where T is too small for a 16-bit
+    residual stream.
     """
     # two frames more than in generate: this generator and contextlib's __enter__
-    carrier = carrier_for(model, method, T, relative_T, positions, prompt_lengths, layer, stacklevel=5)
-    with attached(model, carrier) as report:
+    carrier = carrier_for(model, method, T, relative_T, positions, prompt_lengths, layer, blocks, stacklevel=5)
+    with attached(model, carrier, blocks) as report:
         yield report
     conclude(report, positions, stacklevel=4)
 
@@ -92,6 +97,15 @@ def steering_hook(
     return hook
 
 
+def attached(model: Any, carrier: Carrier, blocks: Any = None) -> AbstractContextManager[Report]:
+    """The carrier's edits act on the model inside the block, in the way of its library; nothing is left after it."""
+    if kind_of(model) == "nnsight":
+        from odesteer_tl.backends.nnsight.editing import edited
+
+        return edited(model, carrier, blocks)
+    return hooked(model, carrier)
+
+
 def carrier_for(
     model: Any,
     method: Any,
@@ -100,6 +114,7 @@ def carrier_for(
     positions: Positions,
     prompt_lengths: PromptLengths | None,
     layer: int | None,
+    blocks: Any = None,
     beams: int = 1,
     stacklevel: int = 4,
 ) -> Carrier:
@@ -107,7 +122,7 @@ def carrier_for(
 
     With `beams`, T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows for each.
     """
-    kind_of(model)
+    check_place(model, False, blocks)
     if isinstance(method, Sequence):
         if T is not None or relative_T is not None or not method:
             raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
@@ -119,7 +134,7 @@ def carrier_for(
     owned = []
     for owner, (each, strength) in enumerate(pairs):
         edits = each.edits(T=strength, relative_T=relative_T, layer=layer)
-        check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)])
+        check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
         _check_order(edits)
         _warn_of_rounding(model, each, strength, relative_T, stacklevel)
         values = strength if relative_T is None else relative_T
@@ -128,40 +143,18 @@ def carrier_for(
     return Carrier(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams))
 
 
-@contextmanager
-def attached(model: Any, carrier: Carrier) -> Iterator[Report]:
-    """The carrier's hooks are on the model inside the block, and nothing of them is left after it."""
-    report = Report(carrier.tokens_steered)
-    points: list[tuple[Any, Any]] = []
-
-    def detach() -> None:
-        for point, handle in points:
-            report.hooks_removed |= all(other is not handle for other in point.fwd_hooks)
-            handle.hook.remove()
-            point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
-
-    with ExitStack() as stack:
-        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
-        stack.callback(detach)
-        for site in carrier.sites:
-            point = model.hook_dict[site.hook_name]
-            point.add_hook(carrier.hook(site))
-            points.append((point, point.fwd_hooks[-1]))
-        yield report
-
-
 def conclude(report: Report, positions: Positions, stacklevel: int = 3) -> None:
     """What a block that ended without an error has to say: see `steering`."""
     if report.hooks_removed:
         warnings.warn(
-            "reset_hooks() inside the steering block removed the steering: what the model computed after it is not "
-            "steered. Reset hooks before the block.",
+            "reset_hooks() or clear_edits() inside the steering block removed the steering: what the model computed "
+            "after it is not steered. Call it before the block.",
             stacklevel=stacklevel,
         )
     if not any(report.tokens_steered.values()):
         raise ValueError(
             f"No token was steered (positions={positions!r}): "
-            + ("reset_hooks() removed the steering, " if report.hooks_removed else "")
+            + ("reset_hooks() or clear_edits() removed the steering, " if report.hooks_removed else "")
             + "the model did not run inside the block, or nothing that it saw was chosen."
         )
 

@@ -1,0 +1,162 @@
+"""Generating: prompts to continuations, steered or not, the same ones whenever the same call is made."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.generation import Generation, finished
+from odesteer_tl.backends.models import check_place, device_of, eos_ids_of, load_weights
+from odesteer_tl.backends.report import Report
+from odesteer_tl.backends.steering import attached, carrier_for, conclude
+from odesteer_tl.backends.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
+from odesteer_tl.backends.transformer_lens import running as transformer_lens
+from odesteer_tl.positions import Positions
+from odesteer_tl.shapes import Time, TokenIds
+from odesteer_tl.tokens import Tokenised
+
+
+def generate(
+    model: Any,
+    prompts: Texts,
+    method: Any = None,
+    T: Time | None = None,
+    *,
+    relative_T: Time | None = None,
+    positions: Positions = "decoding",
+    layer: int | None = None,
+    max_new_tokens: int = 40,
+    do_sample: bool | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_beams: int = 1,
+    use_past_kv_cache: bool = True,
+    stop_at_eos: bool = True,
+    prepend_bos: bool | None = None,
+    chat_template: ChatTemplate = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    remote: bool | str = False,
+    blocks: Any = None,
+) -> Generation:
+    """Continue `prompts`, steered by `method` (see `steering`), or as the model alone does where it is None.
+
+    Greedy, unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling; temperature 0 is
+    greedy. Sampling starts from `seed` and neither reads nor moves the global generators here (a server's it sets).
+    `num_beams` > 1 is not for HookedTransformer. `T` may hold one value per prompt. `batch_size` None takes all prompts
+    at once; greedy continuations do not depend on it. Prompts, `remote` and `blocks` as for `collect`.
+
+    Raises ValueError as `tokenise` and `steering` do, for a T without a method or of another length than the prompts,
+    for a token budget (also one beyond the model's context), a temperature or beams that cannot be, and before anything
+    is sent for a method that cannot travel. ConnectionError where a server is not reached or lost, RuntimeError where
+    it fails or sends back no text.
+    """
+    kind = kind_of(model)
+    check_place(model, remote, blocks)
+    if not remote:
+        load_weights(model)
+    if method is None and (T is not None or relative_T is not None):
+        raise ValueError("T was given without a method: ot.generate(model, prompts, method, T=...).")
+    if max_new_tokens < 1 or num_beams < 1 or temperature < 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            "max_new_tokens, num_beams and batch_size must be at least 1 and temperature at least 0, got "
+            f"{max_new_tokens}, {num_beams}, {batch_size} and {temperature}."
+        )
+    if (top_p is not None and not 0 < top_p <= 1) or (top_k is not None and top_k < 1):
+        raise ValueError(f"top_p lies in (0, 1] and top_k is at least 1, got {top_p} and {top_k}.")
+    if num_beams > 1 and kind == "HookedTransformer":
+        raise ValueError("HookedTransformer has no beam search: load the model as a bridge, ot.load_model(name).")
+    if do_sample is None:
+        do_sample = temperature not in (0.0, 1.0) or top_k is not None or top_p is not None
+    eos = eos_ids_of(model) if stop_at_eos else []
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stop_at_eos": bool(eos),
+        "do_sample": do_sample and temperature > 0,
+        "use_past_kv_cache": use_past_kv_cache,
+        "return_type": "tokens",
+    }
+    if eos:
+        options["eos_token_id"] = eos if len(eos) > 1 else eos[0]
+    if options["do_sample"]:
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if num_beams > 1:
+        options["num_beams"] = num_beams
+    texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template)
+    count = len(texts.tokens)
+    check_context(model, texts, max_new_tokens)
+    generated: list[Tensor] = []
+    reports: list[Report] = []
+    with _own_randomness(device_of(model), seed):
+        for chosen in torch.arange(count).split(batch_size or count):
+
+            def own(value: Any, chosen: Tensor = chosen) -> Any:
+                """A value per prompt, cut to the prompts of this batch; anything else as it is."""
+                if not isinstance(value, Tensor) or value.ndim == 0:
+                    return value
+                if len(value) != count:
+                    raise ValueError(f"{count} prompts need as many values per prompt, got {len(value)}.")
+                return value[chosen]
+
+            batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
+            strength = {
+                "T": own(T),
+                "relative_T": own(relative_T),
+                "positions": own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions,
+                "layer": layer,
+                "blocks": blocks,
+            }
+            methods = [tuple(map(own, pair)) for pair in method] if isinstance(method, Sequence) else method
+            tokens, report = _continued(model, batch, options, methods, strength, remote, seed + len(generated))
+            generated.append(tokens)
+            reports += [] if report is None else [report]
+    report = _together(reports)
+    if report is not None:
+        conclude(report, positions)
+    return finished(model, texts, generated, eos, report)
+
+
+def _continued(
+    model: Any,
+    batch: Tokenised,
+    options: dict[str, Any],
+    method: Any,
+    strength: dict[str, Any],
+    remote: bool | str,
+    seed: int,
+) -> tuple[TokenIds, Report | None]:
+    """One batch, by the library's own generate; `seed` is for a server, which has generators of its own."""
+    if kind_of(model) == "nnsight":
+        from odesteer_tl.backends.nnsight import running
+    else:
+        running = transformer_lens
+    beams = options.get("num_beams", 1)
+    carrier = None if method is None else carrier_for(model, method, **strength, prompt_lengths=None, beams=beams)
+    if remote:  # the carrier has checked that the method fits; the steering itself is done there
+        return running.continued_remotely(model, batch, options, method, strength, remote, seed)
+    if carrier is None:
+        return running.continued(model, batch, options), None
+    with attached(model, carrier, strength["blocks"]) as report:
+        return running.continued(model, batch, options), report
+
+
+@contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Random numbers from `seed` on the CPU and on `device`; the global generators are as before afterwards."""
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def _together(reports: list[Report]) -> Report | None:
+    if not reports:
+        return None
+    layers = {layer: sum(report.tokens_steered[layer] for report in reports) for layer in reports[0].tokens_steered}
+    return Report(layers, any(report.hooks_removed for report in reports))

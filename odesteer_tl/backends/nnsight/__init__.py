@@ -1,0 +1,8 @@
+"""nnsight: edits on a model here, and what travels, as source, into a graph on a server."""
+
+import cloudpickle
+
+from odesteer_tl.backends.nnsight import blocks, intervening, picking
+
+for _module in (blocks, intervening, picking):
+    cloudpickle.register_pickle_by_value(_module)

@@ -1,0 +1,101 @@
+"""Edits that stand on an nnsight model for as long as a block lasts.
+
+They are among the model's own edits, so that a trace inside the block reads steered values, as a TransformerLens cache
+does. An nnsight edit is a traced block in a greenlet, which is left hanging, with a warning or an error, where a run
+ends before its layer or after fewer steps than it waits for. A `Standing` edit is a function that nnsight serves in the
+same way; it waits for nothing, and costs one call per visit.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from nnsight.intervention.interleaver import Event, Mediator, Pending
+
+from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.models import load_weights
+from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, value_in
+from odesteer_tl.backends.passes import watching
+from odesteer_tl.backends.report import Report
+from odesteer_tl.edits import Site
+
+
+class Standing(Mediator):
+    """At every visit of `location`, replace the value by `apply(value)`, over the whole batch.
+
+    It speaks nnsight's protocol of mediators: `pending` names the visit that it waits for, `handle` serves that.
+    """
+
+    def __init__(self, location: str, apply: Callable[[Any], Any]) -> None:
+        super().__init__(None, {}, {})
+        self.location, self.apply, self.over = location, apply, False
+
+    @property
+    def alive(self) -> bool:
+        """Never: no worker of its own has to be unwound when a run ends."""
+        return False
+
+    def start(self, interleaver: Any = None) -> None:
+        """A run begins: wait for the first visit."""
+        self.interleaver, self.worker = interleaver, self
+        self.counts_at_start = {self.location: interleaver.counts.get(self.location, 0)}
+        self.pending = None if self.over else Pending(Event.VALUE, self.location, 0)
+
+    def handle(self, provider: str, value: Any) -> Any:
+        """Edit the value of this visit, and wait for the next one."""
+        self.pending = Pending(Event.VALUE, self.location, self.occurrence(self.location) + 1)
+        return self.apply(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ValueError(
+            "ot.steering steers what runs on this machine; a remote trace inside its block would not be steered. Call "
+            "ot.intervene(model, method, T=...) inside the trace, or ot.generate(..., remote=True)."
+        )
+
+
+@contextmanager
+def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]:
+    """The carrier's edits stand on the model inside the block, and nothing of them is left after it.
+
+    At one layer the edits that were there before act first, then these, then those that are made inside the block, and
+    last what a trace does.
+    """
+    load_weights(model)  # the module that is hooked below is replaced when they come
+    report = Report(carrier.tokens_steered)
+    found = blocks_of(model, blocks)
+    ours = [Standing(_location(found, site), _replacing(carrier, site)) for site in carrier.sites]
+
+    def remove() -> None:
+        for edit in ours:
+            edit.over = True  # a copy of the model made inside the block holds it still
+            report.hooks_removed |= all(other is not edit for other in model._edits)
+        model._edits = [other for other in model._edits if all(other is not edit for edit in ours)]
+
+    with ExitStack() as stack:
+        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
+        stack.callback(remove)
+        model._edits = [*model._edits, *ours]
+        yield report
+
+
+def _location(blocks: Any, site: Site) -> str:
+    return f"{blocks[site.layer].path}.{'input' if site.name == 'resid_pre' else 'output'}"
+
+
+def _replacing(carrier: Carrier, site: Site) -> Callable[[Any], Any]:
+    """The carrier's hook for what nnsight hands over: (args, kwargs) of a block, or its output."""
+    carry_out = carrier.hook(site)
+
+    def at_input(value: Any) -> Any:
+        args, kwargs = value
+        if args:
+            new = carry_out(args[0])
+            return value if new is None else ((new, *args[1:]), kwargs)
+        new = carry_out(kwargs["hidden_states"])
+        return value if new is None else (args, {**kwargs, "hidden_states": new})
+
+    def at_output(value: Any) -> Any:
+        new = carry_out(value_in(value))
+        return value if new is None else output_with(value, new)
+
+    return at_input if site.name == "resid_pre" else at_output

@@ -1,0 +1,114 @@
+"""Running an nnsight model on tokens, here or on a server: what it holds at a layer, and what it continues with."""
+
+from typing import Any
+
+import nnsight
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from odesteer_tl.backends.models import pad_id_of
+from odesteer_tl.backends.nnsight.asking import asking
+from odesteer_tl.backends.nnsight.blocks import blocks_of, value_in
+from odesteer_tl.backends.nnsight.intervening import intervene
+from odesteer_tl.backends.nnsight.picking import averaged, picked
+from odesteer_tl.backends.report import Report
+from odesteer_tl.shapes import Position, Samples, TokenIds
+from odesteer_tl.tokens import Tokenised, read_tokens
+
+_NEVER = 2**31 - 1
+
+
+def activations_of(
+    model: Any, batch: Tokenised, layer: int, position: Position, remote: bool | str = False, blocks: Any = None
+) -> tuple[Samples, Int[Tensor, " n"]]:
+    """The activations of a batch at the output of a block, float32 on the CPU, and the row that each came from.
+
+    Rows are padded on the right, where a causal model needs no positions to be told; later blocks are not run.
+    """
+    lengths = batch.mask.sum(1)
+    rows = [row[real] for row, real in zip(*batch, strict=True)]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id_of(model) or 0)
+    mask = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
+    inputs = {"input_ids": tokens, "attention_mask": mask.long()}
+    whole = torch.arange(tokens.shape[1], dtype=torch.float32).expand(tokens.shape).unsqueeze(-1)
+    columns, sources = read_tokens(whole, mask, position)  # which columns are read, by the one rule
+    where = columns.squeeze(-1).long()
+    values = None
+    with asking(remote):
+        if position == "mean":
+            with model.trace(inputs, use_cache=False, remote=remote) as tracer:
+                values = nnsight.save(averaged(value_in(blocks_of(model, blocks)[layer].output), mask))
+                tracer.stop()
+        else:
+            with model.trace(inputs, use_cache=False, remote=remote) as tracer:
+                values = nnsight.save(picked(value_in(blocks_of(model, blocks)[layer].output), sources, where))
+                tracer.stop()
+    if values is None:
+        raise RuntimeError("The server says that it is done, and sent back no activations.")
+    return values, sources
+
+
+def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    """Hugging Face's generate, as nnsight runs it here: whatever edits stand on the model act in every pass."""
+    return model.generate(batch.tokens, attention_mask=batch.mask.long(), **_own(model, options)).cpu()
+
+
+def continued_remotely(
+    model: Any,
+    batch: Tokenised,
+    options: dict[str, Any],
+    method: Any,
+    strength: dict[str, Any],
+    remote: bool | str,
+    seed: int,
+) -> tuple[TokenIds, Report | None]:
+    """The same on a server, steered there by `intervene(model, method, **strength)`, and what was steered.
+
+    Random numbers start from `seed` on the server. Raises as `asking` does, and RuntimeError where the server sends
+    back no text.
+    """
+    inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+    beams = options.get("num_beams", 1)
+    here = {name: _per_row(value, beams) for name, value in strength.items()}
+    methods = [(each, _per_row(T, beams)) for each, T in method] if isinstance(method, list) else method
+    tokens, steered, steer = None, None, method is not None
+    with asking(remote):
+        with model.generate(remote=remote, **_own(model, options)) as tracer:
+            with tracer.invoke(inputs):
+                torch.manual_seed(seed)
+                steered = nnsight.save({})
+                if steer:
+                    for _ in tracer.iter[:]:
+                        steered.update(intervene(model, methods, **here))
+            with tracer.invoke():
+                tokens = nnsight.save(tracer.result)
+    if tokens is None or steered is None or tokens.shape[1] <= batch.tokens.shape[1]:
+        raise RuntimeError("The server says that it is done, and sent back no text.")
+    return tokens.cpu(), Report(steered) if steer else None
+
+
+def _per_row(value: Any, beams: int) -> Any:
+    """A value per row of the model, where one per prompt was given."""
+    return value.repeat_interleave(beams, 0) if isinstance(value, Tensor) and value.ndim else value
+
+
+def _own(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ot.generate in Hugging Face's words. Everything that a checkpoint may come with a setting of is
+    said, so that a text does not depend on where the weights are from."""
+    sampling = options["do_sample"]
+    eos = options.get("eos_token_id")
+    return {
+        "max_new_tokens": options["max_new_tokens"],
+        "do_sample": sampling,
+        "temperature": options["temperature"] if sampling else 1.0,
+        "top_k": (options["top_k"] or 0) if sampling else 50,
+        "top_p": (options["top_p"] or 1.0) if sampling else 1.0,
+        "repetition_penalty": 1.0,
+        "num_beams": options.get("num_beams", 1),
+        "use_cache": options["use_past_kv_cache"],
+        # A token that no vocabulary holds: the tokens that end a text are then tokens like others.
+        "eos_token_id": _NEVER if eos is None else eos,
+        "pad_token_id": pad_id_of(model) if pad_id_of(model) is not None else 0,
+    }

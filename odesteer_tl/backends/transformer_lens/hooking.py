@@ -1,0 +1,31 @@
+"""Edits as hooks of a TransformerLens model, for as long as a block lasts."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.passes import watching
+from odesteer_tl.backends.report import Report
+
+
+@contextmanager
+def hooked(model: Any, carrier: Carrier) -> Iterator[Report]:
+    """The carrier's hooks are on the model inside the block, and nothing of them is left after it."""
+    report = Report(carrier.tokens_steered)
+    points: list[tuple[Any, Any]] = []
+
+    def detach() -> None:
+        for point, handle in points:
+            report.hooks_removed |= all(other is not handle for other in point.fwd_hooks)
+            handle.hook.remove()
+            point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+    with ExitStack() as stack:
+        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
+        stack.callback(detach)
+        for site in carrier.sites:
+            point = model.hook_dict[site.hook_name]
+            point.add_hook(carrier.hook(site))
+            points.append((point, point.fwd_hooks[-1]))
+        yield report

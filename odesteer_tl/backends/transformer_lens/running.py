@@ -1,0 +1,56 @@
+"""Running a TransformerLens model on tokens: what it holds at a layer, and what it continues with."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.models import device_of, pad_id_of
+from odesteer_tl.shapes import Position, Samples, TokenIds
+from odesteer_tl.tokens import Tokenised, read_tokens
+
+
+def activations_of(model: Any, batch: Tokenised, layer: int, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:
+    """The activations of a left-padded batch at `resid_post`, float32 on the CPU, and the row that each came from."""
+    tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
+    name = f"blocks.{layer}.hook_resid_post"
+    _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=name, stop_at_layer=layer + 1)
+    return read_tokens(cache[name].float().cpu(), batch.mask, position)
+
+
+def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    """The library's own generate, told which tokens are pads in the way that this library understands."""
+    device = device_of(model)
+    tokens, mask = batch.tokens.to(device), batch.mask
+    if kind_of(model) == "HookedTransformer":
+        flag = _bos_flag(model, batch)
+        return model.generate(tokens, padding_side="left", prepend_bos=flag, verbose=False, **options).cpu()
+    # Nothing said is what the library does by itself where there is nothing to say.
+    padded = {} if bool(mask.all()) else {"attention_mask": mask.long().to(device)}
+    if "num_beams" in options:
+        return model.hf_generate(tokens, use_cache=options["use_past_kv_cache"], **padded, **options).cpu()
+    return model.generate(tokens, verbose=False, **padded, **options).cpu()
+
+
+def _bos_flag(model: Any, batch: Tokenised) -> bool:
+    """HookedTransformer.generate takes leading pad ids for pads, but spares one where it is told of a BOS of the same
+    id: the flag with which it reads the true mask. ValueError where there is none."""
+    pad_id = pad_id_of(model)
+    if pad_id is None:
+        if not bool(batch.mask.all()):
+            raise ValueError(
+                "This model has no pad token: generate prompts of one length at a time, with batch_size=1."
+            )
+        return False
+    leading = (batch.tokens != pad_id).cumsum(1) == 0
+    for flag in (False, True):
+        if flag and model.tokenizer.bos_token_id == pad_id:
+            leading[torch.arange(len(leading)), leading.sum(1) - 1] = False
+        if torch.equal(~leading, batch.mask):
+            return flag
+    raise ValueError(
+        f"Some prompts begin with the pad token {pad_id} and others do not, and HookedTransformer.generate tells "
+        "padding by that token: generate them apart, or load the model as a bridge, ot.load_model(name)."
+    )

@@ -1,0 +1,134 @@
+"""Sending to a remote nnsight server: when it happens, what may be sent, and how much it is.
+
+A server has neither this package nor the user's modules. nnsight sends functions and classes as source where their
+module is registered for it, as `numerics` and `travelling` are here; all else is a name that the server looks up, on a
+short list of modules. What would fail there is refused here, before anything is sent.
+"""
+
+import ast
+import copy
+import pickletools
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+import cloudpickle
+
+from odesteer_tl import numerics, travelling
+
+RUNNING = frozenset(
+    "builtins torch collections time numpy sympy nnterp math einops typing operator _operator pandas enum".split()
+)
+"""What code may import on the server."""
+
+LOADING = RUNNING | {"pickle", "cloudpickle", "copyreg", "types", "transformers", "nnsight", "_codecs"}
+"""What a payload may name: nnsight's and pickle's own machinery too."""
+
+_SERIALIZATION = "nnsight.intervention.serialization"
+_STRINGS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
+_MARKS = frozenset({"MARK", "FRAME", "PROTO"})
+_COPIES = (copy.copy.__code__, copy.deepcopy.__code__)
+
+cloudpickle.register_pickle_by_value(numerics)
+cloudpickle.register_pickle_by_value(travelling)
+
+
+def sent_by_nnsight() -> bool:
+    """Whether the caller is being pickled by nnsight for a server, and not copied or pickled by anyone else."""
+    serialization: Any = sys.modules.get(_SERIALIZATION)
+    frame: FrameType | None = sys._getframe(1)
+    while serialization is not None and frame is not None and frame.f_code not in _COPIES:
+        at_work = type(frame.f_locals.get("self"))
+        if issubclass(at_work, cloudpickle.CloudPickler):
+            return issubclass(at_work, serialization.CustomCloudPickler)
+        frame = frame.f_back
+    return False
+
+
+def check_travels(thing: Any, name: str = "") -> None:
+    """Raise ValueError, saying what stands in the way, where `thing` would not arrive on a remote server or not run.
+
+    `name` is what the message calls it. Looked at are the modules that a payload names, and those that the functions in
+    it import; functions whose source cannot be found are refused. What the code does otherwise is not looked at.
+    """
+    name = name or f"This {type(thing).__name__}"
+    try:
+        payload = _serialised(thing)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name} cannot be sent to a remote server: {error}") from error
+    faults = sorted(set(_faults(payload)))
+    if faults:
+        raise ValueError(
+            f"{name} cannot be sent to a remote server: {'; '.join(faults)}. A barrier of your own travels as a plain "
+            "class, no dataclass, in a file (call nnsight.register(module) where the file is a module and not the "
+            "script itself), and imports nothing but torch, math, numpy, einops, typing and collections. On a model on "
+            "this machine it may be any object."
+        )
+
+
+def payload_bytes(method: Any) -> int:
+    """Bytes that a method adds to a remote request, compressed as nnsight does it. Raises ValueError as the sending."""
+    return len(import_module("zstandard").ZstdCompressor(level=6).compress(_serialised(method)))
+
+
+def _serialised(thing: Any) -> bytes:
+    return import_module(_SERIALIZATION).dumps(thing)
+
+
+def _faults(payload: bytes) -> Iterator[str]:
+    for said, (module, name) in _named(payload):
+        where = f"{module}.{name}"
+        if where == "cloudpickle.cloudpickle.subimport":
+            if not _listed(said, LOADING):
+                yield f"it uses the module {said}, which is not to be had there"
+        elif where == f"{_SERIALIZATION}._load_function":
+            yield from _faults_of_source(said) if said else ()
+        elif where == "cloudpickle.cloudpickle._make_function":
+            yield "it has a function whose source cannot be found (made by exec or by a dataclass)"
+        elif not _listed(module, LOADING):
+            yield f"it needs {where}, and the server has no module {module.split('.')[0]}"
+
+
+def _named(payload: bytes) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Every global (module, name) that a pickle asks for, with the first string that follows it, or ""."""
+    memo: dict[int, Any] = {}
+    values: list[Any] = [None]  # what was put on the stack, in order; None for what is neither string nor global
+    for op, arg, _ in pickletools.genops(payload):
+        if op.name in _MARKS:
+            continue
+        if op.name == "MEMOIZE":
+            memo[len(memo)] = values[-1]
+            continue
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[int(arg or 0)] = values[-1]
+            continue
+        value: Any = None
+        if op.name in _STRINGS:
+            value = str(arg)
+        elif op.name in ("GET", "BINGET", "LONG_BINGET"):
+            value = memo.get(int(arg or 0))
+        elif op.name == "STACK_GLOBAL":
+            value = (values[-2], values[-1])
+        elif op.name == "GLOBAL":
+            module, _, name = str(arg).partition(" ")
+            value = (module, name)
+        if isinstance(values[-1], tuple):
+            yield (value if isinstance(value, str) else ""), values[-1]
+        values.append(value)
+
+
+def _faults_of_source(source: str) -> Iterator[str]:
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, (ast.Import, ast.ImportFrom)):
+            modules = [a.name for a in function.names] if isinstance(function, ast.Import) else [function.module or "."]
+            for module in modules:
+                if not _listed(module, RUNNING):
+                    yield f"its code imports {module}, which is not to be had there"
+
+
+def _listed(module: str, names: frozenset[str]) -> bool:
+    return module.split(".")[0] in names

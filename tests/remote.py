@@ -1,0 +1,138 @@
+"""What the tests of remote execution share: a server, the wheel that a user would have, and clients that use both.
+
+A client runs in a process of its own with the wheel unpacked into a folder named site-packages. The checkout would not
+do: nnsight sends every module that it finds outside site-packages along with a request, so that code which no user
+could run remotely would pass.
+
+    with serving() as server:
+        found = client(SCRIPT, installed_wheel(), saved_model("llama"), server.url)
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import textwrap
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import models
+
+ROOT = Path(__file__).parents[1]
+PREAMBLE = """
+import importlib.util, json, os, sys
+import nnsight, torch
+from nnsight.modeling.huggingface import _ID_CACHE
+
+_found = importlib.util.find_spec("odesteer_tl")
+assert _found.origin.startswith(os.environ["PYTHONPATH"] + os.sep), f"not from the wheel: {_found.origin}"
+
+def load(folder):  # a local folder goes by its path, where nnsight would ask the Hub for the repository's name
+    _ID_CACHE[folder] = folder
+    return nnsight.TransformersModel(folder, task="text-generation", dispatch=True)
+
+def report(**values):
+    print(json.dumps(values))
+"""
+
+
+class Serving:
+    """A running loopback server."""
+
+    def __init__(self, process: subprocess.Popen, port: int):
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+
+    def fault(self, kind: str) -> None:
+        """Spoil the next request: see loopback.FAULTS."""
+        self._json("/fault", json.dumps({"kind": kind}).encode())
+
+    def last(self) -> dict:
+        """The latest request's count, bytes, model_key and nnsight_version."""
+        return self._json("/last")
+
+    def _json(self, path: str, data: bytes | None = None) -> dict:
+        with urllib.request.urlopen(self.url + path, data, timeout=60) as answer:
+            return json.load(answer)
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[Serving]:
+    """A server of its own, with the options of loopback.py; it could import the checkout, were it not for its guard."""
+    command = [sys.executable, str(ROOT / "tests" / "loopback.py"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment)
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            line = process.stdout.readline() if select.select([process.stdout], [], [], 120)[0] else ""
+            if not line:
+                errors.seek(0)
+                raise AssertionError(f"The loopback server did not start:\n{errors.read()}")
+            ready = json.loads(line)
+            assert ready["odesteer_tl"] is False, ready
+            yield Serving(process, ready["port"])
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+@cache
+def _place() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="odesteer_tl-")  # goes when the process ends
+
+
+@cache
+def installed_wheel() -> Path:
+    """A folder named site-packages with this checkout's wheel in it, as pip unpacks it; built once."""
+    place = Path(_place().name)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check", "-w", place, ROOT]
+    if find_spec("hatchling"):  # else pip fetches it
+        build.insert(4, "--no-build-isolation")
+    _run(build, place, {})
+    (wheel,) = place.glob("odesteer_tl-*.whl")
+    zipfile.ZipFile(wheel).extractall(place / "site-packages")
+    return place / "site-packages"
+
+
+@cache
+def saved_model(family: str) -> str:
+    """The folder of a random model (models.py) and its tokenizer; client and server name the model by it."""
+    folder = str(Path(_place().name) / family)
+    models.hugging_face(family).save_pretrained(folder)
+    models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def client(script: str, folder: Path, *arguments: object, preamble: str = PREAMBLE, timeout: float = 300) -> dict:
+    """Run a script (sys.argv: the arguments) as a user of the wheel in that folder, and return what it reports on its last line."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "script.py"
+        path.write_text(preamble + textwrap.dedent(script), encoding="utf-8")
+        config = Path(place) / "nnsight.yaml"
+        config.write_text("APP: {REMOTE_LOGGING: false}", encoding="utf-8")
+        own = {"PYTHONPATH": str(folder), "NNSIGHT_CONFIG": str(config), "HF_HUB_OFFLINE": "1"}
+        output = _run([sys.executable, path, *arguments], place, own, timeout)
+    return json.loads(output.splitlines()[-1])
+
+
+def _run(command: list, cwd: str | Path, own: dict[str, str], timeout: float = 300) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NDIF_", "NNSIGHT_", "PYTHONPATH"))}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment | own, timeout=timeout, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
