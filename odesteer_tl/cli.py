@@ -1,4 +1,4 @@
-"""`odesteer-tl`: the demo, and fit and generate for one's own texts."""
+"""`odesteer-tl`: the demo, fit and generate for one's own texts, and the parity table."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +114,21 @@ def generate(
         steered = ot.generate(loaded, prompt, method, T, relative_T=relative_T, **sampling)
         for before, after in zip(plain.texts, steered.texts, strict=True):
             typer.echo(f"unsteered  {before}\nsteered    {after}\n")
+
+
+@app.command()
+def parity(
+    remote: Annotated[str | None, typer.Option(help="Address of an NDIF-like server, to fill its column too.")] = None,
+    others: Annotated[list[Path] | None, typer.Option("--with", help="JSON of another installation to join.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the cells as JSON and nothing else.")] = False,
+    complete: Annotated[bool, typer.Option(help="Empty cells are errors.")] = False,
+) -> None:
+    """Compare the steered logits of every installed library with a plain torch hook."""
+    from odesteer_tl.parity.table import print_parity
+
+    with _clear_errors():
+        if not print_parity(remote, others or [], as_json, complete, typer.echo):
+            raise typer.Exit(1)
 
 
 def _load(model: str) -> Any:

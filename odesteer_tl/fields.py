@@ -28,8 +28,9 @@ class Gradient:
     @property
     def slope(self) -> Slope:
         """The field in plain numbers; a barrier of the user's is one of them."""
-        known = isinstance(self.barrier, (LogRatioBarrier, Differentiated))
-        return self.barrier.slope if known else Slope(slope_given, (self.barrier,))
+        if isinstance(self.barrier, (LogRatioBarrier, Differentiated)):
+            return self.barrier.slope
+        return Slope(slope_given, (self.barrier,))
 
     def reduced(self) -> "Subspace[Gradient] | None":
         return _reduced(Gradient, self.barrier)

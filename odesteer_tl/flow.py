@@ -112,7 +112,8 @@ class Flow:
     def _found(self) -> Subspace[Any] | None:
         reduce = getattr(self.field, "reduced", None)
         with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-            return reduce() if callable(reduce) and self.coordinates != "direct" else None
+            found: Any = reduce() if callable(reduce) and self.coordinates != "direct" else None
+        return found
 
     @cached_property
     def _reduced(self) -> Subspace[Any] | None:

@@ -32,6 +32,7 @@ def packed(thing: Any) -> Any:
 
     A float tensor of small whole numbers (signs) becomes int8, int64 becomes int32 where it fits; `travelling.arrived`
     restores both. Objects of the user's are copied, so that what happens to them there does not happen here.
+    Raises ValueError for one that cannot be copied.
     """
     if isinstance(thing, Tensor):
         here, kind = thing.detach().cpu(), thing.dtype
@@ -44,7 +45,10 @@ def packed(thing: Any) -> Any:
         return tuple(packed(part) for part in thing)
     if isinstance(thing, Slope):
         return thing.over(packed(thing.numbers))
-    return deepcopy(thing)
+    try:
+        return deepcopy(thing)
+    except Exception as error:
+        raise ValueError(f"{type(thing).__name__} cannot be copied, so it cannot be sent: {error}") from error
 
 
 def held(thing: Any) -> int:

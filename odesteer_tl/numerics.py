@@ -77,7 +77,10 @@ def fourier_slope(x: Tensor, w: Tensor, frequencies: Tensor, phases: Tensor) -> 
 def sketch_spectra(
     x: Tensor, hashes: Tensor, signs: Tensor, n_components: int, gamma: float, coef0: float
 ) -> list[Tensor]:
-    """rfft(CS_k(x̃)) of x̃ = (√γ x, √c₀) for every k: CS_k adds coordinate i, times `signs[k, i]`, into `hashes[k, i]`."""
+    """rfft(CS_k(x̃)) of x̃ = (√γ x, √c₀) for every k.
+
+    CS_k adds coordinate i, times `signs[k, i]`, into bucket `hashes[k, i]` of `n_components`.
+    """
     x = gamma**0.5 * x
     if coef0 != 0:
         x = torch.nn.functional.pad(x, (0, 1), value=coef0**0.5)

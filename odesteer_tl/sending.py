@@ -50,8 +50,8 @@ def sent_by_nnsight() -> bool:
 def check_travels(thing: Any, name: str = "") -> None:
     """Raise ValueError, saying what stands in the way, where `thing` would not arrive on a remote server or not run.
 
-    `name` is what the message calls it. Looked at are the modules that a payload names, and those that the functions in
-    it import; functions whose source cannot be found are refused. What the code does otherwise is not looked at.
+    `name` is what the message calls it. Looked at are the modules that a payload names, and the source of the
+    functions in it: what that imports, and super(). Functions whose source cannot be found are refused.
     """
     name = name or f"This {type(thing).__name__}"
     try:
@@ -64,9 +64,9 @@ def check_travels(thing: Any, name: str = "") -> None:
     if faults:
         raise ValueError(
             f"{name} cannot be sent to a remote server: {'; '.join(faults)}. A barrier of your own travels as a plain "
-            "class, no dataclass, in a file (call nnsight.register(module) where the file is a module and not the "
-            "script itself), and imports nothing but torch, math, numpy, einops, typing and collections. On a model on "
-            "this machine it may be any object."
+            "class, no dataclass, that imports nothing but torch, math, numpy, einops, typing and collections; where "
+            "it is defined in a module of yours, call nnsight.register(module). For a model on this machine it may be "
+            "any object."
         )
 
 
@@ -122,12 +122,16 @@ def _named(payload: bytes) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _faults_of_source(source: str) -> Iterator[str]:
-    for function in ast.walk(ast.parse(source)):
-        if isinstance(function, (ast.Import, ast.ImportFrom)):
-            modules = [a.name for a in function.names] if isinstance(function, ast.Import) else [function.module or "."]
+    tree = ast.parse(source)
+    name = getattr(tree.body[0], "name", "lambda")
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
             for module in modules:
                 if not _listed(module, RUNNING):
-                    yield f"its code imports {module}, which is not to be had there"
+                    yield f"`{name}` imports {module}, which is not to be had there"
+        elif isinstance(node, ast.Call) and ast.unparse(node) == "super()" and name != "__init__":
+            yield f"`{name}` calls super(), which has no class to start from there (name the class it means)"
 
 
 def _listed(module: str, names: frozenset[str]) -> bool:

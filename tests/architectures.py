@@ -31,6 +31,19 @@ ARCHITECTURES = {
     "mistral": ("Mistral", {**GATED, "sliding_window": WINDOW}, "model.layers"),
     "gemma2": ("Gemma2", {**GATED, "sliding_window": WINDOW, "layer_types": MIXED}, "model.layers"),
     "gemma3": ("Gemma3", {**GATED, "sliding_window": WINDOW, "layer_types": MIXED}, "model.layers"),
+    "gemma4": (  # the last block shares the keys of the one before
+        "Gemma4",
+        {
+            **GATED,
+            "sliding_window": WINDOW,
+            "layer_types": [*MIXED[:2], "full_attention"],
+            "num_kv_shared_layers": 1,
+            "global_head_dim": 8,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+        "model.layers",
+    ),
     "gpt2": (
         "GPT2",
         {**COMMON, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "tie_word_embeddings": False},
@@ -63,7 +76,7 @@ def tiny(name: str, attention: str = "eager"):
 def _tiny(name: str, attention: str):
     prefix, arguments, _ = ARCHITECTURES[name]
     arguments = _with_images() if arguments is None else arguments
-    config_class = {"Gemma3": "Gemma3TextConfig"}.get(prefix, f"{prefix}Config")
+    config_class = {"Gemma3": "Gemma3TextConfig", "Gemma4": "Gemma4TextConfig"}.get(prefix, f"{prefix}Config")
     model_class = {"GPT2": "GPT2LMHeadModel"}.get(prefix, f"{prefix}ForCausalLM")
     if name == "gemma3_images":
         config_class, model_class = "Gemma3Config", "Gemma3ForConditionalGeneration"

@@ -29,11 +29,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HIDDEN = {"odesteer_tl", "tests", "benchmarks"}
 IMPORTED = {"torch", "math", "einops", "numpy", "typing", "collections"}
-PICKLED = {
-    *IMPORTED,
-    *"builtins time sympy nnterp urllib3 pandas operator enum pickle cloudpickle copyreg nnsight".split(),
-}
-FORBIDDEN = {"open", "exec", "compile", "breakpoint"}
+PICKLED = IMPORTED | {"builtins", "time", "sympy", "nnterp", "urllib3", "pandas", "operator", "enum"}
+PICKLED |= {"pickle", "cloudpickle", "copyreg", "nnsight"}
 FAULTS = {"error", "drop", "close", "refuse", "drop_result"}
 OWN = (sys.prefix, sys.base_prefix, site.getusersitepackages(), os.path.realpath(__file__))
 
@@ -76,10 +73,11 @@ from nnsight.tracing.tracer import _saves, dec, inc  # noqa: E402
 class StrictUnpickler(CustomCloudUnpickler):
     def find_class(self, module: str, name: str):
         root = module.partition(".")[0]
-        if root not in PICKLED or (module == "builtins" and name in FORBIDDEN):
-            importlib.util.find_spec(root)  # raises for what is not even here
+        if root not in PICKLED or (root == "builtins" and name in {"open", "exec", "compile", "breakpoint"}):
+            importlib.util.find_spec(root)  # raises for what is HIDDEN
             raise ImportError(f"Module {module} is not whitelisted ({name})")
-        return super().find_class(module, name)
+        found = super().find_class(module, name)  # subimport: cloudpickle's way to a module that a shipped global holds
+        return found if name != "subimport" else lambda held: self.find_class(held, "__name__") and found(held)
 
 
 @contextmanager
@@ -118,8 +116,7 @@ class Server(ThreadingHTTPServer):
 
     def execute(self, request: RequestModel, blob: bytes) -> dict:
         """Run a request's block as NDIF does, and return what it saved."""
-        key = request.model_key
-        if key not in self.models:
+        if (key := request.model_key) not in self.models:
             self.models[key] = TransformersModel._remoteable_from_model_key(key.partition(":")[2], dispatch=True)
         known = self.models[key]._remoteable_persistent_objects()
         SOURCES.clear(), BLOCKS.clear()  # kept by file and line, and the next client's file may read differently
@@ -190,15 +187,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/request":
-            self.take(body)
+            self.accept(body)
         elif self.path == "/fault" and (kind := json.loads(body)["kind"]) in FAULTS:
             self.server.fault = kind
             self.answer("{}")
         else:
             self.answer('{"detail": "Not Found"}', 404)
 
-    def take(self, body: bytes) -> None:
-        """Accept a request, or not."""
+    def accept(self, body: bytes) -> None:
         form = BytesParser().parsebytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body)
         parts = {p.get_param("name", header="content-disposition"): p.get_payload(decode=True) for p in form.walk()}
         request, blob = RequestModel.model_validate_json(parts["data"]), parts["blob"]
@@ -217,11 +213,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def subscribe(self) -> None:
         """A websocket that sends the session's id, then its job's statuses, and ends after the last (RFC 6455)."""
-        digest = hashlib.sha1(
-            f"{self.headers['Sec-WebSocket-Key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()
-        ).digest()
-        upgrade = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        self.wfile.write(f"{upgrade}Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}\r\n\r\n".encode())
+        seed = self.headers["Sec-WebSocket-Key"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(seed).digest())
+        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
+        self.wfile.write(b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
         self.close_connection = True
         session = uuid.uuid4().hex
         messages = self.server.sessions[session] = queue.Queue()

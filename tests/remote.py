@@ -118,7 +118,7 @@ def saved_model(family: str) -> str:
 
 
 def client(script: str, folder: Path, *arguments: object, preamble: str = PREAMBLE, timeout: float = 300) -> dict:
-    """Run a script (sys.argv: the arguments) as a user of the wheel in that folder, and return what it reports on its last line."""
+    """Run a script (sys.argv: the arguments) as a user of the wheel in that folder; return what it reports last."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "script.py"
         path.write_text(preamble + textwrap.dedent(script), encoding="utf-8")

@@ -13,7 +13,6 @@ from odesteer_tl.backends.models import check_place, device_of, eos_ids_of, load
 from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.steering import attached, carrier_for, conclude
 from odesteer_tl.backends.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
-from odesteer_tl.backends.transformer_lens import running as transformer_lens
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Time, TokenIds
 from odesteer_tl.tokens import Tokenised
@@ -130,18 +129,19 @@ def _continued(
     seed: int,
 ) -> tuple[TokenIds, Report | None]:
     """One batch, by the library's own generate; `seed` is for a server, which has generators of its own."""
-    if kind_of(model) == "nnsight":
-        from odesteer_tl.backends.nnsight import running
-    else:
-        running = transformer_lens
     beams = options.get("num_beams", 1)
     carrier = None if method is None else carrier_for(model, method, **strength, prompt_lengths=None, beams=beams)
-    if remote:  # the carrier has checked that the method fits; the steering itself is done there
-        return running.continued_remotely(model, batch, options, method, strength, remote, seed)
+    if kind_of(model) == "nnsight":
+        from odesteer_tl.backends.nnsight.running import continued, continued_remotely
+
+        if remote:  # the carrier has checked that the method fits; the steering itself is done there
+            return continued_remotely(model, batch, options, method, strength, remote, seed)
+    else:
+        from odesteer_tl.backends.transformer_lens.running import continued
     if carrier is None:
-        return running.continued(model, batch, options), None
+        return continued(model, batch, options), None
     with attached(model, carrier, strength["blocks"]) as report:
-        return running.continued(model, batch, options), report
+        return continued(model, batch, options), report
 
 
 @contextmanager

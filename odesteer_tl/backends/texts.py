@@ -8,11 +8,11 @@ import torch
 from odesteer_tl.activations import Tokenised
 from odesteer_tl.backends.models import context_of, pad_id_of, prepends_bos, tokenizer_of
 from odesteer_tl.positions import uneven_pads
-from odesteer_tl.shapes import TokenIds
+from odesteer_tl.shapes import AnyTokens, TokenIds
 
 ChatTemplate = bool | str | Callable[[str], str]
 """True: the tokenizer's own template around one user message; a string: this Jinja template; or text -> text."""
-Texts = str | Sequence[str] | TokenIds | Tokenised
+Texts = str | Sequence[str] | AnyTokens | Tokenised
 
 
 def tokenise(

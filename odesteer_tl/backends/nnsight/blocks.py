@@ -67,6 +67,12 @@ def real_tokens(inputs: Any, batch: int, width: int, layer: int) -> tuple[Tensor
     cannot be read.
     """
     args, kwargs = inputs
+    positions = kwargs.get("position_ids")
+    if isinstance(positions, Tensor) and positions.shape[-1] > width:
+        raise ValueError(
+            f"Block {layer} is given the last {width} of {positions.shape[-1]} tokens, as blocks are that share an "
+            "earlier one's keys: pass output_hidden_states=True to generate, or choose an earlier layer."
+        )
     cached = _cached(args, kwargs, layer, width)
     mask = _mask(args, kwargs)
     if mask is None:
@@ -104,24 +110,26 @@ def _mask(args: Any, kwargs: Any) -> Tensor | None:
 
 
 def _cached(args: Any, kwargs: Any, layer: int, width: int) -> int:
-    """Columns in this layer's cache: those of earlier layers already hold the present pass."""
+    """Columns in this layer's cache before this pass."""
     names = ("past_key_values", "past_key_value", "layer_past")
     cache = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     if cache is None:
         cache = next((a for a in args[1:] if isinstance(a, (tuple, list)) or hasattr(a, "get_seq_length")), None)
     if cache is None:
         return 0
-    cache = getattr(cache, "self_attention_cache", cache)
-    layers = getattr(cache, "layers", None)
-    if layers is None or not hasattr(cache, "get_seq_length"):
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
+    if layers is None:
         raise ValueError(
             f"How many tokens are cached cannot be read from a {type(cache).__name__}: pass use_cache=False, or a "
             "transformers Cache as past_key_values=."
         )
-    if layer < len(layers):
-        return int(cache.get_seq_length(layer))
-    # This layer has none of its own: it is yet to be made, or shares that of a layer before, which ran already.
-    return int(cache.get_seq_length(len(layers) - 1)) - width if len(layers) else 0
+    # A layer may keep none: it has yet to be made, shares an earlier layer's, or is recurrent. Layers before it, unlike
+    # those after it, hold this pass already.
+    counted = [kept for kept in layers[layer:] if hasattr(kept, "get_seq_length")]
+    if counted:
+        return int(counted[0].get_seq_length())
+    counted = [kept for kept in layers[:layer] if hasattr(kept, "get_seq_length")]
+    return int(counted[-1].get_seq_length()) - width if counted else 0
 
 
 def _told(model: Any, blocks: Any) -> Any:

@@ -3,7 +3,8 @@
 They are among the model's own edits, so that a trace inside the block reads steered values, as a TransformerLens cache
 does. An nnsight edit is a traced block in a greenlet, which is left hanging, with a warning or an error, where a run
 ends before its layer or after fewer steps than it waits for. A `Standing` edit is a function that nnsight serves in the
-same way; it waits for nothing, and costs one call per visit.
+same way; it waits for nothing, and costs one call per visit. Where nnsight does not serve it (the model is called as a
+plain module, or a trace starts at a copy that was edited before) a torch hook does the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ class Standing(Mediator):
     It speaks nnsight's protocol of mediators: `pending` names the visit that it waits for, `handle` serves that.
     """
 
+    worker: Any
+    interleaver: Any
+
     def __init__(self, location: str, apply: Callable[[Any], Any]) -> None:
         super().__init__(None, {}, {})
         self.location, self.apply, self.over = location, apply, False
@@ -46,6 +50,12 @@ class Standing(Mediator):
         self.pending = Pending(Event.VALUE, self.location, self.occurrence(self.location) + 1)
         return self.apply(value)
 
+    @property
+    def served(self) -> bool:
+        """Whether the run under way is one of nnsight's in which this edit stands."""
+        run = self.interleaver
+        return run is not None and run.interleaving and any(other is self for other in run.mediators)
+
     def __getstate__(self) -> dict[str, Any]:
         raise ValueError(
             "ot.steering steers what runs on this machine; a remote trace inside its block would not be steered. Call "
@@ -60,10 +70,10 @@ def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]
     At one layer the edits that were there before act first, then these, then those that are made inside the block, and
     last what a trace does.
     """
-    load_weights(model)  # the module that is hooked below is replaced when they come
+    load_weights(model)  # the modules that are hooked below are replaced when they come
     report = Report(carrier.tokens_steered)
     found = blocks_of(model, blocks)
-    ours = [Standing(_location(found, site), _replacing(carrier, site)) for site in carrier.sites]
+    ours: list[Standing] = []
 
     def remove() -> None:
         for edit in ours:
@@ -73,13 +83,27 @@ def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]
 
     with ExitStack() as stack:
         stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
+        for site in carrier.sites:
+            block, replace = found[site.layer], _replacing(carrier, site)
+            ours.append(Standing(f"{block.path}.{'input' if site.name == 'resid_pre' else 'output'}", replace))
+            stack.callback(_hooked(block._module, ours[-1], site).remove)
         stack.callback(remove)
         model._edits = [*model._edits, *ours]
         yield report
 
 
-def _location(blocks: Any, site: Site) -> str:
-    return f"{blocks[site.layer].path}.{'input' if site.name == 'resid_pre' else 'output'}"
+def _hooked(module: Any, edit: Standing, site: Site) -> Any:
+    """A torch hook that does what `edit` does in the runs that nnsight does not serve."""
+
+    def before(module: Any, args: Any, kwargs: Any) -> Any:
+        return None if edit.served else edit.apply((args, kwargs))
+
+    def after(module: Any, args: Any, output: Any) -> Any:
+        return None if edit.served else edit.apply(output)
+
+    if site.name == "resid_pre":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
 
 
 def _replacing(carrier: Carrier, site: Site) -> Callable[[Any], Any]:

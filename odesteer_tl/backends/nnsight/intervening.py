@@ -74,6 +74,7 @@ def intervene(
         block = found[at]
         facts = _facts(worker, memory, block, at)
         value = value_in(block.output) if after else _entering(block.inputs)
+        _check_rows(worker, [relative_T, *(strength for _, strength in pairs)], len(value))
         if chosen is None:
             chosen = _chosen(memory, facts, value, positions, prompt_lengths)
         rows, columns, index = chosen
@@ -108,6 +109,18 @@ def _check_sites(edit: Any, layers: int) -> None:
             raise ValueError(f"In an nnsight model resid_pre and resid_post are read and written, not {site.name}.")
         if not 0 <= site.layer < layers:
             raise ValueError(f"layer={site.layer} does not exist: this model has layers 0 to {layers - 1}.")
+
+
+def _check_rows(worker: Any, strengths: list[Any], batch: int) -> None:
+    """Under a beam search nnsight gives the rows of all invokes to each, and all would be steered several times."""
+    batcher, group = worker.interleaver.batcher, worker.batch_group
+    if batcher is not None and batcher.batching and group is not None and batch != group[1]:
+        raise ValueError(
+            f"This invoke has {group[1]} rows and is given {batch}: with num_beams, put all prompts into one invoke."
+        )
+    for strength in strengths:
+        if isinstance(strength, Tensor) and strength.ndim and len(strength) != batch:
+            raise ValueError(f"T holds {len(strength)} values, the model sees {batch} rows: T needs one value per row.")
 
 
 def _entering(inputs: Any) -> Tensor:

@@ -1,0 +1,140 @@
+"""The parity table: per method and way of steering, the largest deviation of a logit and the smallest effect."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
+from odesteer_tl.methods import CAA, ITI, GradientFlow, Method, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.parity.models import Family
+from odesteer_tl.parity.oracle import PROMPTS, activations, differences
+from odesteer_tl.parity.running import ways
+
+TOLERANCE, EFFECT = 1e-4, 0.1
+"""float32: no logit may be further off than this, and none of the steering may do less than that."""
+
+WAYS = (
+    "HookedTransformer 3.9", "TransformerBridge 3.9", "TransformerBridge 4.x",
+    "nnsight steering", "nnsight intervene", "nnsight remote",
+)  # fmt: skip
+
+METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
+    "ODESteer": ODESteer.fit,
+    "ODESteer, sketch": lambda acts: ODESteer.fit(acts, features=PolynomialSketch(n_components=500), tol=1e-4),
+    "ODESteer, Fourier, midpoint": lambda acts: ODESteer.fit(acts, features=RandomFourier(200), solver="midpoint"),
+    "StepODESteer": StepODESteer.fit,
+    "CAA": CAA.fit,
+    "ITI": ITI.fit,
+    "RandomDirection": RandomDirection.fit,
+    "GradientFlow, degree 3, RK4": lambda acts: GradientFlow(
+        LogRatioBarrier.fit(acts, Polynomial(degree=3)), steps=4, solver="rk4", origin=acts.origin
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of steering with one method: `deviation` of the worst logit from the oracle's, `effect` of steering."""
+
+    way: str
+    method: str
+    family: str
+    prompts: str
+    cache: bool
+    deviation: float
+    effect: float
+
+    @property
+    def good(self) -> bool:
+        """Within the tolerance, and with an effect that would have shown a mistake."""
+        return self.deviation <= TOLERANCE and self.effect >= EFFECT
+
+
+def measured(remote: str | None = None) -> list[Cell]:
+    """Every cell that can be measured on the installed libraries; with `remote`, on the server at that address too."""
+    cells = []
+    for family in get_args(Family):
+        acts = activations(family)
+        for name, run in ways(family, remote).items():
+            for label, fit in METHODS.items():
+                method = fit(acts)
+                T = _strength(method)
+                for prompts, rows in PROMPTS.items():
+                    for cache in (True, False):
+                        new, found = run(rows, method, T, cache)
+                        worst, effect = differences(family, rows, new, found, lambda a: method.steer(a, T))  # noqa: B023
+                        cells.append(Cell(name, label, family, prompts, cache, worst, effect))
+    return cells
+
+
+def _strength(method: Method) -> float:
+    """About a third of an activation's length, whatever T counts in."""
+    speed, norm = getattr(method, "speed", 1.0), method.origin.typical_norm
+    return 0.3 * (norm or 1.0) / (speed or 1.0)
+
+
+def written(cells: Iterable[Cell]) -> str:
+    """The cells as JSON, which `read` reads."""
+    return json.dumps([asdict(cell) for cell in cells], indent=1)
+
+
+def read(file: Path) -> list[Cell]:
+    """The cells of another installation. Raises ValueError for a file that holds none."""
+    try:
+        return [Cell(**cell) for cell in json.loads(file.read_text(encoding="utf-8"))]
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} does not hold what odesteer-tl parity --json prints: {error}") from error
+
+
+def markdown(cells: list[Cell]) -> str:
+    """A row per method, a column per way: largest deviation / smallest effect, over families, prompts and cache."""
+    columns = [way for way in WAYS if any(cell.way == way for cell in cells)]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in METHODS:
+        row = []
+        for way in columns:
+            here = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
+            worst, effect = max(cell.deviation for cell in here), min(cell.effect for cell in here)
+            row.append(f"{worst:.0e} / {effect:.1f}" if here else "—")
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def faults(cells: list[Cell], complete: bool = False) -> list[str]:
+    """What is wrong with a table: cells that deviate or do nothing and, where it is to be complete, empty ones."""
+    wrong = [str(cell) for cell in cells if not cell.good]
+    if complete:
+        there = {(cell.way, cell.method, cell.family, cell.prompts, cell.cache) for cell in cells}
+        wrong += [
+            f"No cell for {key}"
+            for way in WAYS
+            for method in METHODS
+            for family in get_args(Family)
+            for prompts in PROMPTS
+            for cache in (True, False)
+            if (key := (way, method, family, prompts, cache)) not in there
+        ]
+    return wrong
+
+
+def print_parity(
+    remote: str | None, others: list[Path], as_json: bool, complete: bool, say: Callable[[Any], Any]
+) -> bool:
+    """Measure, join with the cells of `others`, and `say` the table, or JSON. Returns whether all is well."""
+    cells = measured(remote) + [cell for file in others for cell in read(file)]
+    wrong = faults(cells, complete)
+    if as_json:
+        say(written(cells))
+        return not wrong
+    say(markdown(cells))
+    shown = f"{len(cells)} cells of float32: largest deviation of a step's logit from a torch hook / smallest effect"
+    say(f"\n{shown}, over {', '.join(get_args(Family))}, {' and '.join(PROMPTS)} prompts, KV cache on and off.")
+    if remote is None:
+        say("nnsight remote is left out: --remote URL names a server.")
+    for fault in wrong:
+        say(f"WRONG {fault}")
+    return not wrong
