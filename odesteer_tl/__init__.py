@@ -1,11 +1,11 @@
 """Steer language models by integrating an ODE on their activations.
 
 Fit a barrier h(a) = log p₊(a)/p₋(a) on cached activations of desired and undesired text, and walk every activation
-uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer:
+uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer, or inside an nnsight graph (`ot.intervene`):
 
     import odesteer_tl as ot
 
-    demo = ot.load_demo()                                              # or any HookedTransformer or TransformerBridge
+    demo = ot.load_demo()                                              # or any TransformerLens or nnsight model
     acts = ot.collect(demo.model, demo.desired, demo.undesired, layer=2, position="mean")
     method = ot.ODESteer.fit(acts)                                     # ot.CAA, ot.ITI, … have the same face
     with ot.steering(demo.model, method, relative_T=0.2) as report:    # T is a fifth of each activation's norm

@@ -1,7 +1,7 @@
 """The embedded default: a small language model, contrastive text and prompts, so that everything runs offline."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from odesteer_tl import assets
 from odesteer_tl.backends import load_model
@@ -28,11 +28,14 @@ class Demo:
     pairs: list[dict[str, str]]
 
 
-def load_demo(model: Any = None, device: str = "cpu") -> Demo:
+def load_demo(
+    model: Any = None, device: str = "cpu", library: Literal["transformer_lens", "nnsight"] = "transformer_lens"
+) -> Demo:
     """Load the embedded model (or keep the `model` given) with texts, prompts and pairs. Offline, a few seconds."""
     if model is None:
-        model = load_model(assets.model_folder(), device=device)
-        model.cfg.model_name = EMBEDDED  # what is fitted on it names it so, not by where the package lies
+        model = load_model(assets.model_folder(), device=device, library=library)
+        if library == "transformer_lens":
+            model.cfg.model_name = EMBEDDED  # what is fitted on it names it so, not by where the package lies
     texts, prompts = assets.texts(), assets.prompts()
     return Demo(
         model=model,

@@ -1,5 +1,6 @@
 """The random models of the package, and stories260K where it is beside the checkout, as every library holds them."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ else:
 BACKENDS = [*KINDS, "nnsight"]
 
 
+@cache
 def hugging_face(family: str):
     """The model itself, which the loaders below copy: do not hook it without removing the hook."""
     if family == "stories260K":

@@ -1,14 +1,18 @@
 """The example that a newcomer types first does what it says."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+from remote import client, installed_wheel, serving
 
 import odesteer_tl as ot
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+_, LOCAL, REMOTE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_example_runs_as_printed(tmp_path, monkeypatch, capsys):
@@ -23,6 +27,33 @@ def test_the_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     again = ot.load(tmp_path / "praise")
     a = names["acts"].desired
     assert again.steer(a, relative_T=0.2).equal(names["method"].steer(a, relative_T=0.2))
+
+
+def test_the_nnsight_examples_run_as_printed_here_and_on_a_server():
+    """`remote=True` asks NDIF_HOST; the server lacks this package, and takes the embedded model for float16."""
+    before = """
+    from nnsight.schema.config import CONFIG
+    CONFIG.API.HOST = sys.argv[1]
+    """
+    between = """
+    _ID_CACHE[model.repo_id] = model.repo_id
+    here = logits
+    text = model.tokenizer.decode(tokens[0])
+    """
+    after = """
+    with model.trace("The film opens with"):
+        plain = nnsight.save(model.lm_head.output)
+    report(
+        text=text, steered=out.report.tokens_steered[2], rows=[len(acts.desired), len(out.texts)],
+        changed=float((here - plain).abs().max()), moved=float((remote_logits - plain).abs().max()),
+    )
+    """
+    parts = [textwrap.dedent(part) for part in (before, LOCAL, between, REMOTE, after)]
+    with serving() as server:
+        found = client("\n".join(parts), installed_wheel(), server.url)
+    assert found["text"].startswith("The film opens with") and len(found["text"]) > 60
+    assert found["rows"] == [40, 4] and 4 <= found["steered"] <= 40
+    assert found["changed"] > 0.5 and found["moved"] > 0.5
 
 
 def test_the_package_shows_the_same_example():

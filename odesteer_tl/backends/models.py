@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,18 +12,31 @@ from odesteer_tl.backends.nnsight.blocks import blocks_of
 from odesteer_tl.edits import Site
 
 
-def load_model(name_or_folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """A TransformerBridge of a Hugging Face name or local folder, weights as they are (processing "raw").
+def load_model(
+    name_or_folder: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    library: Literal["transformer_lens", "nnsight"] = "transformer_lens",
+) -> Any:
+    """A TransformerBridge of a Hugging Face name or local folder, weights as they are (processing "raw"), or the same
+    as an nnsight model, whose weights are loaded when it first runs on this machine.
 
     `dtype` None is float32. Raises what transformers raises where there is no such model.
     """
+    dtype = dtype or torch.float32
+    if library == "nnsight":
+        from nnsight import TransformersModel
+        from transformers import AutoTokenizer
+
+        name, tokenizer = str(name_or_folder), AutoTokenizer.from_pretrained(name_or_folder)
+        return TransformersModel(name, tokenizer=tokenizer, task="text-generation", dtype=dtype, device_map=device)
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return TransformerBridge.boot_transformers(str(name_or_folder), device=device, dtype=dtype or torch.float32)
+        return TransformerBridge.boot_transformers(str(name_or_folder), device=device, dtype=dtype)
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
@@ -125,7 +127,9 @@ def print_parity(
     remote: str | None, others: list[Path], as_json: bool, complete: bool, say: Callable[[Any], Any]
 ) -> bool:
     """Measure, join with the cells of `others`, and `say` the table, or JSON. Returns whether all is well."""
-    cells = measured(remote) + [cell for file in others for cell in read(file)]
+    with StringIO() as unread, redirect_stdout(unread), redirect_stderr(unread):  # progress and status of the libraries
+        own = measured(remote)
+    cells = own + [cell for file in others for cell in read(file)]
     wrong = faults(cells, complete)
     if as_json:
         say(written(cells))

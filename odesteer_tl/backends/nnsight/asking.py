@@ -2,25 +2,56 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
+from pickle import UnpicklingError
 
 import httpx
+import websocket
+from nnsight import CONFIG
 from nnsight.intervention.backends.remote import RemoteError
-from websocket import WebSocketException
+from pydantic import ValidationError
+from zstandard import ZstdError
+
+PATIENCE = 60.0
+"""Seconds within which a server has to take the connection. Its work, and the queue before it, may last."""
+
+_LOST = (websocket.WebSocketException, httpx.HTTPError, OSError)
+_GARBLED = (ValidationError, JSONDecodeError, UnpicklingError, EOFError, ZstdError)
+"""What nnsight raises as it reads a status or a result that was cut off; a restarting server sends an empty one."""
 
 
 @contextmanager
 def asking(remote: bool | str) -> Iterator[None]:
     """Inside it a remote trace raises RuntimeError where the server failed or refused, and ConnectionError where it was
-    not reached or the connection was lost. A local one is left as it is."""
+    not reached, does not answer, or the connection was lost. Any other error is not the server's, and is left as it is;
+    so is all that a local trace raises."""
+    if not remote:
+        yield
+        return
+    where, before = remote if isinstance(remote, str) else CONFIG.API.HOST, websocket.getdefaulttimeout()
+    websocket.setdefaulttimeout(before or PATIENCE)  # nnsight has none for the handshake, and would wait for ever
     try:
         yield
     except RemoteError as error:
-        raise RuntimeError(f"The server could not do it, and nothing came back: {error}") from error
-    except (WebSocketException, httpx.HTTPError, OSError) as error:
-        if not remote:
-            raise
-        where = remote if isinstance(remote, str) else "the NDIF server"
-        raise ConnectionError(
-            f"The connection to {where} failed, and nothing came back: {type(error).__name__}: {error}. Ask again, or "
-            "check the address (remote=URL or NDIF_HOST) and the key (NDIF_API_KEY)."
+        if isinstance(error.__cause__, httpx.TransportError):
+            raise _lost(where, error.__cause__) from error
+        said = str(error).strip() or "it does not say why"
+        last = said.splitlines()[-1]
+        raise RuntimeError(
+            f"The server at {where} could not do it, and nothing came back: {last}" + f"\n\n{said}" * (said != last)
         ) from error
+    except _GARBLED as error:
+        raise ConnectionError(
+            f"The connection to {where} ended before the answer was complete, and nothing came back. Ask again."
+        ) from error
+    except _LOST as error:
+        raise _lost(where, error) from error
+    finally:
+        websocket.setdefaulttimeout(before)
+
+
+def _lost(where: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"The connection to {where} failed, and nothing came back: {type(error).__name__}: {error}. Ask again, or "
+        "check the address (remote=URL or NDIF_HOST) and the key (NDIF_API_KEY)."
+    )
