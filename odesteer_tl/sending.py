@@ -18,13 +18,16 @@ import cloudpickle
 
 from odesteer_tl import numerics, travelling
 
-RUNNING = frozenset(
-    "builtins torch collections time numpy sympy nnterp math einops typing operator _operator pandas enum".split()
-)
-"""What code may import on the server."""
+RUNNING = frozenset("torch math einops numpy typing collections".split())
+"""What code may import on every server."""
 
-LOADING = RUNNING | {"pickle", "cloudpickle", "copyreg", "types", "transformers", "nnsight", "_codecs"}
+LOADING = RUNNING | frozenset("builtins time sympy nnterp operator enum pickle cloudpickle copyreg nnsight".split())
 """What a payload may name: nnsight's and pickle's own machinery too."""
+
+DECORATORS = frozenset("property staticmethod classmethod setter getter deleter override final".split())
+"""Those that a function keeps, or that leave it as it is. nnsight drops all others, and what they did with them."""
+
+_OF_ANNOTATIONS = frozenset({"_operator", "_functools"})  # how pickle writes Optional[int] and int | None
 
 _SERIALIZATION = "nnsight.intervention.serialization"
 _STRINGS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
@@ -51,7 +54,8 @@ def check_travels(thing: Any, name: str = "") -> None:
     """Raise ValueError, saying what stands in the way, where `thing` would not arrive on a remote server or not run.
 
     `name` is what the message calls it. Looked at are the modules that a payload names, and the source of the
-    functions in it: what that imports, and super(). Functions whose source cannot be found are refused.
+    functions in it, but for __init__, which is not called there: what that imports, super(), and decorators. Functions
+    whose source cannot be found are refused.
     """
     name = name or f"This {type(thing).__name__}"
     try:
@@ -64,9 +68,9 @@ def check_travels(thing: Any, name: str = "") -> None:
     if faults:
         raise ValueError(
             f"{name} cannot be sent to a remote server: {'; '.join(faults)}. A barrier of your own travels as a plain "
-            "class, no dataclass, that imports nothing but torch, math, numpy, einops, typing and collections; where "
-            "it is defined in a module of yours, call nnsight.register(module). For a model on this machine it may be "
-            "any object."
+            "class, no dataclass, that imports nothing but torch, math, numpy, einops, typing and collections (but "
+            "within __init__ what it likes); where it is defined in a module of yours, call nnsight.register(module). "
+            "For a model on this machine it may be any object."
         )
 
 
@@ -89,6 +93,11 @@ def _faults(payload: bytes) -> Iterator[str]:
             yield from _faults_of_source(said) if said else ()
         elif where == "cloudpickle.cloudpickle._make_function":
             yield "it has a function whose source cannot be found (made by exec or by a dataclass)"
+        elif module in _OF_ANNOTATIONS:
+            yield (
+                f"it needs {where}, which the server refuses; where an annotation such as Optional[...] or X | None "
+                "brings it, begin the file with `from __future__ import annotations`"
+            )
         elif not _listed(module, LOADING):
             yield f"it needs {where}, and the server has no module {module.split('.')[0]}"
 
@@ -124,13 +133,21 @@ def _named(payload: bytes) -> Iterator[tuple[str, tuple[str, str]]]:
 def _faults_of_source(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     name = getattr(tree.body[0], "name", "lambda")
+    if name == "__init__":  # objects arrive made
+        return
+    for decorator in getattr(tree.body[0], "decorator_list", []):
+        if ast.unparse(decorator).split(".")[-1] not in DECORATORS:
+            yield (
+                f"`{name}` is decorated with @{ast.unparse(decorator)}, and functions arrive without their decorators "
+                "(grad modes work as in `with torch.enable_grad():`)"
+            )
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
             for module in modules:
                 if not _listed(module, RUNNING):
                     yield f"`{name}` imports {module}, which is not to be had there"
-        elif isinstance(node, ast.Call) and ast.unparse(node) == "super()" and name != "__init__":
+        elif isinstance(node, ast.Call) and ast.unparse(node) == "super()":
             yield f"`{name}` calls super(), which has no class to start from there (name the class it means)"
 
 

@@ -187,9 +187,9 @@ def check_width(a: Tensor, d_model: int | None) -> None:
 
 
 def check_index(layer: int) -> None:
-    """Raise ValueError for a layer below 0."""
-    if layer < 0:
-        raise ValueError(f"Layers are block indices counted from 0, got {layer}.")
+    """Raise ValueError for a layer that is no integer, or below 0."""
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
+        raise ValueError(f"Layers are block indices counted from 0, got {layer!r}.")
 
 
 def layer_of(fitted: int | None, given: int | None) -> int:
@@ -198,29 +198,6 @@ def layer_of(fitted: int | None, given: int | None) -> int:
     if layer is None:
         raise ValueError("This method was fitted without a layer: pass layer=, for example layer=6.")
     return layer
-
-
-def chosen_by(positions: Any, index: Tensor, lengths: Tensor) -> Tensor:
-    """Which tokens a rule of `positions.Positions` chooses [batch, pos], among real and padded ones alike.
-
-    `index` [batch, pos] numbers the real tokens of each row, `lengths` [batch] are those of its prompt. A mask has one
-    row, or one per row of the batch.
-    """
-    ends = lengths.unsqueeze(1)
-    if isinstance(positions, slice):
-        first = positions.start or 0
-        inside = (index >= first) & ((index - first) % (positions.step or 1) == 0)
-        return inside if positions.stop is None else inside & (index < positions.stop)
-    if isinstance(positions, Tensor):
-        mask = positions.to(index.device).expand(len(index), -1)
-        return mask.gather(1, index.clamp(0, mask.shape[1] - 1)) & (index < mask.shape[1])
-    if positions == "decoding":
-        return index >= ends - 1
-    if positions == "generated":
-        return index >= ends
-    if positions == "prompt":
-        return index < ends
-    return torch.ones_like(index, dtype=torch.bool)
 
 
 def arrived(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -26,9 +26,9 @@ from odesteer_tl.flow import Flow
 from odesteer_tl.methods import GradientFlow, Method
 from odesteer_tl.moving import moved
 from odesteer_tl.positions import Tracker
+from odesteer_tl.rules import chosen_by
 from odesteer_tl.sending import check_travels, payload_bytes
 from odesteer_tl.solvers import Euler
-from odesteer_tl.travelling import chosen_by
 
 nnsight.register(instances)
 

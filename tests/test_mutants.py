@@ -8,7 +8,7 @@ from models import BACKENDS, FAMILIES, load, width
 from oracle import PROMPTS, TOLERANCE, Stub, T, deviations, generate
 
 import odesteer_tl as ot
-from odesteer_tl import positions
+from odesteer_tl import following, positions
 from odesteer_tl.backends import carrying
 
 ROWS = PROMPTS["batch"]
@@ -45,7 +45,7 @@ def only_the_last_column(patch):
 
 def pads_counted(patch):
     """Positions counted from the first column, so that pads are steered in place of tokens."""
-    patch.setattr(positions, "_mask", lambda now, cached=False: torch.ones(now.batch, now.width, dtype=torch.bool))
+    patch.setattr(following, "mask_of", lambda now, cached=False: torch.ones(now.batch, now.width, dtype=torch.bool))
 
 
 def rows_swapped(patch):

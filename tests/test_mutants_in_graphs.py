@@ -49,7 +49,7 @@ def pads_counted(patch):
 def every_pass_a_prompt(patch):
     """As a hook that forgets: of each pass the last token."""
     choose = intervening._chosen
-    patch.setattr(intervening, "_chosen", lambda memory, *what: choose({}, *what))
+    patch.setattr(intervening, "_chosen", lambda worker, memory, *what: choose(worker, {}, *what))
 
 
 def rows_swapped(patch):

@@ -346,9 +346,9 @@ def test_a_trace_steers_the_last_token_or_what_prompt_lengths_say(model, family)
         assert steered == {LAYER: sum(len(row) - start for row, start in zip(ROWS, starts, strict=True))}
 
 
-def test_reads_before_and_after_see_the_step_and_calls_add_up(model):
+def test_reads_before_and_after_see_the_step_and_calls_add_up(model, rows=(PROMPT,)):
     method = Stub(width(model))
-    with model.trace(inputs(ROWS)):
+    with model.trace(inputs(rows)):
         before = nnsight.save(layer(model).output.clone())
         ot.intervene(model, method, T)
         between = nnsight.save(layer(model).output.clone())

@@ -21,8 +21,8 @@ PUBLIC = [
 
 ORDER = [
     "numerics", "shapes", "storage", "tokens", "activations", "travelling", "moving", "features", "barriers", "fields",
-    "solvers", "flow", "sending", "edits", "methods", "artefacts", "positions", "backends", "assets", "demo",
-    "evaluation", "plots", "evaluation.showcase", "parity", "cli",
+    "solvers", "flow", "sending", "edits", "methods", "artefacts", "rules", "following", "positions", "backends",
+    "assets", "demo", "evaluation", "plots", "evaluation.showcase", "parity", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
 prints all the rest, has an entry of its own."""

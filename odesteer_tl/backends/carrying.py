@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from odesteer_tl.backends.report import Tally
 from odesteer_tl.edits import Edit, Site, State
-from odesteer_tl.positions import Pass, Selection, Tracker
+from odesteer_tl.following import Pass
+from odesteer_tl.positions import Selection, Tracker
 from odesteer_tl.shapes import Chosen, Indices
 
 SiteValue = Float[Tensor, "batch pos *site"]
@@ -68,13 +70,20 @@ class Carrier:
     def begin(self, now: Pass) -> None:
         """A forward pass begins. Raises as `Tracker.select` does, and then leaves nothing to steer by."""
         self._run = None
-        self._run = _Run(now, self._tracker.select(now))
+        if not isinstance(now.tokens, FakeTensor):
+            self._run = _Run(now, self._tracker.select(now))
+
+    def end(self) -> None:
+        """A forward pass has ended: what runs before the next one begins is a part of the model called by itself."""
+        self._run = None
 
     def hook(self, site: Site) -> Callable[..., SiteValue | None]:
         """What a backend calls with the value at `site`; None leaves the value as it is."""
 
         def carry_out(value: SiteValue, hook: Any = None) -> SiteValue | None:
             run = self._run
+            if isinstance(value, FakeTensor):  # nnsight's scan: shapes without numbers
+                return None
             if run is None or value.shape[:2] != (run.now.batch, run.now.width):
                 raise ValueError(
                     f"{site.hook_name} ran outside a forward pass: inside a steering block call the model or its "

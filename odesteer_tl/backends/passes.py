@@ -5,6 +5,7 @@ cache however it was reached. HookedTransformer.generate calls no module but the
 watched there.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,37 +14,60 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.positions import Pass
+from odesteer_tl.backends.nnsight.blocks import attending
+from odesteer_tl.following import Pass
 from odesteer_tl.shapes import TokenKeys
 
 
 @contextmanager
-def watching(model: Any, layers: Iterable[int], begin: Callable[[Pass], None]) -> Iterator[None]:
-    """Calls `begin` once per forward pass, before any of `layers` runs."""
+def watching(
+    model: Any, layers: Iterable[int], begin: Callable[[Pass], None], end: Callable[[], None]
+) -> Iterator[None]:
+    """Calls `begin` once per forward pass, before any of `layers` runs, and `end` after it where that can be seen."""
     kind = kind_of(model)
     if kind == "HookedTransformer":
         handles = _watch_hooked(model, sorted(set(layers)), begin)
     else:
-        handles = [_watch_called(model.original_model if kind == "TransformerBridge" else model._module, begin)]
+        handles = _watch_called(model.original_model if kind == "TransformerBridge" else model._module, begin, end)
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
         yield
 
 
-def _watch_called(module: Any, begin: Callable[[Pass], None]) -> Any:
+def _watch_called(watched: Any, begin: Callable[[Pass], None], end: Callable[[], None]) -> list[Any]:
+    names = [name for name in inspect.signature(type(watched).forward).parameters if name != "self"]
+
     def called(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None:
+        if module is not watched:  # a copy, made while the hook was on
             return
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        tokens = given.get("input_ids", args[0] if args else None)
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        if not isinstance(tokens, Tensor):
+            return
+        cache = given.get("past_key_values")
         offset = 0 if cache is None else int(cache.get_seq_length())
-        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        caching = cache is not None or kwargs.get("use_cache") is True
+        mask = _declared(given.get("attention_mask"), offset, tokens.shape[1])
+        caching = cache is not None or given.get("use_cache") is True
         begin(Pass(tokens.shape[0], tokens.shape[1], offset, tokens, mask, caching))
 
-    return module.register_forward_pre_hook(called, with_kwargs=True)
+    def ended(module: Any, args: Any, output: Any) -> None:
+        if module is watched:
+            end()
+
+    before = watched.register_forward_pre_hook(called, with_kwargs=True)
+    return [before, watched.register_forward_hook(ended, always_call=True)]
+
+
+def _declared(mask: Any, offset: int, width: int) -> Tensor | None:
+    """What a mask in any of Hugging Face's forms says of real tokens: one entry per key, or who attends to whom, the
+    latter also for each kind of attention by name."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        return None
+    return mask if mask.ndim == 2 else attending(mask, offset, width)
 
 
 def _watch_hooked(model: Any, layers: list[int], begin: Callable[[Pass], None]) -> list[Any]:

@@ -2,7 +2,8 @@
 
 import cloudpickle
 
+from odesteer_tl import following, rules
 from odesteer_tl.backends.nnsight import blocks, intervening, picking
 
-for _module in (blocks, intervening, picking):
+for _module in (rules, following, blocks, intervening, picking):
     cloudpickle.register_pickle_by_value(_module)

@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 
 import httpx
 import websocket
+from huggingface_hub.errors import HFValidationError
 from nnsight import CONFIG
 from nnsight.intervention.backends.remote import RemoteError
 from pydantic import ValidationError
@@ -23,8 +24,8 @@ _GARBLED = (ValidationError, JSONDecodeError, UnpicklingError, EOFError, ZstdErr
 @contextmanager
 def asking(remote: bool | str) -> Iterator[None]:
     """Inside it a remote trace raises RuntimeError where the server failed or refused, and ConnectionError where it was
-    not reached, does not answer, or the connection was lost. Any other error is not the server's, and is left as it is;
-    so is all that a local trace raises."""
+    not reached, does not answer, or the connection was lost; ValueError for a model that has no name for a server. Any
+    other error is left as it is, and so is all that a local trace raises."""
     if not remote:
         yield
         return
@@ -40,6 +41,11 @@ def asking(remote: bool | str) -> Iterator[None]:
         raise RuntimeError(
             f"The server at {where} could not do it, and nothing came back: {last}" + f"\n\n{said}" * (said != last)
         ) from error
+    except HFValidationError as error:
+        raise ValueError(
+            "A server knows a model by its name on the Hugging Face Hub, and this one is from a folder or from memory: "
+            'load it as nnsight.TransformersModel("owner/name"), or leave out remote=.'
+        ) from error
     except _GARBLED as error:
         raise ConnectionError(
             f"The connection to {where} ended before the answer was complete, and nothing came back. Ask again."
@@ -52,6 +58,6 @@ def asking(remote: bool | str) -> Iterator[None]:
 
 def _lost(where: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"The connection to {where} failed, and nothing came back: {type(error).__name__}: {error}. Ask again, or "
-        "check the address (remote=URL or NDIF_HOST) and the key (NDIF_API_KEY)."
+        f"The connection to {where} failed, and nothing came back: {type(error).__name__}: {str(error).rstrip('.')}. "
+        "Ask again, or check the address (remote=URL or NDIF_HOST) and the key (NDIF_API_KEY)."
     )

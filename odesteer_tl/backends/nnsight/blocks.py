@@ -77,20 +77,25 @@ def real_tokens(inputs: Any, batch: int, width: int, layer: int) -> tuple[Tensor
     mask = _mask(args, kwargs)
     if mask is None:
         return None, cached
-    if mask.ndim == 2:  # flash attention: one entry per key, of which the present ones come last
-        real = mask[:, -width:] != 0
-    else:
-        # A token attends to itself in a full and in a sliding window, a pad does not: that is the diagonal where this
-        # pass's keys begin. They are the last ones, but for a static cache that is not yet full, which has room after.
-        first = min(cached, mask.shape[-1] - width)
-        real = mask[:, 0].diagonal(first, -2, -1) if first >= 0 else mask[:, 0, 0, :0]
-        real = real > MASKED if real.is_floating_point() else real.bool()
+    # Flash attention has one entry per key, of which the present ones come last.
+    real = mask[:, -width:] != 0 if mask.ndim == 2 else attending(mask, cached, width)
     if real.shape[0] not in (1, batch) or real.shape[1] != width:
         raise ValueError(
             f"The attention mask {tuple(mask.shape)} does not fit {batch} rows of {width} columns after {cached}: pass "
             "attention_mask= with one entry per token, [batch, pos]."
         )
     return real.expand(batch, width), cached
+
+
+def attending(mask: Tensor, cached: int, width: int) -> Tensor:
+    """Which present columns attend to themselves [batch or 1, width], by a mask [batch, head, query, key].
+
+    A token does, in a full and in a sliding window, a pad does not: that is the diagonal where this pass's keys begin.
+    They are the last ones, but for a static cache that is not yet full, which has room after.
+    """
+    first = min(cached, mask.shape[-1] - width)
+    real = mask[:, 0].diagonal(first, -2, -1) if first >= 0 else mask[:, 0, 0, :0]
+    return real > MASKED if real.is_floating_point() else real.bool()
 
 
 def _mask(args: Any, kwargs: Any) -> Tensor | None:
@@ -148,8 +153,8 @@ def _told(model: Any, blocks: Any) -> Any:
 def _unknown(model: Any, what: str) -> ValueError:
     lists = ", ".join(f"{path} ({len(modules)})" for path, modules in _lists(model)) or "none"
     return ValueError(
-        f'{what[0].upper()}{what[1:]}. Pass the list of decoder blocks: blocks="transformer.h" or '
-        f"blocks=model.transformer.h. The module lists of this model, with their lengths: {lists}."
+        f'No decoder blocks: {what}. Pass their list: blocks="transformer.h" or blocks=model.transformer.h. The module '
+        f"lists of this model, with their lengths: {lists}."
     )
 
 

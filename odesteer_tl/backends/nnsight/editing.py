@@ -56,6 +56,12 @@ class Standing(Mediator):
         run = self.interleaver
         return run is not None and run.interleaving and any(other is self for other in run.mediators)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Standing":
+        """A copy of the model is another model, which is not steered."""
+        twin = Standing(self.location, self.apply)
+        twin.over = True
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         raise ValueError(
             "ot.steering steers what runs on this machine; a remote trace inside its block would not be steered. Call "
@@ -82,28 +88,40 @@ def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]
         model._edits = [other for other in model._edits if all(other is not edit for edit in ours)]
 
     with ExitStack() as stack:
-        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
+        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin, carrier.end))
         for site in carrier.sites:
             block, replace = found[site.layer], _replacing(carrier, site)
             ours.append(Standing(f"{block.path}.{'input' if site.name == 'resid_pre' else 'output'}", replace))
-            stack.callback(_hooked(block._module, ours[-1], site).remove)
+            stack.callback(_hooked(block._module, ours[-1], site, model).remove)
         stack.callback(remove)
         model._edits = [*model._edits, *ours]
         yield report
 
 
-def _hooked(module: Any, edit: Standing, site: Site) -> Any:
-    """A torch hook that does what `edit` does in the runs that nnsight does not serve."""
+def _hooked(hooked: Any, edit: Standing, site: Site, model: Any) -> Any:
+    """A torch hook that does what `edit` does in the runs that nnsight does not serve, before the user's own hooks, as
+    nnsight would, and after those of steering blocks around this one."""
+
+    def acts(module: Any) -> bool:
+        there = any(other is edit for other in model._edits)  # unless clear_edits has taken it away
+        return module is hooked and not edit.over and there and not edit.served
 
     def before(module: Any, args: Any, kwargs: Any) -> Any:
-        return None if edit.served else edit.apply((args, kwargs))
+        return edit.apply((args, kwargs)) if acts(module) else None
 
     def after(module: Any, args: Any, output: Any) -> Any:
-        return None if edit.served else edit.apply(output)
+        return edit.apply(output) if acts(module) else None
 
     if site.name == "resid_pre":
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
+        hooks, own = hooked._forward_pre_hooks, before
+        handle = hooked.register_forward_pre_hook(own, with_kwargs=True, prepend=True)
+    else:
+        hooks, own = hooked._forward_hooks, after
+        handle = hooked.register_forward_hook(own, prepend=True)
+    own.__dict__["steers"] = True
+    for number in reversed([n for n, other in hooks.items() if other is not own and hasattr(other, "steers")]):
+        hooks.move_to_end(number, last=False)
+    return handle
 
 
 def _replacing(carrier: Carrier, site: Site) -> Callable[[Any], Any]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, real_tokens, value_in
-from odesteer_tl.travelling import State, chosen_by
+from odesteer_tl.following import Followed, Pass, follow
+from odesteer_tl.rules import checked, chosen_by, per_row
+from odesteer_tl.travelling import State
 
 
 class Face:
@@ -50,20 +52,20 @@ def intervene(
     `T` is a number or a tensor of one value per row of the invoke; `relative_T` means T = relative_T·‖a‖. `method` may
     be a list of (method, T). `positions` as in `ot.steering`: a trace of one pass holds the prompt alone unless
     `prompt_lengths` (real tokens: a number, or one per row) says that some of it is continuation. `layer` overrides
-    the fitted layer; `blocks` as in blocks="transformer.h" finds the blocks of an unknown architecture. It reads the
-    block's input and its output, so call it before anything that the model computes after those. Every invoke steers
-    its own rows; with several methods at one layer, the order of the calls is the order of the edits.
+    the fitted layer; `blocks` as in blocks="transformer.h" finds the blocks of an unknown architecture. Every invoke
+    steers its own rows. Several methods at one layer act in the order of the calls. With the KV cache off a pass
+    computes all tokens anew, so that only a loop over all steps steers as it does with the cache on.
 
-    Returns the number of tokens steered so far in this run, per layer. Raises ValueError outside a trace, for a method
-    that does not fit, and where a pass could be prompt or continuation and `prompt_lengths` does not say.
+    It reads what enters the block, to tell pads, and then its output: call it before you read what the block computes,
+    or what comes after. Returns the number of tokens steered so far in this run, per layer. Raises ValueError outside a
+    trace, for a method or positions that do not fit, where a pass could be prompt or continuation and `prompt_lengths`
+    does not say, and where a batch may be padded and cannot be asked.
     """
-    pairs = list(method) if isinstance(method, (list, tuple)) else [(method, T)]
-    if isinstance(method, (list, tuple)) and (T is not None or relative_T is not None or not pairs):
-        raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
-    worker = _worker(model)
-    found = blocks_of(model, blocks)
+    pairs = _pairs(method, T, relative_T)
+    rule, worker, found = checked(positions), _worker(model), blocks_of(model, blocks)
     edits = []
     for number, (each, strength) in enumerate(pairs):
+        _check_processing(each)
         edits += [(number, edit) for edit in each.edits(T=strength, relative_T=relative_T, layer=layer)]
     for _, edit in edits:
         _check_sites(edit, len(found))
@@ -74,9 +76,11 @@ def intervene(
         block = found[at]
         facts = _facts(worker, memory, block, at)
         value = value_in(block.output) if after else _entering(block.inputs)
-        _check_rows(worker, [relative_T, *(strength for _, strength in pairs)], len(value))
+        if type(value).__name__ == "FakeTensor":  # model.scan: shapes without numbers
+            continue
         if chosen is None:
-            chosen = _chosen(memory, facts, value, positions, prompt_lengths)
+            _check_rows(worker, [relative_T, *(strength for _, strength in pairs)], len(value))
+            chosen = _chosen(worker, memory, facts, block, value, rule, prompt_lengths)
         rows, columns, index = chosen
         where, changed = (rows.to(value.device), columns.to(value.device)), False
         for order, (number, edit) in enumerate(edits):
@@ -94,13 +98,37 @@ def intervene(
     return {at: len(steered) for at, steered in memory["steered"].items()}
 
 
+def _pairs(method: Any, T: Any, relative_T: Any) -> list[Any]:
+    """Methods with their strengths, in the order in which they act."""
+    if not isinstance(method, (list, tuple)):
+        return [(method, T)]
+    if T is not None or relative_T is not None or not method:
+        raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
+    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in method):
+        raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
+    return list(method)
+
+
 def _worker(model: Any) -> Any:
     """nnsight's mediator of the invoke that is running. Its class is reached through an instance, as a server may not
     import nnsight for what it is sent."""
-    running = model.interleaver.mediators
+    running = getattr(getattr(model, "interleaver", None), "mediators", None)
     if not running:
-        raise ValueError("ot.intervene works inside a trace: with model.trace(prompt): ot.intervene(model, method, T)")
+        raise ValueError(
+            "ot.intervene works inside a trace of an nnsight model: with model.trace(prompt): ot.intervene(model, "
+            "method, T). Around other models, and other traces, use ot.steering."
+        )
     return type(running[0]).current("ot.intervene")
+
+
+def _check_processing(method: Any) -> None:
+    """A server has raw weights, as nnsight has."""
+    fitted = getattr(method, "processing", None) or getattr(getattr(method, "origin", None), "processing", "unknown")
+    if fitted == "centred":
+        raise ValueError(
+            "The method was fitted on centred weights, nnsight holds raw ones, so that its residual stream differs: "
+            "collect on this model."
+        )
 
 
 def _check_sites(edit: Any, layers: int) -> None:
@@ -130,51 +158,49 @@ def _entering(inputs: Any) -> Tensor:
 
 
 def _facts(worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Tensor | None, int] | None:
-    """What the block's inputs say of the present pass: its real tokens, and how many columns are cached. None where
-    the model is past the block's input and nobody has asked before."""
+    """What the block's inputs say of a pass that is met for the first time: its real tokens, and how many columns are
+    cached. None where the pass is known, or the model is past the block's input."""
     now = worker.wanted(f"{block.path}.output")
-    if memory.get("pass") != now:
-        if worker.occurrence(f"{block.path}.input") > now:
-            return None
-        inputs = block.inputs
-        batch, width = _entering(inputs).shape[:2]
-        memory["pass"], memory["facts"] = now, real_tokens(inputs, batch, width, at)
-    return memory["facts"]
+    if memory.get("pass") == now or worker.occurrence(f"{block.path}.input") > now:
+        return None
+    inputs = block.inputs
+    value = _entering(inputs)
+    return None if type(value).__name__ == "FakeTensor" else real_tokens(inputs, *value.shape[:2], at)
 
 
 def _chosen(
-    memory: dict[str, Any], facts: tuple[Tensor | None, int] | None, value: Tensor, positions: Any, prompt_lengths: Any
+    worker: Any, memory: dict[str, Any], facts: Any, block: Any, value: Tensor, rule: Any, prompt_lengths: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and positions of the tokens to steer, on the CPU. The first pass of a run tells each row's prompt
-    and pads; those that follow need no mask, and no synchronisation where they hold one token."""
+    """Rows, columns and positions of the tokens to steer, on the CPU."""
     batch, width = value.shape[:2]
-    if facts is None and "lengths" not in memory:
-        if positions != "decoding" or prompt_lengths is not None:
-            raise ValueError(
-                "Which of these tokens are pads is told by what enters the block: call ot.intervene before you read "
-                "what this layer computes."
-            )
-        facts = None, 0  # pads are on the left, where nnsight puts them, and the last token of every row is real
-    mask, cached = facts if facts is not None else (None, memory["columns"] if width == 1 else 0)
-    if cached and width > 1 and prompt_lengths is None and isinstance(positions, str) and positions != "all":
+    given = None if prompt_lengths is None else per_row(prompt_lengths, batch)
+    now = worker.wanted(f"{block.path}.output")
+    if memory.get("pass") != now:
+        before = memory.get("tokens")
+        mask, cached = facts if facts is not None else _guessed(before, batch, width)
+        told = given is not None or not isinstance(rule, str) or rule == "all"
+        step = Pass(batch, width, cached, mask=mask, continues=before is not None)
+        memory["tokens"], memory["pass"] = follow(before, step, given, told), now
+    tokens = memory["tokens"]
+    if not tokens.known and (given is not None or not isinstance(rule, str)):
         raise ValueError(
-            f"A pass of {width} tokens follows {cached} cached ones: is it prompt or continuation? Pass "
-            "prompt_lengths= (real tokens of each prompt) to say so."
+            "The cache was filled before this trace, with a batch that may be padded: which position a token has is "
+            "not known. Fill it inside the trace, or steer one row at a time."
         )
-    if cached and "pads" not in memory and not isinstance(positions, str):
-        raise ValueError("Positions are counted from the first pass: steer from there on, for _ in tracer.iter[:].")
-    pads = memory.get("pads", torch.zeros(batch, dtype=torch.long))
-    if cached:
-        real = torch.ones(batch, width, dtype=torch.bool)
-        index = (cached - pads).unsqueeze(1) + torch.arange(width)
-    else:
-        real = torch.ones(batch, width, dtype=torch.bool) if mask is None else mask.cpu()
-        index = real.long().cumsum(1) - 1
-    if "lengths" not in memory:
-        memory["lengths"] = cached - pads if cached else real.sum(1)  # what was cached before counts as prompt
-        memory["pads"] = pads if cached else (index < 0).sum(1)
-    memory["columns"] = cached + width
-    lengths = memory["lengths"] if prompt_lengths is None else torch.as_tensor(prompt_lengths).cpu().expand(batch)
-    chosen = chosen_by(positions, index, lengths) & real
+    chosen = chosen_by(rule, tokens.index, tokens.lengths if given is None else given) & tokens.real
     rows, columns = chosen.nonzero(as_tuple=True)
-    return rows, columns, index[rows, columns]
+    return rows, columns, tokens.index[rows, columns]
+
+
+def _guessed(before: Followed | None, batch: int, width: int) -> tuple[Tensor | None, int]:
+    """What follows of a pass whose block's input was not read: from the pass before, or because there is one row."""
+    if before is not None and width == 1:
+        return None, before.columns
+    if before is not None and width == before.columns + 1 and not before.ragged:
+        return torch.arange(width) >= before.pads.unsqueeze(1), 0
+    if before is None and (batch == 1 or width == 1):
+        return None, 0
+    raise ValueError(
+        "Which of these tokens are pads is told by what enters the block: call ot.intervene before you read what this "
+        "layer computes."
+    )

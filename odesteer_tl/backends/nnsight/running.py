@@ -72,6 +72,8 @@ def continued_remotely(
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
     beams = options.get("num_beams", 1)
     here = {name: _per_row(value, beams) for name, value in strength.items()}
+    if isinstance(mask := strength["positions"], Tensor) and mask.ndim == 1:  # one for every row
+        here["positions"] = mask.cpu()
     methods = [(each, _per_row(T, beams)) for each, T in method] if isinstance(method, list) else method
     tokens, steered, steer = None, None, method is not None
     with asking(remote):
@@ -90,8 +92,10 @@ def continued_remotely(
 
 
 def _per_row(value: Any, beams: int) -> Any:
-    """A value per row of the model, where one per prompt was given."""
-    return value.repeat_interleave(beams, 0) if isinstance(value, Tensor) and value.ndim else value
+    """What goes to a server, which may have no other device than the CPU: of a value per prompt, one per row there."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.cpu().repeat_interleave(beams, 0) if value.ndim else value.cpu()
 
 
 def _own(model: Any, options: dict[str, Any]) -> dict[str, Any]:

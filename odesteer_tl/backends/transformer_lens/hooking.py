@@ -1,6 +1,6 @@
 """Edits as hooks of a TransformerLens model, for as long as a block lasts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,18 +14,25 @@ def hooked(model: Any, carrier: Carrier) -> Iterator[Report]:
     """The carrier's hooks are on the model inside the block, and nothing of them is left after it."""
     report = Report(carrier.tokens_steered)
     points: list[tuple[Any, Any]] = []
+    over = False
 
     def detach() -> None:
+        nonlocal over
+        over = True
         for point, handle in points:
             report.hooks_removed |= all(other is not handle for other in point.fwd_hooks)
             handle.hook.remove()
             point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
+    def until_over(carry_out: Callable[..., Any]) -> Callable[..., Any]:
+        """A copy of the model that is made inside the block keeps the hook."""
+        return lambda value, hook: None if over else carry_out(value, hook)
+
     with ExitStack() as stack:
-        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin))
+        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin, carrier.end))
         stack.callback(detach)
         for site in carrier.sites:
             point = model.hook_dict[site.hook_name]
-            point.add_hook(carrier.hook(site))
+            point.add_hook(until_over(carrier.hook(site)))
             points.append((point, point.fwd_hooks[-1]))
         yield report

@@ -1,0 +1,142 @@
+"""Following the forward passes of a model: which columns are real tokens, and which token of its row each one is.
+
+The position of a token is its index among the real tokens of its row: the same number with the KV cache on or off, on
+its own or padded in a batch. This travels to remote servers, and works with plain classes and torch alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Pass:
+    """One forward pass as its caller made it: `width` columns after `offset` cached ones, of `batch` rows.
+
+    `tokens` [batch, width, …] tell tokens apart. `mask` [batch, columns] covers the cached columns too, or the present
+    ones alone; None where the caller gave none. `caching`: keys and values are kept, so that the next token comes as a
+    pass of its own. `continues`: it is known to go on with the rows of the pass before.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        width: int,
+        offset: int = 0,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        caching: bool = False,
+        continues: bool = False,
+    ) -> None:
+        self.batch, self.width, self.offset = batch, width, offset
+        self.tokens, self.mask, self.caching, self.continues = tokens, mask, caching, continues
+
+
+class Followed:
+    """Where a pass stands, on the CPU. `index` [batch, width]: the position of each column; `real` [batch, width]: no
+    pad; `lengths` [batch]: real tokens of each row's prompt, as far as passes can tell; `seen` [batch]: those so far.
+
+    `number` counts prompts. `known`: positions count from the rows' beginnings, which all passes since have seen.
+    `ragged`: a row ends in a pad. `pads` [batch]: columns before the first real one.
+    """
+
+    def __init__(
+        self, now: Pass, number: int, seen: Tensor, real: Tensor, before: Followed | None, known: bool
+    ) -> None:
+        self.index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
+        self.real, self.number, self.known = real, number, known
+        self.seen = self.index[:, -1] + 1
+        self.ragged = bool((~real[:, -1] & (self.index[:, -1] >= 0)).any())
+        self.columns, self.offset, self.tokens = now.offset + now.width, now.offset, now.tokens
+        if before is not None:
+            self.lengths = before.lengths
+        else:
+            self.lengths = seen if now.offset else real.sum(1)  # what is cached elsewhere counts as prompt
+        leading = (self.index < 0).sum(1)
+        self.pads = leading if before is None or now.offset == 0 else before.pads + leading
+
+    def rows(self, parents: Tensor) -> Followed:
+        """The same for a batch whose row i continues row parents[i]."""
+        found = object.__new__(Followed)
+        found.__dict__.update(self.__dict__)
+        found.lengths, found.seen, found.pads = self.lengths[parents], self.seen[parents], self.pads[parents]
+        return found
+
+
+def follow(before: Followed | None, now: Pass, given: Tensor | None = None, told: bool = True) -> Followed:
+    """Where a pass stands that comes after `before`; `given` [batch] are prompt lengths that the caller knows.
+
+    A pass after cached columns continues its prompt. So does, with the cache off, a pass whose rows extend rows of the
+    previous pass by one column. Any other pass begins a new prompt. Raises ValueError for a padded end that is then
+    continued, and, unless `told` which is which, for several columns after cached ones.
+    """
+    carried = None if before is None else carried_on(before, now)
+    if carried is not None and carried.ragged:
+        raise right_padded()
+    number = 0 if before is None else before.number if carried is not None else before.number + 1
+    if now.offset == 0:
+        return _checked(
+            now, Followed(now, number, torch.zeros(now.batch, dtype=torch.long), mask_of(now), carried, True)
+        )
+    if now.width > 1 and not told:
+        raise ValueError(
+            f"A pass of {now.width} tokens follows {now.offset} cached ones: is it prompt or continuation? "
+            "Pass prompt_lengths= (real tokens of each prompt) to say so."
+        )
+    known = carried.known if carried is not None else now.mask is None or now.mask.shape[1] >= now.offset + now.width
+    seen = mask_of(now, cached=True)[:, : -now.width].sum(1) if carried is None else carried.seen
+    if now.width == 1 and (given is None or bool((seen >= given).all())):
+        # One token after cached ones is real; leaving its mask unread spares the device a synchronisation.
+        real = torch.ones(now.batch, 1, dtype=torch.bool)
+    else:
+        real = mask_of(now)
+    return _checked(now, Followed(now, number, seen, real, carried, known))
+
+
+def carried_on(before: Followed, now: Pass) -> Followed | None:
+    """The prompt that `now` continues, one entry per row of `now`; None where it begins a new one.
+
+    Cached: the same rows, or several beams for each. Uncached: each row extends some earlier row by one token.
+    """
+    batch = len(before.seen)
+    if now.offset > 0:
+        if now.offset != before.columns or now.batch % batch:
+            return None
+        parents = torch.arange(batch).repeat_interleave(now.batch // batch)
+    elif now.continues:
+        parents = torch.arange(batch)
+    else:
+        if now.caching or before.offset > 0 or before.tokens is None or now.tokens is None:
+            return None
+        start = now.tokens[:, :-1]
+        if start.shape != before.tokens.shape:
+            return None
+        parents = torch.arange(batch)
+        if not torch.equal(start, before.tokens):
+            same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
+            if not bool(same.any(1).all()):
+                return None
+            parents = same.int().argmax(1)
+    return before.rows(parents)
+
+
+def mask_of(now: Pass, cached: bool = False) -> Tensor:
+    """The real tokens among the present columns, or among all of them; all are real where no mask says otherwise."""
+    width = now.width + (now.offset if cached else 0)
+    if now.mask is None or now.mask.shape[1] < width:
+        return torch.ones(now.batch, width, dtype=torch.bool)
+    return now.mask[:, -width:].bool().cpu()
+
+
+def right_padded() -> ValueError:
+    """What is wrong with pads after the last token of a prompt that goes on."""
+    return ValueError(
+        "Right-padded prompts cannot be continued: the next token would follow a pad. Pad on the left, and pass "
+        'attention_mask= or padding_side="left" to generate.'
+    )
+
+
+def _checked(now: Pass, found: Followed) -> Followed:
+    if found.ragged and now.caching:
+        raise right_padded()
+    return found
