@@ -41,14 +41,20 @@ def packed(thing: Any) -> Any:
         elif kind == torch.int64 and bool((here == here.to(torch.int32)).all()):
             kind = torch.int32
         return here.to(kind, copy=True, memory_format=torch.contiguous_format)
-    if isinstance(thing, tuple):
+    if type(thing) is tuple:  # a named one is a user's
         return tuple(packed(part) for part in thing)
     if isinstance(thing, Slope):
         return thing.over(packed(thing.numbers))
     try:
-        return deepcopy(thing)
+        copy = deepcopy(thing)
     except Exception as error:
         raise ValueError(f"{type(thing).__name__} cannot be copied, so it cannot be sent: {error}") from error
+    if isinstance(copy, torch.nn.Module):
+        return copy.cpu()
+    for name, value in list(getattr(copy, "__dict__", {}).items()):
+        if isinstance(value, (Tensor, torch.nn.Module)) and not isinstance(copy, type):
+            copy.__dict__[name] = value.cpu()  # a server may have no other device
+    return copy
 
 
 def held(thing: Any) -> int:
@@ -57,4 +63,4 @@ def held(thing: Any) -> int:
         return thing.numel() * thing.element_size()
     if isinstance(thing, Slope):
         return held(thing.numbers)
-    return sum(held(part) for part in thing) if isinstance(thing, tuple) else 0
+    return sum(held(part) for part in thing) if type(thing) is tuple else 0

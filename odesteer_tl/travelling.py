@@ -209,7 +209,7 @@ def arrived(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(thing, Tensor):
         packed = {torch.int8: dtype, torch.int32: torch.int64}
         return thing.to(device=device, dtype=dtype if thing.is_floating_point() else packed.get(thing.dtype))
-    if isinstance(thing, tuple):
+    if type(thing) is tuple:  # a named one is a user's
         return tuple(arrived(part, device, dtype) for part in thing)
     if isinstance(thing, Slope):
         return thing.over(arrived(thing.numbers, device, dtype))

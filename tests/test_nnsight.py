@@ -10,6 +10,7 @@ from models import FAMILIES, KINDS, hugging_face, load, width
 from oracle import LAYER, PROMPTS, STEPS, TOLERANCE, Across, Stub, T, deviations, logits, padded, steered_positions
 
 import odesteer_tl as ot
+from odesteer_tl.backends import token_losses
 from odesteer_tl.parity.models import from_folder, saved
 from odesteer_tl.parity.oracle import activations
 
@@ -452,15 +453,45 @@ def test_generate_does_not_follow_the_checkpoints_own_settings(model):
     """A checkpoint may say that it samples, punishes repetition, or forbids n-grams."""
     plain = ot.generate(model, torch.tensor([PROMPT]), max_new_tokens=8, stop_at_eos=False).tokens
     own = model._module.generation_config
-    before = {name: getattr(own, name) for name in ("do_sample", "temperature", "repetition_penalty", "top_k")}
+    said = {"do_sample": True, "temperature": 0.5, "repetition_penalty": 1.8, "top_k": 3, "no_repeat_ngram_size": 1}
+    said |= {"suppress_tokens": plain[0, -3:].tolist(), "num_return_sequences": 2, "return_dict_in_generate": True}
+    said |= {"guidance_scale": 2.0}
+    before = {name: getattr(own, name) for name in said}
     try:
-        own.do_sample, own.temperature, own.repetition_penalty, own.top_k = True, 0.5, 1.8, 3
+        for name, value in said.items():
+            setattr(own, name, value)
         assert torch.equal(
             ot.generate(model, torch.tensor([PROMPT]), max_new_tokens=8, stop_at_eos=False).tokens, plain
         )
     finally:
         for name, value in before.items():
             setattr(own, name, value)
+
+
+def test_losses_are_those_that_a_bridge_finds(model, family):
+    prompts = ot.Tokenised(*padded(ROWS, 0))
+    out = ot.generate(model, prompts, max_new_tokens=6)
+    found, counted = token_losses(model, out, batch_size=2)
+    expected, mask = token_losses(load("bridge", family), out)
+    assert torch.equal(counted, mask) and counted.any() and (found - expected).abs().max() <= 1e-4
+
+
+def test_a_plain_wrapper_does_what_it_can(family):
+    """nnsight.NNsight has no tokenizer, and generates by Hugging Face alone."""
+    wrapped, prompts = nnsight.NNsight(copy.deepcopy(hugging_face(family))), ot.Tokenised(*padded(ROWS, 0))
+    model, method = load("nnsight", family), Stub(hugging_face(family).config.hidden_size)
+    a, b = (ot.collect(each, prompts, prompts, layer=LAYER).desired for each in (wrapped, model))
+    assert torch.allclose(a, b, atol=1e-5)
+    one, other = (
+        ot.generate(each, prompts, method, T, max_new_tokens=4, stop_at_eos=False) for each in (wrapped, model)
+    )
+    assert torch.equal(one.tokens[one.mask], other.tokens[other.mask]) and torch.equal(one.mask, other.mask)
+    assert one.report.tokens_steered == other.report.tokens_steered
+
+
+def test_collect_inside_a_trace_is_refused(model):
+    with pytest.raises(ValueError, match="outside the trace"), model.trace(torch.tensor([PROMPT])):
+        ot.collect(model, torch.tensor([PROMPT]), torch.tensor([[4]]), layer=LAYER)
 
 
 def test_texts_get_the_bos_that_the_tokenizer_gives(family):

@@ -45,7 +45,8 @@ def generate(
     """Continue `prompts`, steered by `method` (see `steering`), or as the model alone does where it is None.
 
     Greedy, unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling; temperature 0 is
-    greedy. Sampling starts from `seed` and neither reads nor moves the global generators here (a server's it sets).
+    greedy. Sampling starts from `seed` and leaves the global generators here as they were (a server's it sets); other
+    threads that sample meanwhile disturb it.
     `num_beams` > 1 is not for HookedTransformer. `T` may hold one value per prompt. `batch_size` None takes all prompts
     at once; greedy continuations do not depend on it. Prompts, `remote` and `blocks` as for `collect`.
 
@@ -135,7 +136,10 @@ def _continued(
         from odesteer_tl.backends.nnsight.running import continued, continued_remotely
 
         if remote:  # the carrier has checked that the method fits; the steering itself is done there
-            return continued_remotely(model, batch, options, method, strength, remote, seed)
+            tokens, report = continued_remotely(model, batch, options, method, strength, remote, seed)
+            if carrier is not None and report is not None:
+                report.tokens_steered = carrier.tokens_steered | report.tokens_steered
+            return tokens, report
     else:
         from odesteer_tl.backends.transformer_lens.running import continued
     if carrier is None:

@@ -35,15 +35,17 @@ def collect(
 
     `desired`, `undesired`: texts, token tensors [batch, pos] without pads, or `Tokenised(tokens, mask)`; a text gives
     the same numbers in any batch. `position`: "last" (real token of each text), "mean", "all", or an index among the
-    real tokens. `prepend_bos`, `chat_template`: see `tokenise`; they concern texts only. `paired`: text i of both sides
-    answers the same query. `groups`: an id per text and side; texts of one id stay on one side of a split. With
-    position "all" each text, or each pair, is a group of its own unless given. Layers after `layer` are not run; hooks
-    and edits that the user has on the model act and stay. `progress` None shows a bar when the work lasts. `remote` and
-    `blocks` are for nnsight models: True, or the address of a server, as nnsight takes it; and where the decoder blocks
-    of an unknown architecture are, as in blocks="transformer.h".
+    real tokens. `prepend_bos`: whether a text begins with the BOS token; None does what the library does:
+    TransformerLens as its `cfg.default_prepend_bos` says (usually yes), nnsight as the tokenizer does. Say it where a
+    method fitted on one library is to steer the other. `chat_template`: True, a Jinja template, or a function of the
+    text. `paired`: text i of both sides answers the same query. `groups`: an id per text and side; texts of one id stay
+    on one side of a split. With position "all" each text, or each pair, is a group of its own unless given. Layers
+    after `layer` are not run; hooks and edits that the user has on the model act and stay. `progress` None shows a bar
+    when the work lasts. `remote` and `blocks` are for nnsight models: True, or the address of a server, as nnsight
+    takes it; and where an unknown architecture has its decoder blocks, as in blocks="transformer.h".
 
     Raises ValueError for no text, a text without tokens, too long, or too short for the position, undeclared pads, or a
-    layer that does not exist.
+    layer that does not exist. ConnectionError where a server is not reached or lost, RuntimeError where it fails.
     """
     check_place(model, remote, blocks)
     check_layer(model, layer, blocks)

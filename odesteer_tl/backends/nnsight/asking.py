@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
-from pickle import UnpicklingError
 
 import httpx
 import websocket
@@ -17,7 +16,7 @@ PATIENCE = 60.0
 """Seconds within which a server has to take the connection. Its work, and the queue before it, may last."""
 
 _LOST = (websocket.WebSocketException, httpx.HTTPError, OSError)
-_GARBLED = (ValidationError, JSONDecodeError, UnpicklingError, EOFError, ZstdError)
+_GARBLED = (ValidationError, JSONDecodeError, EOFError, ZstdError)
 """What nnsight raises as it reads a status or a result that was cut off; a restarting server sends an empty one."""
 
 

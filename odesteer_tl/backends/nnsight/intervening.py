@@ -165,7 +165,10 @@ def _facts(worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Te
         return None
     inputs = block.inputs
     value = _entering(inputs)
-    return None if type(value).__name__ == "FakeTensor" else real_tokens(inputs, *value.shape[:2], at)
+    if type(value).__name__ == "FakeTensor":
+        return None
+    batch, width = value.shape[:2]
+    return real_tokens(inputs, batch, width, at)
 
 
 def _chosen(

@@ -4,7 +4,7 @@ from typing import Any
 
 import nnsight
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -14,7 +14,7 @@ from odesteer_tl.backends.nnsight.blocks import blocks_of, value_in
 from odesteer_tl.backends.nnsight.intervening import intervene
 from odesteer_tl.backends.nnsight.picking import averaged, picked
 from odesteer_tl.backends.report import Report
-from odesteer_tl.shapes import Position, Samples, TokenIds
+from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.tokens import Tokenised, read_tokens
 
 _NEVER = 2**31 - 1
@@ -25,29 +25,46 @@ def activations_of(
 ) -> tuple[Samples, Int[Tensor, " n"]]:
     """The activations of a batch at the output of a block, float32 on the CPU, and the row that each came from.
 
-    Rows are padded on the right, where a causal model needs no positions to be told; later blocks are not run.
+    Later blocks are not run. Raises ValueError inside a trace, and as `asking` does.
     """
-    lengths = batch.mask.sum(1)
-    rows = [row[real] for row, real in zip(*batch, strict=True)]
-    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id_of(model) or 0)
-    mask = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
-    inputs = {"input_ids": tokens, "attention_mask": mask.long()}
-    whole = torch.arange(tokens.shape[1], dtype=torch.float32).expand(tokens.shape).unsqueeze(-1)
+    if model.interleaver.interleaving:
+        raise ValueError("Reading runs the model: do it outside the trace.")
+    inputs, mask = _right_padded(model, batch)
+    whole = torch.arange(mask.shape[1], dtype=torch.float32).expand(mask.shape).unsqueeze(-1)
     columns, sources = read_tokens(whole, mask, position)  # which columns are read, by the one rule
     where = columns.squeeze(-1).long()
     values = None
     with asking(remote):
         if position == "mean":
-            with model.trace(inputs, use_cache=False, remote=remote) as tracer:
+            with model.trace(**inputs, use_cache=False, remote=remote) as tracer:
                 values = nnsight.save(averaged(value_in(blocks_of(model, blocks)[layer].output), mask))
                 tracer.stop()
         else:
-            with model.trace(inputs, use_cache=False, remote=remote) as tracer:
+            with model.trace(**inputs, use_cache=False, remote=remote) as tracer:
                 values = nnsight.save(picked(value_in(blocks_of(model, blocks)[layer].output), sources, where))
                 tracer.stop()
     if values is None:
         raise RuntimeError("The server says that it is done, and sent back no activations.")
     return values, sources
+
+
+def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of every real token of a left-padded batch, in its columns, on the CPU; 0 at pads."""
+    inputs, mask = _right_padded(model, batch)
+    with model.trace(**inputs, use_cache=False):
+        found = nnsight.save(model.output)
+    found = found.logits.float().cpu()
+    logits = found.new_zeros(*batch.tokens.shape, found.shape[-1])
+    logits[batch.mask] = found[mask]
+    return logits
+
+
+def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], TokenMask]:
+    """The same texts with their pads on the right, where a causal model needs no positions to be told."""
+    rows = [row[real] for row, real in zip(*batch, strict=True)]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id_of(model) or 0)
+    mask = torch.arange(tokens.shape[1]) < batch.mask.sum(1, keepdim=True)
+    return {"input_ids": tokens, "attention_mask": mask.long()}, mask
 
 
 def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
@@ -99,8 +116,8 @@ def _per_row(value: Any, beams: int) -> Any:
 
 
 def _own(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of ot.generate in Hugging Face's words. Everything that a checkpoint may come with a setting of is
-    said, so that a text does not depend on where the weights are from."""
+    """The options of ot.generate in Hugging Face's words. What checkpoints usually come with a setting of is said, so
+    that a text does not depend on where the weights are from."""
     sampling = options["do_sample"]
     eos = options.get("eos_token_id")
     return {
@@ -109,8 +126,16 @@ def _own(model: Any, options: dict[str, Any]) -> dict[str, Any]:
         "temperature": options["temperature"] if sampling else 1.0,
         "top_k": (options["top_k"] or 0) if sampling else 50,
         "top_p": (options["top_p"] or 1.0) if sampling else 1.0,
+        "min_p": 0.0 if sampling else None,
+        "typical_p": 1.0,
         "repetition_penalty": 1.0,
+        "encoder_repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "guidance_scale": 1.0,
+        "suppress_tokens": [],
         "num_beams": options.get("num_beams", 1),
+        "num_return_sequences": 1,
+        "return_dict_in_generate": False,
         "use_cache": options["use_past_kv_cache"],
         # A token that no vocabulary holds: the tokens that end a text are then tokens like others.
         "eos_token_id": _NEVER if eos is None else eos,

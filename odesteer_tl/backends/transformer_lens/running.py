@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from odesteer_tl.backends.choosing import kind_of
@@ -18,6 +18,12 @@ def activations_of(model: Any, batch: Tokenised, layer: int, position: Position)
     name = f"blocks.{layer}.hook_resid_post"
     _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=name, stop_at_layer=layer + 1)
     return read_tokens(cache[name].float().cpu(), batch.mask, position)
+
+
+def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of every token of a left-padded batch, on the CPU."""
+    tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
+    return model(tokens, attention_mask=mask, return_type="logits").float().cpu()
 
 
 def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
