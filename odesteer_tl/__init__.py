@@ -27,11 +27,24 @@ from odesteer_tl.edits import Edit, Site, State
 from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.fields import Constant, Gradient, UnitGradient
 from odesteer_tl.flow import Flow, Trajectory
-from odesteer_tl.methods import CAA, ITI, GradientFlow, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.methods import (
+    CAA,
+    HPR,
+    ITI,
+    GradientFlow,
+    LinearAcT,
+    MiMiC,
+    ODESteer,
+    RandomDirection,
+    REControl,
+    RepE,
+    StepODESteer,
+)
 from odesteer_tl.solvers import RK4, Euler, Midpoint, integrate
 
 __all__ = [
     "CAA",
+    "HPR",
     "ITI",
     "RK4",
     "Barrier",
@@ -43,13 +56,17 @@ __all__ = [
     "Gradient",
     "GradientFlow",
     "Linear",
+    "LinearAcT",
     "LogRatioBarrier",
+    "MiMiC",
     "Midpoint",
     "ODESteer",
     "Polynomial",
     "PolynomialSketch",
+    "REControl",
     "RandomDirection",
     "RandomFourier",
+    "RepE",
     "Site",
     "State",
     "StepODESteer",

@@ -14,11 +14,25 @@ from torch import Tensor
 from odesteer_tl.activations import Origin
 from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Fourier, Kernel, Linear, Sketch, Squares
-from odesteer_tl.methods import CAA, ITI, GradientFlow, Method, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.methods import (
+    CAA,
+    HPR,
+    ITI,
+    GradientFlow,
+    LinearAcT,
+    Method,
+    MiMiC,
+    ODESteer,
+    RandomDirection,
+    REControl,
+    RepE,
+    StepODESteer,
+)
+from odesteer_tl.networks import Network, NetworkBarrier
 from odesteer_tl.storage import read_tree, write_tree
 
-METHODS = (ODESteer, StepODESteer, CAA, ITI, GradientFlow, RandomDirection)
-PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier)
+METHODS = (ODESteer, StepODESteer, CAA, ITI, GradientFlow, RandomDirection, RepE, LinearAcT, MiMiC, HPR, REControl)
+PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier, Network, NetworkBarrier)
 SAVED = {cls.__name__: cls for cls in METHODS + PARTS}
 
 
@@ -58,6 +72,8 @@ def _try_out(method: Method, folder: str | Path) -> None:
 def _plain(thing: Any) -> Any:
     if SAVED.get(type(thing).__name__) is type(thing):
         return {"class": type(thing).__name__} | {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
+    if type(thing) is tuple:
+        return [_plain(part) for part in thing]
     if is_dataclass(thing) or not isinstance(thing, (Tensor, str, int, float, bool, type(None))):
         raise ValueError(
             f"A {type(thing).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
@@ -67,6 +83,8 @@ def _plain(thing: Any) -> Any:
 
 
 def _built(tree: Any, folder: str | Path) -> Any:
+    if isinstance(tree, list):
+        return tuple(_built(part, folder) for part in tree)
     if not isinstance(tree, dict):
         return tree
     cls = SAVED.get(str(tree.get("class")))

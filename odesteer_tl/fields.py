@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from odesteer_tl.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace
+from odesteer_tl.networks import NetworkBarrier
 from odesteer_tl.numerics import linear_slope, slope_given, unit_length
 from odesteer_tl.shapes import Activations, Direction
 from odesteer_tl.travelling import Slope
@@ -28,7 +29,7 @@ class Gradient:
     @property
     def slope(self) -> Slope:
         """The field in plain numbers; a barrier of the user's is one of them."""
-        if isinstance(self.barrier, (LogRatioBarrier, Differentiated)):
+        if isinstance(self.barrier, (LogRatioBarrier, Differentiated, NetworkBarrier)):
             return self.barrier.slope
         return Slope(slope_given, (self.barrier,))
 

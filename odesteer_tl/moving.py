@@ -13,8 +13,8 @@ from odesteer_tl.travelling import Slope
 def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
     """`thing` with every tensor on `device` and every floating tensor in `dtype`; integer tensors keep their type.
 
-    Walks dataclasses. A module that is elsewhere is copied before it moves, so that the user's own stays as it is; any
-    other object is used as it is.
+    Walks dataclasses and tuples. A module that is elsewhere is copied before it moves, so that the user's own stays as
+    it is; any other object is used as it is.
     """
     if isinstance(thing, Tensor):
         return thing.to(device=device, dtype=dtype if thing.is_floating_point() else None)
@@ -22,6 +22,8 @@ def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dty
         numbers = [n for n in (*thing.parameters(), *thing.buffers()) if n.is_floating_point()]
         there = all(n.to(device=device, dtype=dtype) is n for n in numbers)
         return thing if there else deepcopy(thing).to(device=device, dtype=dtype)
+    if type(thing) is tuple:  # a named one is a user's
+        return tuple(moved(part, device, dtype) for part in thing)
     if is_dataclass(thing) and not isinstance(thing, type):
         return replace(thing, **{f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing)})
     return thing

@@ -117,6 +117,17 @@ def on_sphere(a: Tensor, slope: Callable[..., Tensor], numbers: tuple[Any, ...])
     return (g - x * (x * g).sum(-1, keepdim=True)) / r
 
 
+def affine_pull(x: Tensor, stretch: Tensor, source: Tensor, shift: Tensor) -> Tensor:
+    """M(x − s) + c, M symmetric: from x to where an affine map sends it, `stretch` M = A − I."""
+    return (x - source) @ stretch + shift
+
+
+def gated_pull(x: Tensor, stretch: Tensor, source: Tensor, shift: Tensor, w: Tensor, bias: float) -> Tensor:
+    """The same where wᵀx + bias ≤ 0, else 0."""
+    outside = (x @ w + bias > 0).unsqueeze(-1)
+    return affine_pull(x, stretch, source, shift).masked_fill(outside, 0.0)
+
+
 def slope_by_autograd(a: Tensor, barrier: Any) -> Tensor:
     """∇h(a), the automatic derivative of `barrier.value`, in any grad mode."""
     with torch.inference_mode(False), torch.enable_grad():

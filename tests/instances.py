@@ -6,6 +6,7 @@ the linear and the nonlinear part of a log ratio both have something to find.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import jaxtyping
@@ -15,7 +16,20 @@ from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import Barrier, LogRatioBarrier, mean_difference, with_grad
 from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier, Recipe
 from odesteer_tl.fields import Constant, Field, Gradient, UnitGradient
-from odesteer_tl.methods import CAA, ITI, GradientFlow, Method, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.methods import (
+    CAA,
+    HPR,
+    ITI,
+    GradientFlow,
+    LinearAcT,
+    Method,
+    MiMiC,
+    ODESteer,
+    RandomDirection,
+    REControl,
+    RepE,
+    StepODESteer,
+)
 from odesteer_tl.moving import moved
 from odesteer_tl.solvers import RK4, Euler, Midpoint
 
@@ -131,6 +145,12 @@ METHODS: dict[str, Callable[[], Method]] = {
     "caa": lambda: CAA.fit(planted()),
     "iti": lambda: ITI.fit(planted()),
     "random-direction": lambda: RandomDirection.fit(planted(), seed=5),
+    "repe": lambda: RepE.fit(planted()),
+    "linear-act": lambda: LinearAcT.fit(planted()),
+    "mimic": lambda: MiMiC.fit(planted()),
+    "mimic-ungated": lambda: MiMiC.fit(planted(), gate=False),
+    "hpr": lambda: HPR.fit(replace(planted(60, 60), paired=True), epochs=8),
+    "re-control": lambda: REControl.fit(planted(), steps=10, epochs=60),
     "gradient-flow": lambda: GradientFlow(log_ratio("polynomial-2-curved"), solver="rk4", layer=3),
     "gradient-flow-own": lambda: GradientFlow(Own(), layer=3),
     "gradient-flow-any-speed": lambda: GradientFlow(log_ratio("linear-raw"), steps=3, layer=3, unit_speed=False),

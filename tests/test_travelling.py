@@ -189,7 +189,7 @@ def test_a_solver_or_a_field_of_the_users_is_refused():
         Silent().travelling()
 
 
-@pytest.mark.parametrize("name", ["numerics", "travelling"])
+@pytest.mark.parametrize("name", ["numerics", "neural", "travelling"])
 def test_what_is_sent_as_source_imports_what_a_server_has(name):
     tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from odesteer_tl.activations import Origin
+from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import Barrier
 from odesteer_tl.edits import Edit, Site
 from odesteer_tl.flow import Flow, Trajectory
@@ -143,3 +143,12 @@ class FlowMethod(Method):
 
     def _velocity(self, x: Activations) -> Activations:
         return self.flow.field(x)
+
+
+def check_samples(acts: ContrastiveActivations, name: str, least: int = 2) -> None:
+    """Raise ValueError where a side holds fewer than `least` activations; `name` is the method that needs them."""
+    sizes = (len(acts.desired), len(acts.undesired))
+    if min(sizes) < least:
+        raise ValueError(
+            f"{name} needs at least {least} desired and {least} undesired activations, got {sizes[0]} and {sizes[1]}."
+        )

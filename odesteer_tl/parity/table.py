@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,20 @@ from typing import Any, get_args
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
-from odesteer_tl.methods import CAA, ITI, GradientFlow, Method, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.methods import (
+    CAA,
+    HPR,
+    ITI,
+    GradientFlow,
+    LinearAcT,
+    Method,
+    MiMiC,
+    ODESteer,
+    RandomDirection,
+    REControl,
+    RepE,
+    StepODESteer,
+)
 from odesteer_tl.parity.models import Family
 from odesteer_tl.parity.oracle import PROMPTS, activations, differences
 from odesteer_tl.parity.running import ways
@@ -24,6 +37,14 @@ WAYS = (
     "nnsight steering", "nnsight intervene", "nnsight remote",
 )  # fmt: skip
 
+
+def _hpr(acts: ContrastiveActivations) -> HPR:
+    """HPR with its plane turned so that all that is read lies on its undesired side: a closed gate shows no mistake."""
+    method = HPR.fit(replace(acts, paired=True))
+    plane = -(acts.desired.mean(0) + acts.undesired.mean(0))
+    return replace(method, barrier=replace(method.barrier, weight=plane))
+
+
 METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
     "ODESteer": ODESteer.fit,
     "ODESteer, sketch": lambda acts: ODESteer.fit(acts, features=PolynomialSketch(n_components=500), tol=1e-4),
@@ -32,6 +53,11 @@ METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
     "CAA": CAA.fit,
     "ITI": ITI.fit,
     "RandomDirection": RandomDirection.fit,
+    "RepE": RepE.fit,
+    "LinearAcT": LinearAcT.fit,
+    "MiMiC": MiMiC.fit,
+    "HPR": _hpr,
+    "RE-Control": REControl.fit,
     "GradientFlow, degree 3, RK4": lambda acts: GradientFlow(
         LogRatioBarrier.fit(acts, Polynomial(degree=3)), steps=4, solver="rk4", origin=acts.origin
     ),
@@ -74,9 +100,11 @@ def measured(remote: str | None = None) -> list[Cell]:
 
 
 def _strength(method: Method) -> float:
-    """About a third of an activation's length, whatever T counts in."""
+    """About a third of an activation's length, whatever T counts in; a map: all its way; RE-Control: steps of 1."""
+    if isinstance(method, REControl):
+        return float(method.steps)
     speed, norm = getattr(method, "speed", 1.0), method.origin.typical_norm
-    return 0.3 * (norm or 1.0) / (speed or 1.0)
+    return 1.0 if speed is None else 0.3 * (norm or 1.0) / (speed or 1.0)
 
 
 def written(cells: Iterable[Cell]) -> str:

@@ -1,0 +1,132 @@
+"""HPR (arXiv:2409.10053) on the residual stream: turn undesired activations across a hyperplane, by a learned angle.
+
+h(a) = θᵀa, a hyperplane through the origin; v(a) = γ₁(a) p where h(a) < 0, else 0, with p in span{a, θ}, of length
+‖a‖, at a right angle to a: the way of ∇h along the sphere at a learned speed, which stays what it was at the start.
+
+Steer: where θᵀa < 0, reflect a_H = a − 2θ(θᵀa)/‖θ‖², γ₂ = ∠(a, a_H), and return
+[sin(γ) a_H + sin(γ₂ − γ) a]/sin γ₂ with γ = T γ₁(a): a turned by γ towards a_H, of the same norm. T = 1 is the
+published rotation, T between 0 and 1 the way there along the arc; the norm is kept for any T. Desired activations, and
+those that point against θ to rounding (no plane is theirs), stay as they are, bit for bit.
+
+Fit, from pairs: θ by the logistic loss of the probe σ(θᵀa), without a bias; γ₁ = π·sigmoid(f(a)), f four linear layers
+of halving width with GELU, by the squared distance to the angle between an undesired activation and its desired pair,
+0 for desired ones. Both losses are added: AdamW, learning rate 5e-4 with a warm-up over 5 % of the steps, 5 epochs,
+batches of 16. Beside the source: activations are scaled for the training, which the first layers take up; θ starts at
+0; pairs are held out and the best epoch is kept; few pairs are seen more than 5 times, for 1,000 steps. The source
+edits the five layers with the best probes; this is one, as the ODESteer paper compares it (whose code for HPR is not
+released).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.features import Linear
+from odesteer_tl.flow import Trajectory
+from odesteer_tl.methods.base import Method
+from odesteer_tl.moving import packed
+from odesteer_tl.networks import Network, centred, drawn, held_out, trained
+from odesteer_tl.neural import angle_between, network, turned, turning_speed
+from odesteer_tl.numerics import per_activation
+from odesteer_tl.shapes import Activations, PerActivation, Samples, Time
+from odesteer_tl.travelling import Travelling, absolute, check_strength, check_width
+
+NARROWEST, POINTS = 8, 10
+"""The least width of a layer of the angle network, and the points of a trajectory after the start."""
+
+
+@dataclass(frozen=True, eq=False)
+class HPR(Method):
+    """a turned by T γ₁(a) towards its reflection in θᵀa = 0, where θᵀa < 0: T counts in learned angles."""
+
+    barrier: LogRatioBarrier
+    angles: Network
+    origin: Origin
+
+    speed: ClassVar[float | None] = None
+
+    @classmethod
+    def fit(
+        cls,
+        acts: ContrastiveActivations,
+        *,
+        epochs: int | None = None,
+        batch: int = 16,
+        lr: float = 5e-4,
+        warmup: float = 0.05,
+        validation: float = 0.2,
+        patience: int | None = None,
+        seed: int = 0,
+    ) -> "HPR":
+        """Fit θ and the angles in float32, on the device of the activations; `seed` is all the chance there is.
+
+        `epochs=None` is 5, or what makes 1,000 steps of few pairs; `patience=None` a fifth of the epochs, at least 2.
+        Raises ValueError for activations that are not paired, and for too few pairs to hold out `validation` of them.
+        """
+        if not acts.paired:
+            raise ValueError(
+                "HPR learns the angle between the two activations of a pair, and these are not paired: read desired "
+                "and undesired answers to the same queries, in one order, and pass paired=True."
+            )
+        rows, held = (_rows(part) for part in held_out(acts, validation, seed, "HPR"))
+        scale = float(rows[0].square().mean().sqrt()) or 1.0
+        rows, held = (rows[0] / scale, *rows[1:]), (held[0] / scale, *held[1:])
+        mean, spread = centred(rows[0])
+        d_model = len(mean)
+        widths = [d_model, *(max(NARROWEST, d_model >> k) for k in (1, 2, 3)), 1]
+        generator = torch.Generator().manual_seed(seed)
+
+        def loss(parameters: Any, x: Tensor, desired: Tensor, target: Tensor) -> Tensor:
+            angle = math.pi * torch.sigmoid(network((x - mean) / spread, parameters[1::2], parameters[2::2], "gelu"))
+            probe = torch.nn.functional.binary_cross_entropy_with_logits(x @ parameters[0], desired, reduction="none")
+            return probe + (angle - target).square()
+
+        found = trained(
+            (torch.zeros(d_model), *drawn(widths, generator)), loss, rows, held, lr=lr, epochs=epochs, published=5,
+            batch=batch, weight_decay=0.01, warmup=warmup, patience=patience, seed=seed, name="angles of HPR",
+        )  # fmt: skip
+        theta, *layers = found.parameters
+        angles = Network.of(layers, "gelu").of_scaled(mean * scale, spread * scale)
+        return cls(LogRatioBarrier(Linear(normalize=False), theta / scale, 0.0), angles, acts.origin)
+
+    def angle(self, a: Activations) -> PerActivation:
+        """γ₁(a) in (0, π), by which undesired activations are turned at T = 1."""
+        here, x = self._at(a)
+        return (math.pi * torch.sigmoid(here.angles.value(x))).to(a.dtype)
+
+    def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
+        """Eleven points of the arc, and h at each; `chatters` flags those turned past the point nearest to θ."""
+        check_strength(T, relative_T)
+        check_width(a, self.origin.d_model)
+        here, x = self._at(a)
+        strength = absolute(T, relative_T, x)
+        points = torch.stack([x] + [here._move(x, strength * (k / POINTS)) for k in range(1, POINTS + 1)])
+        forward = torch.as_tensor(per_activation(strength, x) >= 0, device=x.device)
+        return Trajectory(points, here.barrier.value(points), forward.squeeze(-1) if forward.ndim else forward)
+
+    def travelling(self) -> Travelling:
+        """θ and the angle network in plain numbers."""
+        return Travelling(turned, packed(self._parts), self.layer, self.origin.d_model, self.origin.processing)
+
+    @property
+    def _parts(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return self.barrier.weight, self.angles.weights, self.angles.biases
+
+    def _move(self, x: Activations, T: Time) -> Activations:
+        return turned(x, T, *self._parts)
+
+    def _velocity(self, x: Activations) -> Activations:
+        return turning_speed(x, *self._parts)
+
+
+def _rows(acts: ContrastiveActivations) -> tuple[Samples, Tensor, Tensor]:
+    """Activations, whether desired (1 or 0), and the angle to turn: undesired first, then desired."""
+    desired, undesired = acts.desired.float(), acts.undesired.float()
+    target = angle_between(undesired, desired)
+    label = torch.cat([torch.zeros_like(target), torch.ones_like(target)])
+    return torch.cat([undesired, desired]), label, torch.cat([target, torch.zeros_like(target)])

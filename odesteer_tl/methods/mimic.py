@@ -1,0 +1,118 @@
+"""MiMiC (arXiv:2402.09631): where a classifier sees undesired text, carry mean and covariance over to the desired ones.
+
+h(a) = log p₊(a)/p₋(a), the gate: a logistic regression on raw activations. v(a) = map(a) − a where that predicts
+undesired and 0 elsewhere, map(a) = μ₊ + A(a − μ₋), in one step: a + T v(a). T = 1 is the published map, T between 0 and
+1 the straight way there. Without the gate v = ∇[½aᵀ(A − I)a + cᵀa], c = μ₊ − Aμ₋: a gradient flow, though not of h.
+
+Fit: A is the optimal map between N(μ₋, Σ₋) and N(μ₊, Σ₊) (Bures, Wasserstein), symmetric and positive definite,
+A = S^-½ (S^½ Σ₊ S^½)^½ S^-½ with S = Σ₋; `reg`·I is added to both covariances (1/n), so that A(Σ₋ + reg I)A =
+Σ₊ + reg I exactly and the covariance of mapped samples is Σ₊ + reg(I − A²). A is computed once, in float64.
+
+The gate is scikit-learn's own prediction: undesired where the classifier gives probability ≤ ½, a threshold that knows
+how often each side was seen: h(a) ≤ log(n₋/n₊), not h(a) ≤ 0.
+
+This is the map of the port that the ODESteer paper compares. That converts to numpy at every call and ignores T, which
+changes no number at T = 1, so there is no flaw for a `parity=True` to bring back. (The official code adds 1e-7 to every
+entry of the covariances, a slip that is not followed.)
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.features import Linear
+from odesteer_tl.flow import Flow
+from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.moving import packed
+from odesteer_tl.numerics import affine_pull, euler, flowed, gated_pull
+from odesteer_tl.shapes import Direction
+from odesteer_tl.travelling import Slope, Travelling
+
+Square = Float[Tensor, "d_model d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class MiMiC(FlowMethod):
+    """a + T gate(a) (map(a) − a), map(a) − a = `stretch` (a − `source`) + `shift`.
+
+    T counts in fractions of the map's way, whatever ‖a‖. `stretch` is A − I, `source` μ₋, `shift` μ₊ − μ₋; `prior` is
+    log(n₋/n₊). With `gate=False` every activation is carried. The gate opens or closes by where an activation starts.
+    """
+
+    barrier: LogRatioBarrier
+    stretch: Square
+    source: Direction
+    shift: Direction
+    prior: float
+    origin: Origin
+    gate: bool = True
+
+    speed: ClassVar[float | None] = None
+
+    @classmethod
+    def fit(
+        cls,
+        acts: ContrastiveActivations,
+        *,
+        reg: float = 1e-2,
+        gate: bool = True,
+        C: float = 1.0,
+        tol: float = 1e-4,
+    ) -> "MiMiC":
+        """Fit map and gate; C and tol are those of the gate's regression.
+
+        Raises ValueError for fewer than 2 activations on a side or a `reg` that is not positive and finite.
+        """
+        check_samples(acts, "MiMiC")
+        if not 0 < reg < math.inf:
+            raise ValueError(f"reg, which is added to the variances, must be positive and finite, got {reg}.")
+        source, target = acts.undesired.double(), acts.desired.double()
+        identity = torch.eye(source.shape[1]).to(source)
+        covariances = [torch.cov(x.T, correction=0).reshape(identity.shape) + reg * identity for x in (source, target)]
+        return cls(
+            LogRatioBarrier.fit(acts, Linear(normalize=False), C=C, tol=tol),
+            (_optimal_map(*covariances) - identity).float(),
+            source.mean(0).float(),
+            (target.mean(0) - source.mean(0)).float(),
+            math.log(len(source) / len(target)),
+            acts.origin,
+            gate,
+        )
+
+    @property
+    def matrix(self) -> Square:
+        """A [d_model, d_model], symmetric and positive definite."""
+        return self.stretch + torch.eye(len(self.stretch)).to(self.stretch)
+
+    @cached_property
+    def flow(self) -> Flow:
+        return Flow(self._pull, steps=1)
+
+    def travelling(self) -> Travelling:
+        """The map and its gate in plain numbers."""
+        parts = packed((self._pull, euler, 1, None))
+        return Travelling(flowed, parts, self.layer, self.origin.d_model, self.origin.processing)
+
+    @property
+    def _pull(self) -> Slope:
+        """v in plain numbers: a ↦ gate(a) (map(a) − a)."""
+        numbers = (self.stretch, self.source, self.shift)
+        if not self.gate:
+            return Slope(affine_pull, numbers)
+        return Slope(gated_pull, (*numbers, self.barrier.weight, self.barrier.bias - self.prior))
+
+
+def _optimal_map(source: Square, target: Square) -> Square:
+    """A with A S A = T for covariances S and T, symmetric and positive definite."""
+    values, vectors = torch.linalg.eigh(source)
+    root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
+    values, vectors = torch.linalg.eigh(root @ target @ root)
+    half = (inverse @ vectors) * values.clamp_min(0) ** 0.25
+    return half @ half.T
