@@ -100,10 +100,14 @@ def markdown(cells: list[Cell]) -> str:
         row = []
         for way in columns:
             here = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
-            worst, effect = max(cell.deviation for cell in here), min(cell.effect for cell in here)
-            row.append(f"{worst:.0e} / {effect:.1f}" if here else "—")
+            row.append(_worst_of(here) if here else "—")
         lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _worst_of(cells: list[Cell]) -> str:
+    worst, effect = max(cell.deviation for cell in cells), min(cell.effect for cell in cells)
+    return f"{worst:.0e} / {effect:.1f}"
 
 
 def faults(cells: list[Cell], complete: bool = False) -> list[str]:
@@ -127,15 +131,15 @@ def print_parity(
     remote: str | None, others: list[Path], as_json: bool, complete: bool, say: Callable[[Any], Any]
 ) -> bool:
     """Measure, join with the cells of `others`, and `say` the table, or JSON. Returns whether all is well."""
+    more = [cell for file in others for cell in read(file)]
     with StringIO() as unread, redirect_stdout(unread), redirect_stderr(unread):  # progress and status of the libraries
-        own = measured(remote)
-    cells = own + [cell for file in others for cell in read(file)]
+        cells = measured(remote) + more
     wrong = faults(cells, complete)
     if as_json:
         say(written(cells))
         return not wrong
     say(markdown(cells))
-    shown = f"{len(cells)} cells of float32: largest deviation of a step's logit from a torch hook / smallest effect"
+    shown = f"{len(cells)} measurements in float32: largest deviation of a logit from a torch hook / smallest effect"
     say(f"\n{shown}, over {', '.join(get_args(Family))}, {' and '.join(PROMPTS)} prompts, KV cache on and off.")
     if remote is None:
         say("nnsight remote is left out: --remote URL names a server.")
