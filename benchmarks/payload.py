@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.backends import intervene
 from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
 from odesteer_tl.sending import payload_bytes
@@ -63,6 +64,7 @@ def main() -> None:
     print(f"d_model {args.d_model}, {args.samples} samples of each side")
     for name, fit in METHODS.items():
         print(line(name, fit(acts)), flush=True)
+    print(f"ot.intervene itself: {payload_bytes(intervene):,} bytes compressed")
     print(f"fitted and measured in {time.perf_counter() - began:.0f} s")
 
 

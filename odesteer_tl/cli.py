@@ -149,6 +149,7 @@ class _clear_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (ValueError, OSError)):  # OSError: what transformers says of a model it cannot find
+        # OSError: a model that transformers cannot find, a server that is not there; RuntimeError: one that fails.
+        if isinstance(error, (ValueError, OSError, RuntimeError)) and not isinstance(error, typer.Exit):
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(2) from error

@@ -19,8 +19,11 @@ def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dty
     if isinstance(thing, Tensor):
         return thing.to(device=device, dtype=dtype if thing.is_floating_point() else None)
     if isinstance(thing, torch.nn.Module):
-        numbers = [n for n in (*thing.parameters(), *thing.buffers()) if n.is_floating_point()]
-        there = all(n.to(device=device, dtype=dtype) is n for n in numbers)
+        there = all(
+            (device is None or n.device == torch.empty(0, device=device).device)
+            and (dtype is None or n.dtype == dtype or not n.is_floating_point())
+            for n in (*thing.parameters(), *thing.buffers())
+        )
         return thing if there else deepcopy(thing).to(device=device, dtype=dtype)
     if type(thing) is tuple:  # a named one is a user's
         return tuple(moved(part, device, dtype) for part in thing)

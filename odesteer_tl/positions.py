@@ -51,7 +51,7 @@ class Tracker:
         self.positions = checked(positions)
         self.lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
         self.pad_id, self.beams = pad_id, beams
-        self._last: Followed | None = None
+        self.last: Followed | None = None
 
     def select(self, now: Pass) -> Selection:
         """The chosen tokens of a pass.
@@ -61,10 +61,10 @@ class Tracker:
         """
         given = None if self.lengths is None else per_row(self.lengths, now.batch, self.beams)
         told = given is not None or not isinstance(self.positions, str) or self.positions == "all"
-        found = follow(self._last, now, given, told)
-        if now.offset == 0 and (self._last is None or found.number != self._last.number):
+        found = follow(self.last, now, given, told)
+        if now.offset == 0 and (self.last is None or found.number != self.last.number):
             self._refuse_undeclared_pads(now)
-        self._last = found
+        self.last = found
         chosen = self._rule(found.index, found.lengths if given is None else given) & found.real
         rows, places = chosen.nonzero(as_tuple=True)
         return Selection(rows, places, found.index[rows, places], bool(chosen.all()), found.number)

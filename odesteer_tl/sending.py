@@ -75,9 +75,12 @@ def check_travels(thing: Any, name: str = "") -> None:
         )
 
 
-def payload_bytes(method: Any) -> int:
-    """Bytes that a method adds to a remote request, compressed as nnsight does it. Raises ValueError as the sending."""
-    return len(import_module("zstandard").ZstdCompressor(level=6).compress(_serialised(method)))
+def payload_bytes(thing: Any) -> int:
+    """Bytes that a method, or a function, adds to a remote request, compressed as nnsight does it.
+
+    Raises ValueError as the sending.
+    """
+    return len(import_module("zstandard").ZstdCompressor(level=6).compress(_serialised(thing)))
 
 
 def _serialised(thing: Any) -> bytes:
@@ -148,6 +151,8 @@ def _faults_of_source(source: str) -> Iterator[str]:
             for module in modules:
                 if not _listed(module, RUNNING):
                     yield f"`{name}` imports {module}, which is not to be had there"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("__import__", "import_module"):
+            yield f"`{name}` imports by a call, which is not to be had there"
         elif isinstance(node, ast.Call) and ast.unparse(node) == "super()":
             yield f"`{name}` calls super(), which has no class to start from there (name the class it means)"
 

@@ -72,7 +72,7 @@ class Travelling:
     ) -> None:
         self.move, self.parts = move, parts
         self.layer, self.d_model, self.processing = layer, d_model, processing
-        self._place, self._there = None, parts
+        self._there: dict[Any, Any] = {}
 
     def steer(
         self, a: Tensor, T: float | int | Tensor | None = None, *, relative_T: float | int | Tensor | None = None
@@ -97,15 +97,18 @@ class Travelling:
         return steered(a, T, relative_T, self.d_model, self._mover)
 
     def _mover(self, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
-        """`move` with its parts on that device and in that dtype. The last copy is kept."""
-        if self._place != (device, dtype):
+        """`move` with its parts on that device and in that dtype. Copies are made once."""
+        place = (device, dtype)
+        if place not in self._there:
+            if holds_module(self.parts):  # one object, which can be in one place
+                self._there.clear()
             with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-                self._there = arrived(self.parts, device, dtype)
-            self._place = (device, dtype)
-        return lambda x, T: self.move(x, T, *self._there)
+                self._there[place] = arrived(self.parts, device, dtype)
+        parts = self._there[place]
+        return lambda x, T: self.move(x, T, *parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_place": None, "_there": self.parts}
+        return {**self.__dict__, "_there": {}}
 
 
 class TravellingSite:
@@ -166,7 +169,7 @@ def of_rows(strength: float | int | Tensor | None, rows: Tensor) -> float | int 
     """The strength of each chosen token, where a tensor holds one per batch row and `rows` says whose each token is."""
     if not isinstance(strength, Tensor) or strength.ndim == 0:
         return strength
-    return strength.to(rows.device)[rows]
+    return strength.to(rows.device, non_blocking=True)[rows]
 
 
 def check_strength(T: Any, relative_T: Any) -> None:
@@ -198,6 +201,16 @@ def layer_of(fitted: int | None, given: int | None) -> int:
     if layer is None:
         raise ValueError("This method was fitted without a layer: pass layer=, for example layer=6.")
     return layer
+
+
+def holds_module(thing: Any) -> bool:
+    """Whether a module is among the parts of a method, or in an object of the user's among them."""
+    if isinstance(thing, Slope):
+        return holds_module(thing.numbers)
+    if type(thing) is tuple:
+        return any(holds_module(part) for part in thing)
+    parts = [thing, *getattr(thing, "__dict__", {}).values()]
+    return any(isinstance(part, torch.nn.Module) for part in parts)
 
 
 def arrived(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:

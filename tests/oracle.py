@@ -44,12 +44,13 @@ class Stub:
 class Across:
     """Reads one site and writes another: adds a map of what it read."""
 
-    def __init__(self, read: Site, write: Site):
-        self.origin = Stub(32).origin
+    def __init__(self, read: Site, write: Site, width: int = 32):
+        self.stub = Stub(width)
+        self.origin = self.stub.origin
         self.read, self.write = read, write
 
     def edits(self, T=None, *, relative_T=None, layer=None):
-        return [Edit(self.read, self.write, lambda read, write, state: write + T * Stub(32).push(read))]
+        return [Edit(self.read, self.write, lambda read, write, state: write + T * self.stub.push(read))]
 
 
 def steered_positions(rule, prompt: int, total: int) -> list[int]:

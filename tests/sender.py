@@ -21,14 +21,11 @@ from instances import METHODS, activations, fitted
 from nnsight.intervention.serialization import dumps
 
 from odesteer_tl.edits import State
-from odesteer_tl.fields import UnitGradient
-from odesteer_tl.flow import Flow
 from odesteer_tl.methods import GradientFlow, Method
 from odesteer_tl.moving import moved
 from odesteer_tl.positions import Tracker
 from odesteer_tl.rules import chosen_by
 from odesteer_tl.sending import check_travels, payload_bytes
-from odesteer_tl.solvers import Euler
 
 nnsight.register(instances)
 
@@ -188,19 +185,12 @@ def main(target):
     trip = [pickle.loads(pickle.dumps(fitted("caa"))), copy.deepcopy(fitted("caa")), copy.copy(fitted("caa"))]
     trip.append(cloudpickle.loads(cloudpickle.dumps(fitted("caa"))))
 
-    class OwnSolver(Euler):
-        def step(self, field, a, dt):
-            return a + dt * field(a)
-
-    flow = Flow(UnitGradient(fitted("odesteer").barrier), OwnSolver())
     return {
         "refused": {
             name: refusal(lambda barrier=barrier: dumps([GradientFlow(barrier, layer=3)]))
             for name, barrier in REFUSED.items()
         },
         "passed": {name: refusal(lambda barrier=barrier: check_travels(barrier)) for name, barrier in OWN.items()},
-        "solver": refusal(flow.parts),
-        "field": refusal(Flow(lambda a: a).parts),
         "trip": [type(method).__name__ for method in trip],
         "copied": pickle.loads(dumps(Copying())),
         "bytes": {name: payload_bytes(method) for name, method in methods.items()},

@@ -11,7 +11,7 @@ from oracle import LAYER, PROMPTS, STEPS, TOLERANCE, Across, Stub, T, deviations
 
 import odesteer_tl as ot
 from odesteer_tl.backends import token_losses
-from odesteer_tl.parity.models import from_folder, saved
+from odesteer_tl.parity.models import saved
 from odesteer_tl.parity.oracle import activations
 
 ROWS = PROMPTS["batch"]
@@ -207,19 +207,14 @@ def test_blocks_nest(model, family):
 
 @pytest.mark.parametrize("read, write", [("resid_pre", "resid_post"), ("resid_pre", "resid_pre")])
 def test_an_edit_reads_one_site_and_writes_another(model, read, write):
-    sites = ot.Site(0, read), ot.Site(LAYER, write)
-    method = Across(*sites)
-    method.origin = Stub(width(model)).origin
+    method = Across(ot.Site(0, read), ot.Site(LAYER, write), width(model))
     block = layer(model)
     with model.trace(torch.tensor([PROMPT])):
         first = nnsight.save(layer(model, 0).input)
         plain = nnsight.save(block.output if write == "resid_post" else layer(model, 0).output)
-    push = Stub(32).push(first) if width(model) == 32 else None
-    if push is None:
-        return
     with ot.steering(model, method, T, positions="all"), model.trace(torch.tensor([PROMPT])):
         found = nnsight.save(block.output if write == "resid_post" else block.input)
-    assert torch.allclose(found, plain + T * push, atol=1e-4)
+    assert torch.allclose(found, plain + T * Stub(width(model)).push(first), atol=1e-4)
 
 
 def test_a_run_that_stops_early_or_fails_leaves_nothing_behind(model):
@@ -293,20 +288,24 @@ def test_a_block_that_steers_nothing_or_something_else_is_refused(model):
 
 
 def test_a_remote_trace_in_the_block_is_refused_before_it_is_sent():
-    model = from_folder(saved("llama"))
+    model = ot.load_model(saved("llama"), library="nnsight")
     with pytest.raises(ValueError, match=r"ot\.intervene"), ot.steering(model, Stub(32), T):
         with model.trace(torch.tensor([PROMPT]), remote="http://127.0.0.1:9"):
             model.lm_head.output.sum()
 
 
+@pytest.mark.parametrize("way", ["steering", "intervene"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.06), (torch.float16, 0.008)], ids=str)
-def test_sixteen_bits(dtype, tolerance):
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_sixteen_bits(name, dtype, tolerance, way):
     """Against a torch hook on the same model in the same type: two roundings of a logit (they reach 4 here)."""
-    model, acts = load("nnsight", "llama", dtype=dtype), activations("llama")
-    method, hf = ot.ODESteer.fit(acts), hugging_face("llama")
-    with ot.steering(model, method, relative_T=0.4):
-        new, found = steps_of(model, ROWS)
-    hf = copy.deepcopy(hf).to(dtype)
+    model, method = load("nnsight", name, dtype=dtype), ot.ODESteer.fit(activations(name))
+    if way == "steering":
+        with ot.steering(model, method, relative_T=0.4):
+            new, found = steps_of(model, ROWS)
+    else:
+        new, found = steps_of(model, ROWS, steer=lambda: ot.intervene(model, method, relative_T=0.4))
+    hf = copy.deepcopy(hugging_face(name)).to(dtype)
     for row, generated, mine in zip(ROWS, new.tolist(), found, strict=True):
         whole, last = row + generated[:-1], len(row) - 1
         for steered in (True, False):
@@ -315,7 +314,7 @@ def test_sixteen_bits(dtype, tolerance):
                 moved = method.steer(output[0, last:], relative_T=0.4) if steered else output[0, last:]
                 return torch.cat([output[:, :last], moved[None]], dim=1)
 
-            handle = hf.model.layers[LAYER].register_forward_hook(hook)
+            handle = (hf.model.layers if name == "llama" else hf.transformer.h)[LAYER].register_forward_hook(hook)
             expected = hf(torch.tensor([whole]), use_cache=False).logits[0, last:]
             handle.remove()
             difference = (mine - expected).abs().max()
@@ -503,7 +502,7 @@ def test_texts_get_the_bos_that_the_tokenizer_gives(family):
 
 
 def test_a_model_without_weights_gets_them_when_it_is_steered():
-    model, method = from_folder(saved("llama"), dispatch=False), Stub(32)
+    model, method = ot.load_model(saved("llama"), library="nnsight"), Stub(32)
     assert not model.dispatched
     with ot.steering(model, method, T):
         new, found = steps_of(model, ROWS)

@@ -67,6 +67,12 @@ def test_two_installations_make_one_table(cells, monkeypatch, tmp_path):
         read(file)
 
 
+def test_a_method_that_a_way_lacks_is_an_empty_cell(cells):
+    rest = [cell for cell in cells if (cell.way, cell.method) != ("nnsight remote", "CAA")]
+    (row,) = [line for line in markdown(rest).splitlines() if line.startswith("| CAA")]
+    assert row.split("|")[-2].strip() == "—" and row.count("—") == 1
+
+
 def test_a_cell_shows_the_worst_of_its_kind(cells):
     worse = [replace(cell, deviation=5e-5, effect=0.25) if number == 0 else cell for number, cell in enumerate(cells)]
     assert "5e-05 / 0.2" in markdown(worse)

@@ -36,7 +36,6 @@ def test_the_nnsight_examples_run_as_printed_here_and_on_a_server():
     CONFIG.API.HOST = sys.argv[1]
     """
     between = """
-    _ID_CACHE[model.repo_id] = model.repo_id
     here = logits
     text = model.tokenizer.decode(tokens[0])
     """

@@ -1,12 +1,15 @@
 """Laws of what travels to a server: it is the method, in few bytes, of numbers and functions that a server can have."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from cloudpickle import list_registry_pickle_by_value
 from instances import ALL_METHODS, D_MODEL, Own, activations, fitted, planted, without_shape_checks
 
+import odesteer_tl  # noqa: F401 — registers what travels
 from odesteer_tl.edits import State
 from odesteer_tl.features import Polynomial, PolynomialSketch
 from odesteer_tl.fields import UnitGradient
@@ -15,7 +18,6 @@ from odesteer_tl.methods import GradientFlow, Method, ODESteer, StepODESteer
 from odesteer_tl.moving import held, moved, packed
 from odesteer_tl.travelling import Slope, arrived
 
-PACKAGE = Path(__file__).parents[1] / "odesteer_tl"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -131,11 +133,13 @@ def test_the_numbers_move_once_and_in_every_mode():
     travelling, a = fitted("odesteer").travelling(), activations(2, dtype=torch.float32)
     with torch.inference_mode():
         inside = travelling.steer(a, T=1.0)
-    kept = travelling._there
-    assert torch.equal(inside, travelling.steer(a, T=1.0)) and travelling._there is kept
+    kept = dict(travelling._there)
+    assert torch.equal(inside, travelling.steer(a, T=1.0)) and len(kept) == 1
     double = activations(2).requires_grad_()
     travelling.steer(double, T=1.0).sum().backward()
     assert torch.isfinite(double.grad).all() and double.grad.abs().sum() > 0
+    travelling.steer(a, T=1.0)
+    assert len(travelling._there) == 2 and all(travelling._there[place] is parts for place, parts in kept.items())
     assert travelling.parts[3].dtype == torch.float32
 
 
@@ -189,14 +193,23 @@ def test_a_solver_or_a_field_of_the_users_is_refused():
         Silent().travelling()
 
 
-@pytest.mark.parametrize("name", ["numerics", "neural", "travelling"])
+TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.startswith("odesteer_tl"))
+
+
+def test_all_that_travels_is_registered():
+    inner = ["blocks", "intervening", "picking"]
+    outer = ["following", "neural", "numerics", "rules", "travelling"]
+    assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
+
+
+@pytest.mark.parametrize("name", TRAVELS)
 def test_what_is_sent_as_source_imports_what_a_server_has(name):
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(Path(sys.modules[name].__file__).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= {"torch", "math"}
         elif isinstance(node, ast.ImportFrom):
-            assert node.module in {"__future__", "torch", "math", "typing", "collections.abc", "odesteer_tl.numerics"}
+            assert node.module in {"__future__", "torch", "math", "typing", "collections.abc", *TRAVELS}
             assert node in tree.body
         elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             allowed = {"staticmethod", "property"}

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from odesteer_tl.backends.report import Tally
 from odesteer_tl.edits import Edit, Site, State
-from odesteer_tl.following import Pass
+from odesteer_tl.following import Followed, Pass
 from odesteer_tl.positions import Selection, Tracker
 from odesteer_tl.shapes import Chosen, Indices
 
@@ -66,6 +66,7 @@ class Carrier:
         self._tallies = {layer: Tally() for layer in self.tokens_steered}
         self._tracker = tracker
         self._run: _Run | None = None
+        self._outer: list[tuple[_Run | None, Followed | None]] = []
 
     def begin(self, now: Pass) -> None:
         """A forward pass begins. Raises as `Tracker.select` does, and then leaves nothing to steer by."""
@@ -73,9 +74,18 @@ class Carrier:
         if not isinstance(now.tokens, FakeTensor):
             self._run = _Run(now, self._tracker.select(now))
 
+    def within(self, now: Pass) -> None:
+        """As `begin`, where `end` will follow: the model may be called anew in the middle of a pass."""
+        outer = (self._run, self._tracker.last)
+        self.begin(now)
+        self._outer.append(outer)
+
     def end(self) -> None:
         """A forward pass has ended: what runs before the next one begins is a part of the model called by itself."""
-        self._run = None
+        if self._outer:
+            self._run, last = self._outer.pop()
+            if self._run is not None:
+                self._tracker.last = last
 
     def hook(self, site: Site) -> Callable[..., SiteValue | None]:
         """What a backend calls with the value at `site`; None leaves the value as it is."""

@@ -88,6 +88,7 @@ def generate(
         options["num_beams"] = num_beams
     texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template)
     count = len(texts.tokens)
+    seeds = torch.Generator().manual_seed(seed)  # for a server, which has generators of its own: one seed per batch
     check_context(model, texts, max_new_tokens)
     generated: list[Tensor] = []
     reports: list[Report] = []
@@ -111,7 +112,8 @@ def generate(
                 "blocks": blocks,
             }
             methods = [tuple(map(own, pair)) for pair in method] if isinstance(method, Sequence) else method
-            tokens, report = _continued(model, batch, options, methods, strength, remote, seed + len(generated))
+            own_seed = int(torch.randint(2**62, (), generator=seeds))
+            tokens, report = _continued(model, batch, options, methods, strength, remote, own_seed)
             generated.append(tokens)
             reports += [] if report is None else [report]
     report = _together(reports)
@@ -129,7 +131,7 @@ def _continued(
     remote: bool | str,
     seed: int,
 ) -> tuple[TokenIds, Report | None]:
-    """One batch, by the library's own generate; `seed` is for a server, which has generators of its own."""
+    """One batch, by the library's own generate; `seed` is for a server."""
     beams = options.get("num_beams", 1)
     carrier = None if method is None else carrier_for(model, method, **strength, prompt_lengths=None, beams=beams)
     if kind_of(model) == "nnsight":

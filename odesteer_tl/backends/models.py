@@ -21,22 +21,28 @@ def load_model(
     """A TransformerBridge of a Hugging Face name or local folder, weights as they are (processing "raw"), or the same
     as an nnsight model, whose weights are loaded when it first runs on this machine.
 
-    `dtype` None is float32. Raises what transformers raises where there is no such model.
+    `dtype` None is float32. A folder goes to a server by its path. Raises ValueError for another library, and what
+    transformers raises where there is no such model.
     """
-    dtype = dtype or torch.float32
+    dtype, name = dtype or torch.float32, str(name_or_folder)
     if library == "nnsight":
         from nnsight import TransformersModel
+        from nnsight.modeling import huggingface
         from transformers import AutoTokenizer
 
-        name, tokenizer = str(name_or_folder), AutoTokenizer.from_pretrained(name_or_folder)
+        if Path(name).is_dir():  # nnsight would ask the Hub by which name a server knows it
+            huggingface._ID_CACHE[name] = name
+        tokenizer = AutoTokenizer.from_pretrained(name)
         return TransformersModel(name, tokenizer=tokenizer, task="text-generation", dtype=dtype, device_map=device)
+    if library != "transformer_lens":
+        raise ValueError(f'library must be "transformer_lens" or "nnsight", got {library!r}.')
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return TransformerBridge.boot_transformers(str(name_or_folder), device=device, dtype=dtype)
+        return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -143,7 +149,9 @@ def check_place(model: Any, remote: bool | str, blocks: Any) -> None:
 def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
     """Raises ValueError for a layer that the model has not."""
     count = layers_of(model, blocks)
-    if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < count:
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise ValueError(f"layer is a block index, an integer from 0 to {count - 1}, got {layer!r}.")
+    if not 0 <= layer < count:
         raise ValueError(f"layer={layer!r} does not exist: this model has layers 0 to {count - 1}, counted from 0.")
 
 

@@ -6,13 +6,14 @@ watched there.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from odesteer_tl.backends.carrying import Carrier
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.nnsight.blocks import attending
 from odesteer_tl.following import Pass
@@ -20,23 +21,22 @@ from odesteer_tl.shapes import TokenKeys
 
 
 @contextmanager
-def watching(
-    model: Any, layers: Iterable[int], begin: Callable[[Pass], None], end: Callable[[], None]
-) -> Iterator[None]:
-    """Calls `begin` once per forward pass, before any of `layers` runs, and `end` after it where that can be seen."""
+def watching(model: Any, carrier: Carrier) -> Iterator[None]:
+    """Tells `carrier` of every forward pass before any of its layers runs, and where that can be seen of its end."""
     kind = kind_of(model)
     if kind == "HookedTransformer":
-        handles = _watch_hooked(model, sorted(set(layers)), begin)
+        handles = _watch_hooked(model, sorted({site.layer for site in carrier.sites}), carrier.begin)
     else:
-        handles = _watch_called(model.original_model if kind == "TransformerBridge" else model._module, begin, end)
+        handles = _watch_called(model.original_model if kind == "TransformerBridge" else model._module, carrier)
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
         yield
 
 
-def _watch_called(watched: Any, begin: Callable[[Pass], None], end: Callable[[], None]) -> list[Any]:
+def _watch_called(watched: Any, carrier: Carrier) -> list[Any]:
     names = [name for name in inspect.signature(type(watched).forward).parameters if name != "self"]
+    open_passes: list[bool] = []
 
     def called(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not watched:  # a copy, made while the hook was on
@@ -50,11 +50,13 @@ def _watch_called(watched: Any, begin: Callable[[Pass], None], end: Callable[[],
         offset = 0 if cache is None else int(cache.get_seq_length())
         mask = _declared(given.get("attention_mask"), offset, tokens.shape[1])
         caching = cache is not None or given.get("use_cache") is True
-        begin(Pass(tokens.shape[0], tokens.shape[1], offset, tokens, mask, caching))
+        carrier.within(Pass(tokens.shape[0], tokens.shape[1], offset, tokens, mask, caching))
+        open_passes.append(True)
 
     def ended(module: Any, args: Any, output: Any) -> None:
-        if module is watched:
-            end()
+        if module is watched and open_passes:  # not of a call that `within` refused
+            open_passes.pop()
+            carrier.end()
 
     before = watched.register_forward_pre_hook(called, with_kwargs=True)
     return [before, watched.register_forward_hook(ended, always_call=True)]

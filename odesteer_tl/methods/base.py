@@ -5,6 +5,7 @@ Methods are complete, frozen dataclasses: their fields are all that `ot.save` ke
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -92,6 +93,11 @@ class Method(ABC):
         sent = self.travelling()
         check_travels(sent, f"This {type(self).__name__}")
         return Travelling, (sent.move, sent.parts, sent.layer, sent.d_model, sent.processing)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, without copies on other devices."""
+        names = {f.name for f in fields(self)} if is_dataclass(self) else set(self.__dict__)
+        return {name: value for name, value in self.__dict__.items() if name in names}
 
     def _steered(self, a: Activations, T: Time | None, relative_T: Time | None) -> Activations:
         return steered(a, T, relative_T, self.origin.d_model, lambda *place: self._there(*place)._move)

@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -95,16 +94,6 @@ def saved(family: Family) -> str:
     hugging_face(family).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
-
-
-def from_folder(folder: str | Path, dispatch: bool = True) -> Any:
-    """An nnsight model of a folder, named by the folder's path on a server, where nnsight would ask the Hub. Without
-    `dispatch` its weights are not loaded yet."""
-    from nnsight import TransformersModel
-    from nnsight.modeling import huggingface
-
-    huggingface._ID_CACHE[str(folder)] = str(folder)
-    return TransformersModel(str(folder), tokenizer=tokenizer(), task="text-generation", dispatch=dispatch)
 
 
 def as_hooked(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32, compatible: bool = False) -> Any:

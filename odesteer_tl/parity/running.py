@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.backends import intervene, steering
+from odesteer_tl.backends import intervene, load_model, steering
+from odesteer_tl.backends.nnsight.asking import asking
 from odesteer_tl.parity.models import (
     Family,
     as_bridge,
     as_hooked,
     as_nnsight,
-    from_folder,
     hugging_face,
     saved,
     tokenizer,
@@ -35,14 +35,14 @@ def ways(family: Family, remote: str | None = None) -> dict[str, Run]:
     lens = ".".join(major[:2]) if major[0] == "3" else f"{major[0]}.x"
     hf = hugging_face(family)
     found: dict[str, Run] = {}
+    if remote is not None:  # first, as it may not be there
+        found["nnsight remote"] = in_graph(load_model(saved(family), library="nnsight"), remote)
     if major[0] == "3":
         found[f"HookedTransformer {lens}"] = in_transformer_lens(as_hooked(hf, tokenizer()), {"prepend_bos": False})
     found[f"TransformerBridge {lens}"] = in_transformer_lens(as_bridge(hf, tokenizer()), {"attention_mask": True})
     model = as_nnsight(hf, tokenizer())
     found["nnsight steering"] = in_nnsight(model)
     found["nnsight intervene"] = in_graph(model, False)
-    if remote is not None:
-        found["nnsight remote"] = in_graph(from_folder(saved(family)), remote)
     return found
 
 
@@ -85,12 +85,16 @@ def in_graph(model: Any, remote: str | bool) -> Run:
         tokens, mask = padded(rows)
         inputs = {"input_ids": tokens, "attention_mask": mask}
         options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": _UNENDING, "pad_token_id": 0}
-        with model.generate(inputs, use_cache=cache, remote=remote, **options) as tracer:
-            found = nnsight.save([])
-            for _ in tracer.iter[:STEPS]:
-                intervene(model, method, T)
-                found.append(model.lm_head.output[:, -1].detach().cpu())
-            sequences = nnsight.save(tracer.result)
+        found = sequences = None
+        with asking(remote):
+            with model.generate(inputs, use_cache=cache, remote=remote, **options) as tracer:
+                found = nnsight.save([])
+                for _ in tracer.iter[:STEPS]:
+                    intervene(model, method, T)
+                    found.append(model.lm_head.output[:, -1].detach().cpu())
+                sequences = nnsight.save(tracer.result)
+        if found is None or sequences is None:
+            raise RuntimeError("The server says that it is done, and sent back nothing.")
         return sequences[:, tokens.shape[1] :].cpu(), torch.stack(found, dim=1)
 
     return run

@@ -39,10 +39,17 @@ WAYS = (
 
 
 def _hpr(acts: ContrastiveActivations) -> HPR:
-    """HPR with its plane turned so that all that is read lies on its undesired side: a closed gate shows no mistake."""
+    """HPR with its plane turned so that all that is read lies on its undesired side, and with angles nearer to a right
+    one: a closed gate or a small angle shows no mistake."""
     method = HPR.fit(replace(acts, paired=True))
     plane = -(acts.desired.mean(0) + acts.undesired.mean(0))
-    return replace(method, barrier=replace(method.barrier, weight=plane))
+    network = method.angles
+    angles = replace(
+        network,
+        weights=(*network.weights[:-1], 0.1 * network.weights[-1]),
+        biases=(*network.biases[:-1], 0.1 * network.biases[-1]),
+    )
+    return replace(method, barrier=replace(method.barrier, weight=plane), angles=angles)
 
 
 METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
@@ -55,7 +62,7 @@ METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
     "RandomDirection": RandomDirection.fit,
     "RepE": RepE.fit,
     "LinearAcT": LinearAcT.fit,
-    "MiMiC": MiMiC.fit,
+    "MiMiC": lambda acts: replace(MiMiC.fit(acts), prior=1e6),  # its gate open: a closed one shows no mistake
     "HPR": _hpr,
     "RE-Control": REControl.fit,
     "GradientFlow, degree 3, RK4": lambda acts: GradientFlow(
@@ -128,10 +135,14 @@ def markdown(cells: list[Cell]) -> str:
         row = []
         for way in columns:
             here = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
-            worst, effect = max(cell.deviation for cell in here), min(cell.effect for cell in here)
-            row.append(f"{worst:.0e} / {effect:.1f}" if here else "—")
+            row.append(_worst_of(here) if here else "—")
         lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _worst_of(cells: list[Cell]) -> str:
+    worst, effect = max(cell.deviation for cell in cells), min(cell.effect for cell in cells)
+    return f"{worst:.0e} / {effect:.1f}"
 
 
 def faults(cells: list[Cell], complete: bool = False) -> list[str]:
@@ -155,15 +166,15 @@ def print_parity(
     remote: str | None, others: list[Path], as_json: bool, complete: bool, say: Callable[[Any], Any]
 ) -> bool:
     """Measure, join with the cells of `others`, and `say` the table, or JSON. Returns whether all is well."""
+    more = [cell for file in others for cell in read(file)]
     with StringIO() as unread, redirect_stdout(unread), redirect_stderr(unread):  # progress and status of the libraries
-        own = measured(remote)
-    cells = own + [cell for file in others for cell in read(file)]
+        cells = measured(remote) + more
     wrong = faults(cells, complete)
     if as_json:
         say(written(cells))
         return not wrong
     say(markdown(cells))
-    shown = f"{len(cells)} cells of float32: largest deviation of a step's logit from a torch hook / smallest effect"
+    shown = f"{len(cells)} measurements in float32: largest deviation of a logit from a torch hook / smallest effect"
     say(f"\n{shown}, over {', '.join(get_args(Family))}, {' and '.join(PROMPTS)} prompts, KV cache on and off.")
     if remote is None:
         say("nnsight remote is left out: --remote URL names a server.")

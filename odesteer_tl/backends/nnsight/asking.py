@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
+from threading import Lock
 
 import httpx
 import websocket
@@ -14,6 +15,9 @@ from zstandard import ZstdError
 
 PATIENCE = 60.0
 """Seconds within which a server has to take the connection. Its work, and the queue before it, may last."""
+
+_LOCK, _ASKING = Lock(), list[float | None]()
+"""The setting as it was, and an entry for each thread that asks."""
 
 _LOST = (websocket.WebSocketException, httpx.HTTPError, OSError)
 _GARBLED = (ValidationError, JSONDecodeError, EOFError, ZstdError)
@@ -28,10 +32,10 @@ def asking(remote: bool | str) -> Iterator[None]:
     if not remote:
         yield
         return
-    where, before = remote if isinstance(remote, str) else CONFIG.API.HOST, websocket.getdefaulttimeout()
-    websocket.setdefaulttimeout(before or PATIENCE)  # nnsight has none for the handshake, and would wait for ever
+    where = remote if isinstance(remote, str) else CONFIG.API.HOST
     try:
-        yield
+        with _patience():
+            yield
     except RemoteError as error:
         if isinstance(error.__cause__, httpx.TransportError):
             raise _lost(where, error.__cause__) from error
@@ -51,8 +55,24 @@ def asking(remote: bool | str) -> Iterator[None]:
         ) from error
     except _LOST as error:
         raise _lost(where, error) from error
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """nnsight has no limit for the handshake, and would wait for ever. The setting is the process's: the first thread
+    to ask makes it, the last one takes it back."""
+    with _LOCK:
+        if not _ASKING:
+            _ASKING.append(websocket.getdefaulttimeout())
+            websocket.setdefaulttimeout(_ASKING[0] or PATIENCE)
+        _ASKING.append(None)
+    try:
+        yield
     finally:
-        websocket.setdefaulttimeout(before)
+        with _LOCK:
+            _ASKING.pop()
+            if len(_ASKING) == 1:
+                websocket.setdefaulttimeout(_ASKING.pop())
 
 
 def _lost(where: str, error: Exception) -> ConnectionError:

@@ -88,7 +88,7 @@ def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]
         model._edits = [other for other in model._edits if all(other is not edit for edit in ours)]
 
     with ExitStack() as stack:
-        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin, carrier.end))
+        stack.enter_context(watching(model, carrier))
         for site in carrier.sites:
             block, replace = found[site.layer], _replacing(carrier, site)
             ours.append(Standing(f"{block.path}.{'input' if site.name == 'resid_pre' else 'output'}", replace))

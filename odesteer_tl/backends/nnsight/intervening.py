@@ -45,9 +45,12 @@ def intervene(
 
         with model.trace(prompts, remote=True):
             ot.intervene(model, method, T=5.0)                     # the last token: of a single pass, the prompt's
-        with model.generate(prompts, max_new_tokens=40) as tracer:
-            for _ in tracer.iter[:]:                               # without it only the prompt's pass is steered
-                ot.intervene(model, method, T=5.0)
+        with model.generate(max_new_tokens=40) as tracer:
+            with tracer.invoke(prompts):
+                for _ in tracer.iter[:]:                           # without it only the prompt's pass is steered
+                    ot.intervene(model, method, T=5.0)             # (nnsight does not run what follows an open loop)
+            with tracer.invoke():
+                tokens = nnsight.save(tracer.result)
 
     `T` is a number or a tensor of one value per row of the invoke; `relative_T` means T = relative_T·‖a‖. `method` may
     be a list of (method, T). `positions` as in `ot.steering`: a trace of one pass holds the prompt alone unless
@@ -57,19 +60,25 @@ def intervene(
     computes all tokens anew, so that only a loop over all steps steers as it does with the cache on.
 
     It reads what enters the block, to tell pads, and then its output: call it before you read what the block computes,
-    or what comes after. Returns the number of tokens steered so far in this run, per layer. Raises ValueError outside a
-    trace, for a method or positions that do not fit, where a pass could be prompt or continuation and `prompt_lengths`
-    does not say, and where a batch may be padded and cannot be asked.
+    or what comes after, and for several layers in their order, or once with a list. What goes wrong on a server is
+    nnsight's to say here, and a result that is lost leaves your names as they were: save under new ones, or use
+    `ot.generate`, which checks.
+
+    Returns the number of tokens steered so far in this run, per layer. Raises ValueError outside a trace, for a method
+    or positions that do not fit, where a pass could be prompt or continuation and `prompt_lengths` does not say, and
+    where a batch may be padded and cannot be asked.
     """
     pairs = _pairs(method, T, relative_T)
-    rule, worker, found = checked(positions), _worker(model), blocks_of(model, blocks)
-    edits = []
+    rule, worker = checked(positions), _worker(model)
+    memory = worker.worker.__dict__.setdefault("odesteer_tl", {"steered": {}})  # of this run and of this invoke
+    if memory.get("asked", memory) is not blocks:
+        memory["asked"], memory["blocks"] = blocks, blocks_of(model, blocks)
+    found, edits = memory["blocks"], []
     for number, (each, strength) in enumerate(pairs):
         _check_processing(each)
         edits += [(number, edit) for edit in each.edits(T=strength, relative_T=relative_T, layer=layer)]
     for _, edit in edits:
         _check_sites(edit, len(found))
-    memory = worker.worker.__dict__.setdefault("odesteer_tl", {"steered": {}})  # of this run and of this invoke
     places = {(site.layer, site.name == "resid_post") for _, edit in edits for site in (edit.read, edit.write)}
     chosen, read, states = None, {}, {}
     for at, after in sorted(places):
@@ -82,7 +91,8 @@ def intervene(
             _check_rows(worker, [relative_T, *(strength for _, strength in pairs)], len(value))
             chosen = _chosen(worker, memory, facts, block, value, rule, prompt_lengths)
         rows, columns, index = chosen
-        where, changed = (rows.to(value.device), columns.to(value.device)), False
+        where = tuple(each.to(value.device, non_blocking=True) for each in (rows, columns))
+        changed = False
         for order, (number, edit) in enumerate(edits):
             if (edit.read.layer, edit.read.name == "resid_post") == (at, after):
                 read[order] = value[where]

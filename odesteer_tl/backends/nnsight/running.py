@@ -68,8 +68,18 @@ def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], To
 
 
 def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """Hugging Face's generate, as nnsight runs it here: whatever edits stand on the model act in every pass."""
-    return model.generate(batch.tokens, attention_mask=batch.mask.long(), **_own(model, options)).cpu()
+    """Hugging Face's generate, as nnsight runs it here: whatever edits stand on the model act in every pass.
+
+    A checkpoint's own settings (banned words, lengths, penalties) are put aside for as long as it lasts.
+    """
+    inner, own = model._module, getattr(model._module, "generation_config", None)
+    try:
+        if own is not None:
+            inner.generation_config = type(own)(bos_token_id=own.bos_token_id)
+        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **_own(model, options)).cpu()
+    finally:
+        if own is not None:
+            inner.generation_config = own
 
 
 def continued_remotely(
@@ -83,8 +93,8 @@ def continued_remotely(
 ) -> tuple[TokenIds, Report | None]:
     """The same on a server, steered there by `intervene(model, method, **strength)`, and what was steered.
 
-    Random numbers start from `seed` on the server. Raises as `asking` does, and RuntimeError where the server sends
-    back no text.
+    Random numbers start from `seed` on the server. Settings that a checkpoint has beyond those named in `_own` act
+    there. Raises as `asking` does, and RuntimeError where the server sends back no text.
     """
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
     beams = options.get("num_beams", 1)

@@ -29,7 +29,7 @@ def hooked(model: Any, carrier: Carrier) -> Iterator[Report]:
         return lambda value, hook: None if over else carry_out(value, hook)
 
     with ExitStack() as stack:
-        stack.enter_context(watching(model, [site.layer for site in carrier.sites], carrier.begin, carrier.end))
+        stack.enter_context(watching(model, carrier))
         stack.callback(detach)
         for site in carrier.sites:
             point = model.hook_dict[site.hook_name]
