@@ -13,7 +13,7 @@ STEER = """
     import numpy as np
     import odesteer_tl as ot
     from odesteer_tl import intervene
-    from odesteer_tl.parity import oracle, running
+    from odesteer_tl.parity import oracle, running, table
 
     url, model = sys.argv[1], load(sys.argv[2])
     layers, acts = model.model.layers, oracle.activations("llama")
@@ -27,7 +27,7 @@ STEER = """
 
     sys.path.append(sys.argv[3])
     import instances  # a module of the user's: nnsight sends it along
-    instances.planted = lambda: acts
+    instances.planted = lambda *sizes: acts
 
     def helper(x, w):
         return torch.tanh(x @ w)
@@ -63,6 +63,7 @@ STEER = """
             return self.bend(self.network(a).squeeze(-1) + a @ torch.tensor(np.linspace(-1, 1, 32), dtype=a.dtype))
 
     methods = {name: make() for name, make in instances.METHODS.items()}
+    methods |= {name.lower(): table.METHODS[name](acts) for name in ("MiMiC", "HPR")}  # with open gates
     torch.manual_seed(0)
     own = {"own-value": OnlyValue(), "own-grad": WithGrad(), "own-module": Network(), "own-odd": Odd()}
     methods |= {name: ot.GradientFlow(barrier, layer=1) for name, barrier in own.items()}
@@ -100,7 +101,8 @@ STEER = """
 
     found = {}
     for name, method in methods.items():
-        own = T / (method.speed or 1.0) * (6 if name == "gradient-flow-own" else 1)  # that one moves along a
+        own = T / method.speed if method.speed else table._strength(method)
+        own *= 6 if name == "gradient-flow-own" else 1  # that one moves along a; HPR leaves one prompt as it is
         steer = lambda a: method.steer(a, own)
         off = {way.__name__: measured(way, method, own) for way in (trace, generate, session)}
         (logits,), (new, steps) = off["trace"][1], off["generate"][1]
@@ -108,7 +110,7 @@ STEER = """
         worst, effect = oracle.differences("llama", rows, new, steps, steer)
         found[name] = {way: far for way, (far, _) in off.items()} | {
             "trace, hook": float((logits - hooked).detach().abs().max()), "generate, hook": worst,
-            "effect": min(effect, float((logits - trace(False, method, 0)[0]).abs().amax(1).min())),
+            "effect": min(effect, sorted((logits - trace(False, method, 0)[0]).abs().amax(1).tolist())[name == "hpr"]),
         }
 
     a, b, push = methods["odesteer"], methods["caa"], torch.linspace(-1, 1, 32)
