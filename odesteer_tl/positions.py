@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from odesteer_tl.following import Followed, Pass, follow
-from odesteer_tl.rules import checked, chosen_by, per_row
+from odesteer_tl.rules import checked, chosen_by, per_row, tells
 from odesteer_tl.shapes import Indices, PerRow, TokenIds
 
 Positions = Literal["decoding", "generated", "prompt", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"]
@@ -60,8 +60,7 @@ class Tracker:
         without `prompt_lengths`, and for `prompt_lengths` or a mask of another number of rows.
         """
         given = None if self.lengths is None else per_row(self.lengths, now.batch, self.beams)
-        told = given is not None or not isinstance(self.positions, str) or self.positions == "all"
-        found = follow(self.last, now, given, told)
+        found = follow(self.last, now, given, tells(self.positions, given))
         if now.offset == 0 and (self.last is None or found.number != self.last.number):
             self._refuse_undeclared_pads(now)
         self.last = found

@@ -68,3 +68,8 @@ def chosen_by(positions: Any, index: Tensor, lengths: Tensor, beams: int = 1) ->
     if positions == "prompt":
         return index < ends
     return torch.ones_like(index, dtype=torch.bool)
+
+
+def tells(positions: Any, given: Any) -> bool:
+    """Whether a pass of several tokens after cached ones is clear: the prompt's end is given, or does not matter."""
+    return given is not None or not isinstance(positions, str) or positions == "all"

@@ -7,7 +7,7 @@ home shares with it (checks of T, precision, the choice of tokens) is written do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -158,6 +158,17 @@ def steered(
     dtype = torch.promote_types(a.dtype, torch.float32)
     x = a.to(dtype)
     return mover(a.device, dtype)(x, absolute(T, relative_T, x)).to(a.dtype)
+
+
+def pairs_of(method: Any, T: Any, relative_T: Any) -> list[Any]:
+    """Methods with their T, in the order in which they act; raises ValueError for lists that are no such pairs."""
+    if not isinstance(method, Sequence):
+        return [(method, T)]
+    if T is not None or relative_T is not None or not method:
+        raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
+    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in method):
+        raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
+    return list(method)
 
 
 def absolute(T: float | int | Tensor | None, relative_T: float | int | Tensor | None, x: Tensor) -> Any:

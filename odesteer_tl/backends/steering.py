@@ -1,7 +1,7 @@
 """Steering: the life cycle of edits on a model. `carrying` says what the edits do, `positions` where."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from odesteer_tl.backends.transformer_lens.hooking import hooked
 from odesteer_tl.edits import Edit, State
 from odesteer_tl.positions import Positions, PromptLengths, Tracker
 from odesteer_tl.shapes import Residual, Time
+from odesteer_tl.travelling import pairs_of
 
 _ORDER = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 _SMALLEST_RELATIVE_T = 0.02
@@ -124,16 +125,8 @@ def carrier_for(
     With `beams`, T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows for each.
     """
     check_place(model, False, blocks)
-    if isinstance(method, Sequence):
-        if T is not None or relative_T is not None or not method:
-            raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
-        pairs = list(method)
-        if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
-            raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
-    else:
-        pairs = [(method, T)]
     owned = []
-    for owner, (each, strength) in enumerate(pairs):
+    for owner, (each, strength) in enumerate(pairs_of(method, T, relative_T)):
         edits = each.edits(T=strength, relative_T=relative_T, layer=layer)
         check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
         _check_order(edits)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, real_tokens, value_in
 from odesteer_tl.following import Followed, Pass, follow
-from odesteer_tl.rules import checked, chosen_by, per_row
-from odesteer_tl.travelling import State
+from odesteer_tl.rules import checked, chosen_by, per_row, tells
+from odesteer_tl.travelling import State, pairs_of
 
 
 class Face:
@@ -68,7 +68,7 @@ def intervene(
     or positions that do not fit, where a pass could be prompt or continuation and `prompt_lengths` does not say, and
     where a batch may be padded and cannot be asked.
     """
-    pairs = _pairs(method, T, relative_T)
+    pairs = pairs_of(method, T, relative_T)
     rule, worker = checked(positions), _worker(model)
     memory = worker.worker.__dict__.setdefault("odesteer_tl", {"steered": {}})  # of this run and of this invoke
     if memory.get("asked", memory) is not blocks:
@@ -106,17 +106,6 @@ def intervene(
         elif changed:
             block.input = value
     return {at: len(steered) for at, steered in memory["steered"].items()}
-
-
-def _pairs(method: Any, T: Any, relative_T: Any) -> list[Any]:
-    """Methods with their strengths, in the order in which they act."""
-    if not isinstance(method, (list, tuple)):
-        return [(method, T)]
-    if T is not None or relative_T is not None or not method:
-        raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
-    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in method):
-        raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
-    return list(method)
 
 
 def _worker(model: Any) -> Any:
@@ -191,9 +180,8 @@ def _chosen(
     if memory.get("pass") != now:
         before = memory.get("tokens")
         mask, cached = facts if facts is not None else _guessed(before, batch, width)
-        told = given is not None or not isinstance(rule, str) or rule == "all"
         step = Pass(batch, width, cached, mask=mask, continues=before is not None)
-        memory["tokens"], memory["pass"] = follow(before, step, given, told), now
+        memory["tokens"], memory["pass"] = follow(before, step, given, tells(rule, given)), now
     tokens = memory["tokens"]
     if not tokens.known and (given is not None or not isinstance(rule, str)):
         raise ValueError(
