@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from odesteer_tl.shapes import Chosen
-from odesteer_tl.travelling import State, check_index
+from odesteer_tl.strengths import check_index
+from odesteer_tl.travelling import State
 
 __all__ = ["Edit", "Site", "State"]
 

@@ -1,8 +1,8 @@
 """Sending to a remote nnsight server: when it happens, what may be sent, and how much it is.
 
 A server has neither this package nor the user's modules. nnsight sends functions and classes as source where their
-module is registered for it, as `neural`, `numerics` and `travelling` are; all else is a name that the server looks up,
-on a short list of modules. What would fail there is refused here, before anything is sent.
+module is registered for it, as `neural`, `numerics`, `strengths` and `travelling` are; all else is a name that the
+server looks up, on a short list of modules. What would fail there is refused here, before anything is sent.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Any
 
 import cloudpickle
 
-from odesteer_tl import neural, numerics, travelling
+from odesteer_tl import neural, numerics, strengths, travelling
 
 RUNNING = frozenset("torch math einops numpy typing collections".split())
 """What code may import on every server."""
@@ -36,6 +36,7 @@ _COPIES = (copy.copy.__code__, copy.deepcopy.__code__)
 
 cloudpickle.register_pickle_by_value(neural)
 cloudpickle.register_pickle_by_value(numerics)
+cloudpickle.register_pickle_by_value(strengths)
 cloudpickle.register_pickle_by_value(travelling)
 
 

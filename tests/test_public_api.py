@@ -20,9 +20,9 @@ PUBLIC = [
 ]  # fmt: skip
 
 ORDER = [
-    "numerics", "neural", "shapes", "storage", "tokens", "activations", "travelling", "moving", "features", "barriers",
-    "networks", "fields", "solvers", "flow", "sending", "edits", "methods", "artefacts", "rules", "following",
-    "positions", "backends", "assets", "demo", "evaluation", "plots", "evaluation.showcase", "parity", "cli",
+    "numerics", "neural", "shapes", "storage", "tokens", "activations", "strengths", "travelling", "moving", "features",
+    "barriers", "networks", "fields", "solvers", "flow", "sending", "edits", "methods", "artefacts", "rules",
+    "following", "positions", "backends", "assets", "demo", "evaluation", "plots", "evaluation.showcase", "parity", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
 prints all the rest, has an entry of its own."""

@@ -17,7 +17,7 @@ from odesteer_tl.backends.transformer_lens.hooking import hooked
 from odesteer_tl.edits import Edit, State
 from odesteer_tl.positions import Positions, PromptLengths, Tracker
 from odesteer_tl.shapes import Residual, Time
-from odesteer_tl.travelling import pairs_of
+from odesteer_tl.strengths import pairs_of
 
 _ORDER = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 _SMALLEST_RELATIVE_T = 0.02

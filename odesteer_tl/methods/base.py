@@ -19,15 +19,8 @@ from odesteer_tl.moving import moved
 from odesteer_tl.numerics import flowed
 from odesteer_tl.sending import check_travels, sent_by_nnsight
 from odesteer_tl.shapes import Activations, Time
-from odesteer_tl.travelling import (
-    Travelling,
-    TravellingEdit,
-    absolute,
-    check_strength,
-    check_width,
-    layer_of,
-    steered,
-)
+from odesteer_tl.strengths import absolute, check_strength, check_width, layer_of
+from odesteer_tl.travelling import Travelling, TravellingEdit, steered
 
 Some = TypeVar("Some", bound="Method")
 """The method's own class. (Not typing.Self, which beartype checks in classes only, not in functions.)"""

@@ -34,7 +34,8 @@ from odesteer_tl.networks import Network, centred, drawn, held_out, trained
 from odesteer_tl.neural import angle_between, network, turned, turning_speed
 from odesteer_tl.numerics import per_activation
 from odesteer_tl.shapes import Activations, PerActivation, Samples, Time
-from odesteer_tl.travelling import Travelling, absolute, check_strength, check_width
+from odesteer_tl.strengths import absolute, check_strength, check_width
+from odesteer_tl.travelling import Travelling
 
 NARROWEST, POINTS = 8, 10
 """The least width of a layer of the angle network, and the points of a trajectory after the start."""

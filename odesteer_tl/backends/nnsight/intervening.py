@@ -14,7 +14,8 @@ from torch import Tensor
 from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, real_tokens, value_in
 from odesteer_tl.following import Followed, Pass, follow
 from odesteer_tl.rules import checked, chosen_by, per_row, tells
-from odesteer_tl.travelling import State, pairs_of
+from odesteer_tl.strengths import pairs_of
+from odesteer_tl.travelling import State
 
 
 class Face:

@@ -1,0 +1,68 @@
+"""Strengths: what T and relative_T mean, and what a method checks of them, of a width and of a layer; travels.
+
+A method at home and the one that a server gets say the same in the same words, which are written here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer_tl.numerics import norm, per_activation
+
+
+def pairs_of(method: Any, T: Any, relative_T: Any) -> list[Any]:
+    """Methods with their T, in the order in which they act; raises ValueError for lists that are no such pairs."""
+    if not isinstance(method, Sequence):
+        return [(method, T)]
+    if T is not None or relative_T is not None or not method:
+        raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
+    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in method):
+        raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
+    return list(method)
+
+
+def absolute(T: float | int | Tensor | None, relative_T: float | int | Tensor | None, x: Tensor) -> Any:
+    """T, or relative_T·‖x‖ for each activation."""
+    return T if relative_T is None else (per_activation(relative_T, x) * norm(x)).squeeze(-1)
+
+
+def of_rows(strength: float | int | Tensor | None, rows: Tensor) -> float | int | Tensor | None:
+    """The strength of each chosen token, where a tensor holds one per batch row and `rows` says whose each token is."""
+    if not isinstance(strength, Tensor) or strength.ndim == 0:
+        return strength
+    return strength.to(rows.device, non_blocking=True)[rows]
+
+
+def check_strength(T: Any, relative_T: Any) -> None:
+    """Raise ValueError for both or neither of T and relative_T, or for one that is no number, or not finite."""
+    if (T is None) == (relative_T is None):
+        raise ValueError(f"Give either T or relative_T, got T={T}, relative_T={relative_T}.")
+    strength = relative_T if T is None else T
+    if not isinstance(strength, (int, float, Tensor)):
+        raise ValueError(f"T is a number or a tensor, one value per row; got a {type(strength).__name__}.")
+    if not bool(torch.isfinite(torch.as_tensor(strength)).all()):
+        raise ValueError(f"T and relative_T must be finite, got {strength}.")
+
+
+def check_width(a: Tensor, d_model: int | None) -> None:
+    """Raise ValueError where a method fitted at `d_model` meets activations of another width."""
+    if d_model is not None and a.shape[-1] != d_model:
+        raise ValueError(f"This method was fitted at d_model {d_model}, got {tuple(a.shape)}.")
+
+
+def check_index(layer: int) -> None:
+    """Raise ValueError for a layer that is no integer, or below 0."""
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
+        raise ValueError(f"Layers are block indices counted from 0, got {layer!r}.")
+
+
+def layer_of(fitted: int | None, given: int | None) -> int:
+    """The layer given, or else the one fitted. Raises ValueError where neither is known."""
+    layer = fitted if given is None else given
+    if layer is None:
+        raise ValueError("This method was fitted without a layer: pass layer=, for example layer=6.")
+    return layer
