@@ -36,9 +36,12 @@ class Edit:
     """Replace the value at `write` by `apply(value at read, value at write, state)`, on the chosen tokens.
 
     Both values are `[chosen, width of the site]`; `apply` returns the new value at `write`, same shape and dtype.
-    `read` may not lie after `write` in the model.
+    `read` may not lie after `write` in the model. With `of_query` the read value of a token is instead
+    `of_query(value of its prompt's last token)`, computed once per prompt and kept while that is continued; `of_query`
+    maps `[rows, width]` to one row of numbers for each.
     """
 
     read: Site
     write: Site
     apply: Callable[[Chosen, Chosen, State], Chosen]
+    of_query: Callable[[Chosen], Chosen] | None = None

@@ -6,6 +6,8 @@ its own or padded in a batch. This travels to remote servers, and works with pla
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,12 +57,50 @@ class Followed:
         leading = (self.index < 0).sum(1)
         self.pads = leading if before is None or now.offset == 0 else before.pads + leading
 
+    def ends(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column of the last token of each prompt of `lengths` [batch] tokens, where this pass shows it."""
+        rows, columns = ((self.index == lengths.unsqueeze(1) - 1) & self.real).nonzero(as_tuple=True)
+        return rows, columns
+
     def rows(self, parents: Tensor) -> Followed:
         """The same for a batch whose row i continues row parents[i]."""
         found = object.__new__(Followed)
         found.__dict__.update(self.__dict__)
         found.lengths, found.seen, found.pads = self.lengths[parents], self.seen[parents], self.pads[parents]
         return found
+
+
+class Answers:
+    """What was made of the last token of each row's prompt, for as long as that prompt is continued."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.values = self.known = torch.empty(0)
+
+    def of(self, now: Followed, ends: tuple[Tensor, Tensor], value: Tensor, answer: Any, rows: Tensor) -> Tensor:
+        """answer(value of its prompt's last token) for each of the `rows` [chosen]; it is asked anew where `value`
+        [batch, pos, width] shows that token, at `ends`. Indices are on the CPU, so that nothing waits for the device.
+        Raises ValueError for a row whose last token was not seen."""
+        batch = len(now.seen)
+        if self.number != now.number or batch % len(self.known):
+            self.number, self.known = now.number, torch.zeros(batch, dtype=torch.bool)
+            self.values = value.new_zeros(batch, 0)
+        beams = batch // len(self.known)
+        known, values = self.known.repeat_interleave(beams, 0), self.values.repeat_interleave(beams, 0)
+        at, columns = ends
+        if len(at):
+            there = at.to(value.device, non_blocking=True), columns.to(value.device, non_blocking=True)
+            new = answer(value[there])
+            known, values = known.clone(), values if values.shape[1] else new.new_zeros(batch, *new.shape[1:])
+            known[at] = True
+            values = values.index_put(there[:1], new)
+        self.known, self.values = known, values
+        if not bool(known[rows].all()):
+            raise ValueError(
+                "This method steers by the last token of a prompt, and a token is to be steered before that one was "
+                'seen: let the whole prompt run at once and inside the block, or use positions="decoding".'
+            )
+        return values[rows.to(values.device, non_blocking=True)]
 
 
 def follow(before: Followed | None, now: Pass, given: Tensor | None = None, told: bool = True) -> Followed:

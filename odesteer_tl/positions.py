@@ -29,28 +29,40 @@ class Selection:
     """The chosen tokens of one pass, on the CPU: batch row, column of the chunk, position in the row.
 
     `everything`: all columns of all rows, so that nothing needs to be picked out. `prompt` numbers the prompts seen.
+    `found` and `lengths` [batch]: where the pass stands, and how many tokens the prompts have.
     """
 
     rows: Indices
     columns: Indices
     positions: Indices
     everything: bool
-    prompt: int
+    found: Followed
+    lengths: PerRow
+
+    @property
+    def prompt(self) -> int:
+        return self.found.number
 
 
 class Tracker:
     """Follows forward passes, and chooses the tokens to steer in each (see `following.follow`).
 
     All real tokens of a pass that begins a new prompt are that prompt; where that is not so (teacher forcing, prefill
-    in chunks), `lengths` says how many are. `pad_id` serves to notice pads that no mask declares.
+    in chunks), `lengths` says how many are. `pad_id` serves to notice pads that no mask declares. `asks`: it matters
+    which token is the prompt's last, whatever the positions.
     """
 
     def __init__(
-        self, positions: Positions, lengths: PromptLengths | None = None, pad_id: int | None = None, beams: int = 1
+        self,
+        positions: Positions,
+        lengths: PromptLengths | None = None,
+        pad_id: int | None = None,
+        beams: int = 1,
+        asks: bool = False,
     ) -> None:
         self.positions = checked(positions)
         self.lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
-        self.pad_id, self.beams = pad_id, beams
+        self.pad_id, self.beams, self.asks = pad_id, beams, asks
         self.last: Followed | None = None
 
     def select(self, now: Pass) -> Selection:
@@ -60,13 +72,14 @@ class Tracker:
         without `prompt_lengths`, and for `prompt_lengths` or a mask of another number of rows.
         """
         given = None if self.lengths is None else per_row(self.lengths, now.batch, self.beams)
-        found = follow(self.last, now, given, tells(self.positions, given))
+        found = follow(self.last, now, given, tells(self.positions, given, self.asks))
         if now.offset == 0 and (self.last is None or found.number != self.last.number):
             self._refuse_undeclared_pads(now)
         self.last = found
-        chosen = self._rule(found.index, found.lengths if given is None else given) & found.real
+        lengths = found.lengths if given is None else given
+        chosen = self._rule(found.index, lengths) & found.real
         rows, places = chosen.nonzero(as_tuple=True)
-        return Selection(rows, places, found.index[rows, places], bool(chosen.all()), found.number)
+        return Selection(rows, places, found.index[rows, places], bool(chosen.all()), found, lengths)
 
     def _rule(self, index: Tensor, lengths: PerRow) -> Tensor:
         return chosen_by(self.positions, index, lengths, self.beams)

@@ -70,6 +70,7 @@ def chosen_by(positions: Any, index: Tensor, lengths: Tensor, beams: int = 1) ->
     return torch.ones_like(index, dtype=torch.bool)
 
 
-def tells(positions: Any, given: Any) -> bool:
-    """Whether a pass of several tokens after cached ones is clear: the prompt's end is given, or does not matter."""
-    return given is not None or not isinstance(positions, str) or positions == "all"
+def tells(positions: Any, given: Any, asks: bool) -> bool:
+    """Whether a pass of several tokens after cached ones is clear: the prompt's end is given, or does not matter, as it
+    does where a method `asks` for the prompt's last token."""
+    return given is not None or (not asks and (not isinstance(positions, str) or positions == "all"))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.numerics import on_sphere, unit_length
+from odesteer_tl.numerics import on_sphere, per_activation, unit_length
 from odesteer_tl.strengths import absolute, check_index, check_strength, check_width, layer_of, of_rows
 
 
@@ -59,7 +59,8 @@ class Travelling:
     """A fitted method that works without this package: `steer` and `edits` are those of the method.
 
     a(T) = move(a, T, *parts); `move` is a plain function such as `numerics.flowed`, `parts` are numbers, functions,
-    slopes, and objects of the user's. `layer`, `d_model` and `processing` say where the numbers were fitted.
+    slopes, and objects of the user's. `layer`, `d_model` and `processing` say where the numbers were fitted. With
+    `answer` the edits add T·answer(query, *parts), the query being the activation of the prompt's last token.
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class Travelling:
         layer: int | None = None,
         d_model: int | None = None,
         processing: str = "unknown",
+        answer: Callable[..., Tensor] | None = None,
     ) -> None:
-        self.move, self.parts = move, parts
+        self.move, self.parts, self.answer = move, parts, answer
         self.layer, self.d_model, self.processing = layer, d_model, processing
         self._there: dict[Any, Any] = {}
 
@@ -91,21 +93,32 @@ class Travelling:
         """What is to be carried out in the model, as Method.edits, with the same errors."""
         layer = layer_of(self.layer, layer)
         check_strength(T, relative_T)
-        return [TravellingEdit(self._steered, layer, T, relative_T)]
+        return [TravellingEdit(self._steered, layer, T, relative_T, None if self.answer is None else self._answered)]
+
+    def _answered(self, query: Tensor) -> Tensor:
+        return computed(query, self.d_model, self._answerer)
+
+    def _answerer(self, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+        parts, answer = self._parts(device, dtype), self.answer
+        assert answer is not None
+        return lambda x: answer(x, *parts)
 
     def _steered(self, a: Tensor, T: float | int | Tensor | None, relative_T: float | int | Tensor | None) -> Tensor:
         return steered(a, T, relative_T, self.d_model, self._mover)
 
     def _mover(self, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
-        """`move` with its parts on that device and in that dtype. Copies are made once."""
+        parts = self._parts(device, dtype)
+        return lambda x, T: self.move(x, T, *parts)
+
+    def _parts(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+        """The parts on that device and in that dtype. Copies are made once."""
         place = (device, dtype)
         if place not in self._there:
             if holds_module(self.parts):  # one object, which can be in one place
                 self._there.clear()
             with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
                 self._there[place] = arrived(self.parts, device, dtype)
-        parts = self._there[place]
-        return lambda x, T: self.move(x, T, *parts)
+        return self._there[place]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_there": {}}
@@ -122,7 +135,7 @@ class TravellingSite:
 class TravellingEdit:
     """Replace a by `steered(a, T, relative_T)` at `resid_post` of a layer, on the chosen tokens.
 
-    A tensor T or relative_T holds one value per batch row.
+    A tensor T or relative_T holds one value per batch row. With `of_query` (see Edit) it is a + T·of_query(query).
     """
 
     def __init__(
@@ -131,13 +144,15 @@ class TravellingEdit:
         layer: int,
         T: float | int | Tensor | None,
         relative_T: float | int | Tensor | None,
+        of_query: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.read = self.write = TravellingSite(layer)
-        self.steered, self.T, self.relative_T = steered, T, relative_T
+        self.steered, self.T, self.relative_T, self.of_query = steered, T, relative_T, of_query
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
         """The new value [chosen, d_model] at `write`."""
-        return self.steered(write, of_rows(self.T, state.rows), of_rows(self.relative_T, state.rows))
+        T, relative_T = of_rows(self.T, state.rows), of_rows(self.relative_T, state.rows)
+        return self.steered(write, T, relative_T) if self.of_query is None else added(write, T, relative_T, read)
 
 
 def steered(
@@ -155,9 +170,28 @@ def steered(
     strength = relative_T if T is None else T
     if not isinstance(strength, Tensor) and strength == 0:
         return a
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    x = a.to(dtype)
-    return mover(a.device, dtype)(x, absolute(T, relative_T, x)).to(a.dtype)
+    x = a.to(working(a.dtype))
+    return mover(a.device, x.dtype)(x, absolute(T, relative_T, x)).to(a.dtype)
+
+
+def computed(
+    a: Tensor, d_model: int | None, maker: Callable[[torch.device, torch.dtype], Callable[[Tensor], Tensor]]
+) -> Tensor:
+    """f(a), f = maker(device, dtype), in the precision of `steered`. Raises ValueError for another width."""
+    check_width(a, d_model)
+    x = a.to(working(a.dtype))
+    return maker(a.device, x.dtype)(x).to(a.dtype)
+
+
+def added(a: Tensor, T: float | int | Tensor | None, relative_T: float | int | Tensor | None, v: Tensor) -> Tensor:
+    """a + T·v in the precision of `steered`."""
+    x = a.to(working(a.dtype))
+    return (x + per_activation(absolute(T, relative_T, x), x) * v.to(x)).to(a.dtype)
+
+
+def working(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in for activations of `dtype`: float32, or float64 for those."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def holds_module(thing: Any) -> bool:

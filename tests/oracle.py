@@ -41,6 +41,27 @@ class Stub:
         return [Edit(site, site, apply)]
 
 
+class Asking(Stub):
+    """a + T (d + unit(W q)), q the activation of the prompt's last token: one push for all tokens of a prompt."""
+
+    def __init__(self, *what, **origin):
+        super().__init__(*what, **origin)
+        self.asked = 0
+
+    def edits(self, T=None, *, relative_T=None, layer=None):
+        site = Site(self.origin.layer if layer is None else layer)
+
+        def apply(read, write, state):
+            strength = T[state.rows].unsqueeze(-1) if isinstance(T, torch.Tensor) and T.ndim else T
+            return write + strength * read
+
+        def of_query(query):
+            self.asked += len(query)
+            return self.push(query)
+
+        return [Edit(site, site, apply, of_query)]
+
+
 class Across:
     """Reads one site and writes another: adds a map of what it read."""
 
@@ -71,14 +92,15 @@ def block(hf, layer: int):
 
 
 @torch.no_grad()
-def logits(hf, row: list[int], positions: list[int], method: Stub, T: float):
-    """Logits [pos, d_vocab] of one unpadded row, steered at `positions` of the method's layer."""
+def logits(hf, row: list[int], positions: list[int], method: Stub, T: float, query: int | None = None):
+    """Logits [pos, d_vocab] of one unpadded row, steered at `positions` of the method's layer, each by what it is, or
+    all by the token at `query`."""
 
     def hook(module, args, output):
-        value = output[0] if isinstance(output, tuple) else output
-        value = value.clone()
+        before = output[0] if isinstance(output, tuple) else output
+        value = before.clone()
         for position in positions:
-            value[0, position] += T * method.push(value[0, position])
+            value[0, position] += T * method.push(before[0, position if query is None else query])
         return (value, *output[1:]) if isinstance(output, tuple) else value
 
     handle = block(hf, method.origin.layer).register_forward_hook(hook)
@@ -117,6 +139,7 @@ def deviations(family, rows, new, found, rule, method, strengths):
     hf = hugging_face(family)
     for row, generated, mine, strength in zip(rows, new.tolist(), found, strengths, strict=True):
         whole, n = row + generated[:-1], len(row)
-        steered = logits(hf, whole, steered_positions(rule, n, len(whole)), method, strength)[n - 1 :]
+        query = n - 1 if isinstance(method, Asking) else None
+        steered = logits(hf, whole, steered_positions(rule, n, len(whole)), method, strength, query)[n - 1 :]
         plain = logits(hf, whole, [], method, strength)[n - 1 :]
         yield (mine - steered).abs().nan_to_num(torch.inf).max().item(), (steered - plain).abs().max().item()

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from odesteer_tl.backends.report import Tally
 from odesteer_tl.edits import Edit, Site, State
-from odesteer_tl.following import Followed, Pass
+from odesteer_tl.following import Answers, Followed, Pass
 from odesteer_tl.positions import Selection, Tracker
 from odesteer_tl.shapes import Chosen, Indices
 
@@ -64,6 +64,7 @@ class Carrier:
         self.sites = list(dict.fromkeys(site for each in edits for site in (each.edit.read, each.edit.write)))
         self.tokens_steered = dict.fromkeys((each.edit.write.layer for each in edits), 0)
         self._tallies = {layer: Tally() for layer in self.tokens_steered}
+        self._answers = {n: Answers() for n, each in enumerate(edits) if each.edit.of_query is not None}
         self._tracker = tracker
         self._run: _Run | None = None
         self._outer: list[tuple[_Run | None, Followed | None]] = []
@@ -99,17 +100,22 @@ class Carrier:
                     f"{site.hook_name} ran outside a forward pass: inside a steering block call the model or its "
                     "methods, not its parts."
                 )
-            if len(run.selection.rows) == 0:
-                return None
+            chosen = len(run.selection.rows) > 0
             result = None
             for number, each in enumerate(self.edits):
-                if each.edit.read == site:
-                    run.read[number] = run.take(value)
-                if each.edit.write == site:
+                if each.edit.read == site and (chosen or number in self._answers):
+                    run.read[number] = self._read(run, number, value)
+                if each.edit.write == site and chosen:
                     value = result = self._written(run, number, value)
             return result
 
         return carry_out
+
+    def _read(self, run: _Run, number: int, value: SiteValue) -> Chosen:
+        if number not in self._answers:
+            return run.take(value)
+        now, of_query = run.selection, self.edits[number].edit.of_query
+        return self._answers[number].of(now.found, now.found.ends(now.lengths), value.flatten(2), of_query, now.rows)
 
     def _written(self, run: _Run, number: int, value: SiteValue) -> SiteValue:
         each = self.edits[number]

@@ -77,8 +77,11 @@ def steering_hook(
     earlier generated tokens lose their steering. Raises ValueError for a method that reads or writes several sites.
     """
     edits = method.edits(T=T, relative_T=relative_T, layer=method.origin.layer or 0)
-    if len(edits) != 1 or edits[0].read != edits[0].write:
-        raise ValueError("A single hook carries a method that edits one site; use ot.steering(model, method, T) here.")
+    if len(edits) != 1 or edits[0].read != edits[0].write or edits[0].of_query is not None:
+        raise ValueError(
+            "A single hook, which remembers nothing, carries a method that edits one site by what it finds there; use "
+            "ot.steering(model, method, T) here."
+        )
     if not isinstance(positions, (slice, Tensor)) and positions not in ("last", "all"):
         raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
 
@@ -134,7 +137,8 @@ def carrier_for(
         values = strength if relative_T is None else relative_T
         rows = len(values) if isinstance(values, Tensor) and values.ndim else None
         owned += [OwnedEdit(edit, owner, rows) for edit in edits]
-    return Carrier(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams))
+    asks = any(each.edit.of_query is not None for each in owned)
+    return Carrier(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams, asks))
 
 
 def conclude(report: Report, positions: Positions, stacklevel: int = 3) -> None:

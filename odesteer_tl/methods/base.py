@@ -5,6 +5,7 @@ Methods are complete, frozen dataclasses: their fields are all that `ot.save` ke
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -69,8 +70,9 @@ class Method(ABC):
         """
         layer = layer_of(self.layer, layer)
         check_strength(T, relative_T)
-        site = Site(layer)
-        return [Edit(read=site, write=site, apply=TravellingEdit(self._steered, layer, T, relative_T).apply)]
+        site, asks = Site(layer), self._of_query
+        apply = TravellingEdit(self._steered, layer, T, relative_T, asks).apply
+        return [Edit(read=site, write=site, apply=apply, of_query=asks)]
 
     def travelling(self) -> Travelling:
         """The method in plain numbers: it steers, and gives edits, where this package is not installed.
@@ -85,12 +87,18 @@ class Method(ABC):
             return super().__reduce_ex__(protocol)
         sent = self.travelling()
         check_travels(sent, f"This {type(self).__name__}")
-        return Travelling, (sent.move, sent.parts, sent.layer, sent.d_model, sent.processing)
+        return Travelling, (sent.move, sent.parts, sent.layer, sent.d_model, sent.processing, sent.answer)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone, without copies on other devices."""
         names = {f.name for f in fields(self)} if is_dataclass(self) else set(self.__dict__)
         return {name: value for name, value in self.__dict__.items() if name in names}
+
+    @property
+    def _of_query(self) -> Callable[[Activations], Activations] | None:
+        """What is added, T times, to all tokens of a prompt: a vector that its last token decides. None: each token is
+        steered by what it is itself."""
+        return None
 
     def _steered(self, a: Activations, T: Time | None, relative_T: Time | None) -> Activations:
         return steered(a, T, relative_T, self.origin.d_model, lambda *place: self._there(*place)._move)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, real_tokens, value_in
-from odesteer_tl.following import Followed, Pass, follow
+from odesteer_tl.following import Answers, Followed, Pass, follow
 from odesteer_tl.rules import checked, chosen_by, per_row, tells
 from odesteer_tl.strengths import pairs_of
 from odesteer_tl.travelling import State
@@ -77,10 +77,12 @@ def intervene(
     found, edits = memory["blocks"], []
     for number, (each, strength) in enumerate(pairs):
         _check_processing(each)
-        edits += [(number, edit) for edit in each.edits(T=strength, relative_T=relative_T, layer=layer)]
-    for _, edit in edits:
+        own = each.edits(T=strength, relative_T=relative_T, layer=layer)
+        edits += [(number, edit, (id(each), place)) for place, edit in enumerate(own)]
+        memory.setdefault("methods", {})[id(each)] = each  # so that no other gets its id
+    for _, edit, _ in edits:
         _check_sites(edit, len(found))
-    places = {(site.layer, site.name == "resid_post") for _, edit in edits for site in (edit.read, edit.write)}
+    places = {(site.layer, site.name == "resid_post") for _, edit, _ in edits for site in (edit.read, edit.write)}
     chosen, read, states = None, {}, {}
     for at, after in sorted(places):
         block = found[at]
@@ -90,13 +92,14 @@ def intervene(
             continue
         if chosen is None:
             _check_rows(worker, [relative_T, *(strength for _, strength in pairs)], len(value))
-            chosen = _chosen(worker, memory, facts, block, value, rule, prompt_lengths)
+            asks = any(edit.of_query is not None for _, edit, _ in edits)
+            chosen = _chosen(worker, memory, facts, block, value, rule, prompt_lengths, asks)
         rows, columns, index = chosen
         where = tuple(each.to(value.device, non_blocking=True) for each in (rows, columns))
         changed = False
-        for order, (number, edit) in enumerate(edits):
+        for order, (number, edit, key) in enumerate(edits):
             if (edit.read.layer, edit.read.name == "resid_post") == (at, after):
-                read[order] = value[where]
+                read[order] = value[where] if edit.of_query is None else _answered(memory, key, edit, value, rows)
             if (edit.write.layer, edit.write.name == "resid_post") == (at, after) and len(rows):
                 state = states.setdefault(number, State(where[0]))
                 new = edit.apply(read[order].to(value.device), value[where], state)
@@ -172,7 +175,14 @@ def _facts(worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Te
 
 
 def _chosen(
-    worker: Any, memory: dict[str, Any], facts: Any, block: Any, value: Tensor, rule: Any, prompt_lengths: Any
+    worker: Any,
+    memory: dict[str, Any],
+    facts: Any,
+    block: Any,
+    value: Tensor,
+    rule: Any,
+    prompt_lengths: Any,
+    asks: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns and positions of the tokens to steer, on the CPU."""
     batch, width = value.shape[:2]
@@ -182,16 +192,26 @@ def _chosen(
         before = memory.get("tokens")
         mask, cached = facts if facts is not None else _guessed(before, batch, width)
         step = Pass(batch, width, cached, mask=mask, continues=before is not None)
-        memory["tokens"], memory["pass"] = follow(before, step, given, tells(rule, given)), now
+        memory["tokens"], memory["pass"] = follow(before, step, given, tells(rule, given, asks)), now
+        memory["turns"] = {}
     tokens = memory["tokens"]
+    memory["lengths"] = tokens.lengths if given is None else given
     if not tokens.known and (given is not None or not isinstance(rule, str)):
         raise ValueError(
             "The cache was filled before this trace, with a batch that may be padded: which position a token has is "
             "not known. Fill it inside the trace, or steer one row at a time."
         )
-    chosen = chosen_by(rule, tokens.index, tokens.lengths if given is None else given) & tokens.real
+    chosen = chosen_by(rule, tokens.index, memory["lengths"]) & tokens.real
     rows, columns = chosen.nonzero(as_tuple=True)
     return rows, columns, tokens.index[rows, columns]
+
+
+def _answered(memory: dict[str, Any], key: Any, edit: Any, value: Tensor, rows: Tensor) -> Tensor:
+    """What the edit makes of the last token of each chosen token's prompt. A method may be called several times in a
+    pass, where it reads what the call before wrote, so that each has an answer of its own."""
+    memory["turns"][key] = memory["turns"].get(key, 0) + 1
+    kept = memory.setdefault("answers", {}).setdefault((key, memory["turns"][key]), Answers())
+    return kept.of(memory["tokens"], memory["tokens"].ends(memory["lengths"]), value, edit.of_query, rows)
 
 
 def _guessed(before: Followed | None, batch: int, width: int) -> tuple[Tensor | None, int]:
