@@ -96,6 +96,25 @@ def test_each_prompt_may_have_a_strength_of_its_own(loaded, batch_size):
         assert out.tokens[i][out.mask[i]].tolist() == greedy(family, model.to_tokens(text)[0].tolist(), 5, strength)
 
 
+@pytest.mark.parametrize("batch_size", [None, 1])
+@pytest.mark.parametrize("rule", ["generated", "prompt"])
+def test_the_border_may_lie_within_the_prompts(loaded, rule, batch_size):
+    """As where an instruction ends: "generated" is then CAA's own rule, all tokens after the instruction."""
+    _, family, model = loaded
+    borders, hf = [1, 2, 3], hugging_face(family)
+    options = {"max_new_tokens": 5, "batch_size": batch_size, "stop_at_eos": False}
+    out = ot.generate(model, TEXTS, METHOD, T, positions=rule, prompt_lengths=borders, **options)
+    assert out.report.tokens_steered[LAYER] > (15 if rule == "generated" else 5)
+    for i, (text, border) in enumerate(zip(TEXTS, borders, strict=True)):
+        row = model.to_tokens(text)[0].tolist()
+        for _ in range(5):
+            where = steered_positions(rule, border, len(row))
+            row.append(int(logits(hf, row, where, METHOD, T)[-1].argmax()))
+        assert out.tokens[i][out.mask[i]].tolist() == row
+    with pytest.raises(ValueError, match="3 prompts need as many"):
+        ot.generate(model, TEXTS, METHOD, T, prompt_lengths=[1, 2])
+
+
 def test_continuations_end_at_the_end_of_text(model, monkeypatch):
     free = ot.generate(model, TEXTS, max_new_tokens=8, stop_at_eos=False)
     end = int(free.tokens[0, -6])  # a token that row 0 does generate

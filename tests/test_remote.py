@@ -181,6 +181,8 @@ STEER = """
         "no cache": {"method": a, "T": T, "use_past_kv_cache": False},
         "ends": {"method": a, "T": ends},
         "layer": {"method": a, "T": T, "layer": 0, "blocks": "model.layers"},
+        "a border": {"method": b, "T": b_T, "positions": "generated", "prompt_lengths": 2},
+        "borders": {"method": a, "T": T, "positions": "prompt", "prompt_lengths": [1, 2, 3], "num_beams": 2},
         "nothing": {},
     }
     every_other = torch.tensor([True, False] * 9)
@@ -238,7 +240,7 @@ def test_it_composes_with_the_users_own_edits_invokes_and_functions(found):
 
 
 def test_generate_continues_and_reports_as_here(found):
-    assert len(found["generated"]) == 17 and all(found["generated"].values()), found["generated"]
+    assert len(found["generated"]) == 19 and all(found["generated"].values()), found["generated"]
     assert found["effect"] and found["stops"]
     assert found["sampled"] == [True, False]
 

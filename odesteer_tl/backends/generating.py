@@ -13,7 +13,7 @@ from odesteer_tl.backends.models import check_place, device_of, eos_ids_of, load
 from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.steering import attached, carrier_for, conclude
 from odesteer_tl.backends.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
-from odesteer_tl.positions import Positions
+from odesteer_tl.positions import Positions, PromptLengths
 from odesteer_tl.shapes import Time, TokenIds
 from odesteer_tl.tokens import Tokenised
 
@@ -26,6 +26,7 @@ def generate(
     *,
     relative_T: Time | None = None,
     positions: Positions = "decoding",
+    prompt_lengths: PromptLengths | None = None,
     layer: int | None = None,
     max_new_tokens: int = 40,
     do_sample: bool | None = None,
@@ -45,15 +46,17 @@ def generate(
     """Continue `prompts`, steered by `method` (see `steering`), or as the model alone does where it is None.
 
     Greedy, unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling; temperature 0 is
-    greedy. Sampling starts from `seed` and leaves the global generators here as they were (a server's it sets); other
+    greedy. `prompt_lengths` (real tokens, one number or one per prompt) moves the border between prompt and
+    continuation into the prompts, as where an instruction ends: with positions="generated" all tokens after it are
+    steered. Sampling starts from `seed` and leaves the global generators here as they were (a server's it sets); other
     threads that sample meanwhile disturb it.
     `num_beams` > 1 is not for HookedTransformer. `T` may hold one value per prompt. `batch_size` None takes all prompts
     at once; greedy continuations do not depend on it. Prompts, `remote` and `blocks` as for `collect`.
 
-    Raises ValueError as `tokenise` and `steering` do, for a T without a method or of another length than the prompts,
-    for a token budget (also one beyond the model's context), a temperature or beams that cannot be, and before anything
-    is sent for a method that cannot travel. ConnectionError where a server is not reached or lost, RuntimeError where
-    it fails or sends back no text.
+    Raises ValueError as `tokenise` and `steering` do, for a T without a method, or values of another number than the
+    prompts, for a token budget (also one beyond the model's context), a temperature or beams that cannot be, and before
+    anything is sent for a method that cannot travel. ConnectionError where a server is not reached or lost,
+    RuntimeError where it fails or sends back no text.
     """
     kind = kind_of(model)
     check_place(model, remote, blocks)
@@ -88,6 +91,7 @@ def generate(
         options["num_beams"] = num_beams
     texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template)
     count = len(texts.tokens)
+    borders = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
     seeds = torch.Generator().manual_seed(seed)  # for a server, which has generators of its own: one seed per batch
     check_context(model, texts, max_new_tokens)
     generated: list[Tensor] = []
@@ -108,6 +112,7 @@ def generate(
                 "T": own(T),
                 "relative_T": own(relative_T),
                 "positions": own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions,
+                "prompt_lengths": own(borders),
                 "layer": layer,
                 "blocks": blocks,
             }
@@ -133,7 +138,7 @@ def _continued(
 ) -> tuple[TokenIds, Report | None]:
     """One batch, by the library's own generate; `seed` is for a server."""
     beams = options.get("num_beams", 1)
-    carrier = None if method is None else carrier_for(model, method, **strength, prompt_lengths=None, beams=beams)
+    carrier = None if method is None else carrier_for(model, method, **strength, beams=beams)
     if kind_of(model) == "nnsight":
         from odesteer_tl.backends.nnsight.running import continued, continued_remotely
 
