@@ -39,6 +39,7 @@ from odesteer_tl.methods import (
     REControl,
     RepE,
     StepODESteer,
+    TruthFlow,
 )
 from odesteer_tl.solvers import RK4, Euler, Midpoint, integrate
 
@@ -72,6 +73,7 @@ __all__ = [
     "StepODESteer",
     "Tokenised",
     "Trajectory",
+    "TruthFlow",
     "UnitGradient",
     "collect",
     "generate",

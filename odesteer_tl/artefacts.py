@@ -27,11 +27,16 @@ from odesteer_tl.methods import (
     REControl,
     RepE,
     StepODESteer,
+    TruthFlow,
 )
 from odesteer_tl.networks import Network, NetworkBarrier
 from odesteer_tl.storage import read_tree, write_tree
 
-METHODS = (ODESteer, StepODESteer, CAA, ITI, GradientFlow, RandomDirection, RepE, LinearAcT, MiMiC, HPR, REControl)
+METHODS = (
+    RepE, ITI, CAA, MiMiC, HPR, REControl, LinearAcT, TruthFlow, StepODESteer, ODESteer, GradientFlow, RandomDirection,
+)  # fmt: skip
+"""In the order of the ODESteer paper's tables."""
+
 PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier, Network, NetworkBarrier)
 SAVED = {cls.__name__: cls for cls in METHODS + PARTS}
 

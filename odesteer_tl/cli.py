@@ -131,6 +131,15 @@ def parity(
             raise typer.Exit(1)
 
 
+@app.command()
+def methods() -> None:
+    """Print the unified view of all methods: barrier, field, steps, norm, needs and source of each, in Markdown."""
+    from odesteer_tl.artefacts import METHODS
+    from odesteer_tl.methods.view import unified_table
+
+    typer.echo(unified_table(METHODS))
+
+
 def _load(model: str) -> Any:
     import odesteer_tl as ot
 

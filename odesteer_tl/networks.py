@@ -7,7 +7,7 @@ holds its formulas.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil
+from math import ceil, cos, pi
 from typing import Literal
 
 import torch
@@ -148,16 +148,20 @@ def trained(
     published: int = 100,
     weight_decay: float = 0.0,
     warmup: float = 0.0,
+    ending: float = 1.0,
+    timed: bool = False,
     patience: int | None = None,
     seed: int = 0,
     name: str = "network",
 ) -> Trained:
     """Minimise the mean of loss(parameters, *columns of some rows) by AdamW, from `start`.
 
-    The learning rate rises linearly over the share `warmup` of all steps. Training stops after `patience` epochs
-    without a lower loss on `held` (a fifth of the epochs, at least 2, unless given), and the best epoch is kept.
-    `epochs=None` is the number `published`, or more where that would be fewer than 1,000 steps. Rows are shuffled by
-    `seed`; the global generators are neither read nor moved. A progress bar appears where it takes more than 2 s.
+    The learning rate rises linearly over the share `warmup` of all steps, and then falls along a cosine to the share
+    `ending` of itself. With `timed=True` the loss takes one more column, numbers in [0, 1) drawn anew for every batch;
+    `held` brings its own. Training stops after `patience` epochs without a lower loss on `held` (a fifth of the epochs,
+    at least 2, unless given), and the best epoch is kept. `epochs=None` is the number `published`, or more where that
+    would be fewer than 1,000 steps. Rows are shuffled by `seed`; the global generators are neither read nor moved. A
+    progress bar appears where it takes more than 2 s.
     Raises ValueError for a number of epochs or rows per batch below 1, and where the loss is not finite.
     """
     from tqdm import tqdm
@@ -179,10 +183,14 @@ def trained(
         for _ in tqdm(range(epochs), desc=f"fitting the {name}", delay=2, leave=False):
             for chosen in torch.randperm(n, generator=generator).to(device).split(batch):
                 step += 1
+                fallen = (1 - cos(pi * max(0.0, (step - rising) / max(1, epochs * per_epoch - rising)))) / 2
                 for group in optimiser.param_groups:
-                    group["lr"] = lr * min(1.0, step / rising)
+                    group["lr"] = lr * min(1.0, step / rising) * (1 - (1 - ending) * fallen)
+                columns = [column[chosen] for column in rows]
+                if timed:
+                    columns.append(torch.rand(len(chosen), generator=generator).to(device))
                 optimiser.zero_grad()
-                loss(parameters, *(column[chosen] for column in rows)).mean().backward()
+                loss(parameters, *columns).mean().backward()
                 optimiser.step()
             losses.append(_held_out_loss(loss, parameters, held, batch))
             if losses[-1] < min(losses[:-1]):

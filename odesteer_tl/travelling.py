@@ -184,7 +184,10 @@ def computed(
 
 
 def added(a: Tensor, T: float | int | Tensor | None, relative_T: float | int | Tensor | None, v: Tensor) -> Tensor:
-    """a + T·v in the precision of `steered`."""
+    """a + T·v in the precision of `steered`; `a` itself for the number 0."""
+    strength = relative_T if T is None else T
+    if not isinstance(strength, Tensor) and strength == 0:
+        return a
     x = a.to(working(a.dtype))
     return (x + per_activation(absolute(T, relative_T, x), x) * v.to(x)).to(a.dtype)
 

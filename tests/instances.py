@@ -29,6 +29,7 @@ from odesteer_tl.methods import (
     REControl,
     RepE,
     StepODESteer,
+    TruthFlow,
 )
 from odesteer_tl.moving import moved
 from odesteer_tl.solvers import RK4, Euler, Midpoint
@@ -58,6 +59,12 @@ def planted(
     desired = desired + torch.randn(n_desired, 1, generator=generator) * 0.4 * wide
     undesired = torch.randn(n_undesired, d_model, generator=generator) + 0.3 * offset
     return ContrastiveActivations(desired, undesired, layer=layer, model_name="planted", processing="raw")
+
+
+def with_queries(n: int = 60, d_model: int = D_MODEL) -> ContrastiveActivations:
+    """Pairs, each with a query that both members are made from."""
+    acts = planted(n, n, d_model)
+    return replace(acts, paired=True, queries=(acts.desired + acts.undesired) / 2)
 
 
 def activations(*batch: int, d_model: int = D_MODEL, seed: int = 7, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -151,6 +158,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "mimic-ungated": lambda: MiMiC.fit(planted(), gate=False),
     "hpr": lambda: HPR.fit(replace(planted(60, 60), paired=True), epochs=8),
     "re-control": lambda: REControl.fit(planted(), steps=10, epochs=60),
+    "truth-flow": lambda: TruthFlow.fit(with_queries(), rank=4, epochs=20),
     "gradient-flow": lambda: GradientFlow(log_ratio("polynomial-2-curved"), solver="rk4", layer=3),
     "gradient-flow-own": lambda: GradientFlow(Own(), layer=3),
     "gradient-flow-any-speed": lambda: GradientFlow(log_ratio("linear-raw"), steps=3, layer=3, unit_speed=False),

@@ -177,6 +177,11 @@ def test_a_trajectory_ends_where_steer_does(name):
     torch.testing.assert_close(relative, method.steer(a, relative_T=0.2), rtol=0, atol=1e-12)
 
 
+def carried_out(edit, chosen, state):
+    """The edit of tokens that are each a prompt's last."""
+    return edit.apply(chosen if edit.of_query is None else edit.of_query(chosen), chosen, state)
+
+
 @pytest.mark.parametrize("name", ALL_METHODS)
 def test_edits_do_what_steer_does(name):
     method = fitted(name)
@@ -184,15 +189,15 @@ def test_edits_do_what_steer_does(name):
     (edit,) = method.edits(T=2.0)
     assert isinstance(edit, Edit) and edit.read == edit.write == Site(3)
     assert edit.write.hook_name == "blocks.3.hook_resid_post"
-    assert torch.equal(edit.apply(chosen, chosen, State(rows)), method.steer(chosen, T=2.0))
+    assert torch.equal(carried_out(edit, chosen, State(rows)), method.steer(chosen, T=2.0))
     T = torch.tensor([0.5, 1.0, -2.0])
     (edit,) = method.edits(T=T)
-    assert torch.equal(edit.apply(chosen, chosen, State(rows)), method.steer(chosen, T=T[rows]))
+    assert torch.equal(carried_out(edit, chosen, State(rows)), method.steer(chosen, T=T[rows]))
     (edit,) = method.edits(relative_T=0.25, layer=1)
     assert edit.write == Site(1)
-    assert torch.equal(edit.apply(chosen, chosen, State(rows)), method.steer(chosen, relative_T=0.25))
+    assert torch.equal(carried_out(edit, chosen, State(rows)), method.steer(chosen, relative_T=0.25))
     (edit,) = method.edits(T=0)
-    assert edit.apply(chosen, chosen, State(rows)) is chosen
+    assert carried_out(edit, chosen, State(rows)) is chosen
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)

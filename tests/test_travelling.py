@@ -57,7 +57,9 @@ def test_its_edits_are_those_of_the_method(name):
         for site, known in ((edit.read, expected.read), (edit.write, expected.write)):
             assert (site.layer, site.name) == (known.layer, known.name)
         state = State(rows)
-        close(edit.apply(chosen, chosen, state), expected.apply(chosen, chosen, state), torch.float32)
+        read, given = (e.of_query(chosen) if e.of_query is not None else chosen for e in (edit, expected))
+        close(read, given, torch.float32)
+        close(edit.apply(read, chosen, state), expected.apply(given, chosen, state), torch.float32)
     assert method.travelling().edits(T=1.0, layer=5)[0].write.layer == 5
 
 
@@ -198,7 +200,7 @@ TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.starts
 
 def test_all_that_travels_is_registered():
     inner = ["blocks", "intervening", "picking"]
-    outer = ["following", "neural", "numerics", "rules", "strengths", "travelling"]
+    outer = ["following", "neural", "numerics", "rules", "strengths", "travelling", "vector_flow"]
     assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
 
 

@@ -11,8 +11,10 @@ from odesteer_tl.methods.odesteer import ODESteer, StepODESteer
 from odesteer_tl.methods.random_direction import RandomDirection
 from odesteer_tl.methods.re_control import REControl
 from odesteer_tl.methods.repe import RepE
+from odesteer_tl.methods.truth_flow import TruthFlow
+from odesteer_tl.methods.view import View, unified_table
 
 __all__ = [
     "CAA", "HPR", "ITI", "FlowMethod", "GradientFlow", "LinearAcT", "Method", "MiMiC", "ODESteer", "REControl",
-    "RandomDirection", "RepE", "StepODESteer",
+    "RandomDirection", "RepE", "StepODESteer", "TruthFlow", "View", "unified_table",
 ]  # fmt: skip

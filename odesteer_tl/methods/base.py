@@ -16,6 +16,7 @@ from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import Barrier
 from odesteer_tl.edits import Edit, Site
 from odesteer_tl.flow import Flow, Trajectory
+from odesteer_tl.methods.view import View
 from odesteer_tl.moving import moved
 from odesteer_tl.numerics import flowed
 from odesteer_tl.sending import check_travels, sent_by_nnsight
@@ -33,6 +34,9 @@ class Method(ABC):
     origin: Origin
     barrier: Barrier | None
     """h of the barrier view: `value(a)`, `grad(a)`; None where the method has none."""
+
+    view: ClassVar[View]
+    """The method's line in the unified view; a class of one's own may go without."""
 
     speed: ClassVar[float | None] = 1.0
     """‖v‖, so that T·speed is about the displacement; None where it varies. CAA overrides it with ‖μ₊ − μ₋‖."""

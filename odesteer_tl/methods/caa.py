@@ -6,17 +6,21 @@ one step: a + T (μ₊ − μ₋). T = 1 is the published strength.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier, mean_difference
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.view import View
 
 
 @dataclass(frozen=True, eq=False)
 class CAA(FlowMethod):
     """a + T (μ₊ − μ₋)."""
+
+    view: ClassVar[View] = View("CAA", "(μ₊ − μ₋)ᵀa + const", "μ₊ − μ₋", "1", "any", "both sides", "arXiv:2312.06681")
 
     barrier: LogRatioBarrier
     origin: Origin

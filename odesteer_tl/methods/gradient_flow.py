@@ -6,7 +6,7 @@ h is the barrier given; v = ∇h/‖∇h‖, or ∇h with `unit_speed=False`. Au
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.barriers import with_grad
@@ -14,6 +14,7 @@ from odesteer_tl.edits import Site
 from odesteer_tl.fields import Gradient, UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.view import View
 from odesteer_tl.solvers import SolverName, solver_named
 
 
@@ -23,6 +24,11 @@ class GradientFlow(FlowMethod):
 
     Raises ValueError for a barrier without `value`, steps < 1 or an unknown solver.
     """
+
+    view: ClassVar[View] = View(
+        "any barrier", "yours", "∇h/‖∇h‖, or ∇h", "10, or yours",
+        "any", "a barrier", "arXiv:2602.17560",
+    )  # fmt: skip
 
     barrier: Any
     steps: int = 10

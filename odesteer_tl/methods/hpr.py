@@ -29,6 +29,7 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Linear
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods.base import Method
+from odesteer_tl.methods.view import View
 from odesteer_tl.moving import packed
 from odesteer_tl.networks import Network, centred, drawn, held_out, trained
 from odesteer_tl.neural import angle_between, network, turned, turning_speed
@@ -44,6 +45,11 @@ NARROWEST, POINTS = 8, 10
 @dataclass(frozen=True, eq=False)
 class HPR(Method):
     """a turned by T γ₁(a) towards its reflection in θᵀa = 0, where θᵀa < 0: T counts in learned angles."""
+
+    view: ClassVar[View] = View(
+        "HPR", "θᵀa", "γ(a)·(a turned a right angle towards θ), where h < 0", "1, along an arc", "‖a‖", "pairs",
+        "arXiv:2409.10053",
+    )  # fmt: skip
 
     barrier: LogRatioBarrier
     angles: Network

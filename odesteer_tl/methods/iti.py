@@ -5,6 +5,7 @@ h(a) = θᵀa + b + log(n₋/n₊), a logistic regression on raw activations; v 
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier
@@ -12,11 +13,14 @@ from odesteer_tl.features import Linear
 from odesteer_tl.fields import UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.view import View
 
 
 @dataclass(frozen=True, eq=False)
 class ITI(FlowMethod):
     """a + T θ/‖θ‖, θ the weight of a linear probe."""
+
+    view: ClassVar[View] = View("ITI", "θᵀa + b + log(n₋/n₊)", "θ/‖θ‖", "1", "any", "both sides", "arXiv:2306.03341")
 
     barrier: LogRatioBarrier
     origin: Origin

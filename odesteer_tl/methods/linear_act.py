@@ -30,6 +30,7 @@ from odesteer_tl.features import Squares
 from odesteer_tl.fields import Gradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.view import View
 from odesteer_tl.shapes import Direction
 
 Match = Literal["quantiles", "moments", "means"]
@@ -39,6 +40,10 @@ Match = Literal["quantiles", "moments", "means"]
 @dataclass(frozen=True, eq=False)
 class LinearAcT(FlowMethod):
     """a + T (ωa + β − a): T counts in fractions of the map's way, whatever ‖a‖."""
+
+    view: ClassVar[View] = View(
+        "Linear-AcT", "Σ ½(ω − 1)a² + βa + const", "ωa + β − a", "1", "any", "both sides", "arXiv:2410.23054"
+    )
 
     barrier: LogRatioBarrier
     origin: Origin

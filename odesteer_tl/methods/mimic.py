@@ -30,6 +30,7 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Linear
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.view import View
 from odesteer_tl.moving import packed
 from odesteer_tl.numerics import affine_pull, euler, flowed, gated_pull
 from odesteer_tl.shapes import Direction
@@ -45,6 +46,11 @@ class MiMiC(FlowMethod):
     T counts in fractions of the map's way, whatever ‖a‖. `stretch` is A − I, `source` μ₋, `shift` μ₊ − μ₋; `prior` is
     log(n₋/n₊). With `gate=False` every activation is carried. The gate opens or closes by where an activation starts.
     """
+
+    view: ClassVar[View] = View(
+        "MiMiC", "θᵀa + b + log(n₋/n₊), its gate", "gate(a)·(μ₊ + A(a − μ₋) − a)", "1",
+        "any", "both sides", "arXiv:2402.09631",
+    )  # fmt: skip
 
     barrier: LogRatioBarrier
     stretch: Square

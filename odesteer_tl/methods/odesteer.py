@@ -8,6 +8,7 @@ a single step.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier
@@ -15,12 +16,18 @@ from odesteer_tl.features import Polynomial, Recipe
 from odesteer_tl.fields import UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.view import View
 from odesteer_tl.solvers import SolverName, solver_named
 
 
 @dataclass(frozen=True, eq=False)
 class ODESteer(FlowMethod):
     """ȧ = ∇h/‖∇h‖ with h = log p₊/p₋ on nonlinear features."""
+
+    view: ClassVar[View] = View(
+        "ODESteer", "wᵀφ(a/‖a‖) + b + log(n₋/n₊)", "∇h/‖∇h‖", "10",
+        "√(‖a‖² + T²/steps)", "both sides", "arXiv:2602.17560",
+    )  # fmt: skip
 
     barrier: LogRatioBarrier
     origin: Origin
@@ -54,6 +61,11 @@ class ODESteer(FlowMethod):
 @dataclass(frozen=True, eq=False)
 class StepODESteer(FlowMethod):
     """The same field in a single Euler step: a + T ∇h/‖∇h‖."""
+
+    view: ClassVar[View] = View(
+        "one-step ODESteer", "wᵀφ(a/‖a‖) + b + log(n₋/n₊)", "∇h/‖∇h‖", "1",
+        "√(‖a‖² + T²)", "both sides", "arXiv:2602.17560",
+    )  # fmt: skip
 
     barrier: LogRatioBarrier
     origin: Origin

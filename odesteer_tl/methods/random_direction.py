@@ -6,6 +6,7 @@ changes.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -13,12 +14,15 @@ from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.view import View
 from odesteer_tl.shapes import Direction
 
 
 @dataclass(frozen=True, eq=False)
 class RandomDirection(FlowMethod):
     """a + T v, v uniform on the unit sphere."""
+
+    view: ClassVar[View] = View("random direction", "none", "a unit vector", "1", "any", "one side", "control")
 
     direction: Direction
     origin: Origin

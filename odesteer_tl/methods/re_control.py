@@ -26,6 +26,7 @@ from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.fields import Gradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.view import View
 from odesteer_tl.networks import Network, NetworkBarrier, centred, drawn, held_out, trained
 from odesteer_tl.neural import network
 from odesteer_tl.shapes import PerActivation
@@ -37,6 +38,11 @@ WIDEST = 1024
 @dataclass(frozen=True, eq=False)
 class REControl(FlowMethod):
     """ȧ = ∇V, V a value network, in `steps` Euler steps; `trained_on` says what V was fitted to."""
+
+    view: ClassVar[View] = View(
+        "RE-Control", "V(a) − ε, a value network", "∇V", "30",
+        "any", "both sides", "arXiv:2406.05954",
+    )  # fmt: skip
 
     barrier: NetworkBarrier
     origin: Origin

@@ -18,6 +18,7 @@ up to the shorter side; the differences centred, which takes the mean difference
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -27,11 +28,17 @@ from odesteer_tl.features import Linear
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.view import View
 
 
 @dataclass(frozen=True, eq=False)
 class RepE(FlowMethod):
     """a + T v, v the unit principal direction of pair differences. `barrier` is linear along v, no log ratio."""
+
+    view: ClassVar[View] = View(
+        "RepE", "vᵀa + const, v the main direction of pair differences", "v", "1",
+        "any", "both sides", "arXiv:2310.01405",
+    )  # fmt: skip
 
     barrier: LogRatioBarrier
     origin: Origin

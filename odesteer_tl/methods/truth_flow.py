@@ -1,0 +1,208 @@
+"""TruthFlow (arXiv:2502.04556) on the residual stream: a correction vector of its own for every query.
+
+There is no h(a), and no v(a) that a follows: the ODE runs in the space of vectors. A learned flow ẋ = u(x, t) carries
+a query's activation x₀ (the last token of the question) at t = 0 to its correction x̂₁ at t = 1, by the midpoint rule on
+16 points. Steer: a + T P x̂₁, P the projection on the top k right singular vectors of the corrections, stacked and not
+centred. T = 1.5 is the published strength, T = 1 one correction. `vector(query)` is P x̂₁. Inside a model the query is
+the last token of each prompt (see `prompt_lengths`), read once, and its vector is added to every token that is steered;
+the source steers positions="all". `steer`, on its own, takes each activation for its own query.
+
+Fit, from pairs with `queries`: x₁ = desired − undesired of a pair, x_t = (1 − t)x₀ + t x₁, and u by the squared
+distance to x₁ − x₀, t uniform. u is a linear U-Net, d → d/2 → … → d/16 and back, with 128 sines and cosines of t.
+AdamW, 40 epochs, batches of 136; learning rate 1e-4 at a width of 4096, larger in inverse proportion for narrower ones
+(3e-3 at most), with a warm-up over a tenth of the steps (the source's 100, of 1,000), then a cosine to 0.7 of it.
+
+Beside the source (whose repository is gone):
+- Queries and corrections are each centred and scaled, and the flow runs between those. An activation is many times as
+  long as a difference of two: unscaled, x₁ − x₀ is all but −x₀, and the loss hears of little else.
+- No BatchNorm: on inputs of unit size nothing drifts far between so few layers, and a fit depends on no other rows of a
+  batch and keeps no running means.
+- Residual blocks have one layer and stand below the full width; skips are sums, not concatenations, and at full width
+  a gate. A d × d block would hold half as many numbers as all the rest, and they travel.
+- Weights are kept in bfloat16, half the bytes; all is trained and computed in float32.
+- Pairs are held out and the best epoch is kept; few pairs are seen more than 40 times, for 1,000 steps.
+
+A rectified flow promises that all x̂₁ together are spread as all x₁ are, not that each query gets the mean of what fits
+it: what a query cannot tell of its correction is made up, and queries whose straight ways cross part with each other's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.flow import Trajectory
+from odesteer_tl.methods.base import Method
+from odesteer_tl.methods.view import View
+from odesteer_tl.moving import packed
+from odesteer_tl.networks import Parameters, centred, drawn, held_out, trained
+from odesteer_tl.numerics import euler, path
+from odesteer_tl.shapes import Activations, Basis, Direction, Samples, Time
+from odesteer_tl.strengths import absolute, check_strength, check_width
+from odesteer_tl.travelling import Travelling
+from odesteer_tl.vector_flow import corrected, correction, unet
+
+DEPTH, NARROWEST, TIMES = 4, 16, 128
+"""Of the U-Net: its levels below the full width, the least width of one, and the size of the embedding of t."""
+
+REPEATS = 4
+"""How often a held-out pair is looked at, at times spread evenly over [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class TruthFlow(Method):
+    """a + T P x̂₁(query): T counts in corrections, whatever ‖a‖.
+
+    `layers`: the U-Net, in the order of `vector_flow.unet`. `source`, `scale`: mean and spread of the queries.
+    `target`, `unit`: those of the corrections. `basis` [d_model, k], orthonormal: P = basis basisᵀ. `steps`: of the
+    midpoint rule.
+    """
+
+    view: ClassVar[View] = View(
+        "TruthFlow", "none", "P x̂₁(query), one vector per prompt", "1 (15 in the space of vectors)",
+        "any", "pairs with queries", "arXiv:2502.04556",
+    )  # fmt: skip
+
+    layers: tuple[Float[Tensor, "..."], ...]
+    source: Direction
+    scale: float
+    target: Direction
+    unit: float
+    basis: Basis
+    origin: Origin
+    steps: int = 15
+
+    speed: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}. For no steering use T=0.")
+
+    @classmethod
+    def fit(
+        cls,
+        acts: ContrastiveActivations,
+        *,
+        rank: int = 20,
+        epochs: int | None = None,
+        batch: int = 136,
+        lr: float | None = None,
+        validation: float = 0.1,
+        patience: int | None = None,
+        seed: int = 0,
+    ) -> "TruthFlow":
+        """Fit u in float32, on the device of the activations; `seed` is all the chance there is.
+
+        `lr=None` is 0.4/d_model, at most 3e-3; `epochs=None` is 40, or what makes 1,000 steps of few pairs;
+        `patience=None` a fifth of the epochs. Raises ValueError for activations that are not paired or have no queries,
+        queries that are not finite, a `rank` that the corrections cannot have, and too few pairs to hold out
+        `validation` of them.
+        """
+        queries = _queries(acts)
+        d_model = queries.shape[1]
+        if not 1 <= rank <= min(queries.shape):
+            raise ValueError(f"rank is from 1 to min(pairs, d_model) = {min(queries.shape)}, got {rank}.")
+        parts = held_out(acts, validation, seed, "TruthFlow")
+        (x0, x1), (held0, held1) = ((_queries(part).float(), _corrections(part)) for part in parts)
+        source, scale = centred(x0)
+        target, unit = centred(x1)
+        rows, held = (((q - source) / scale, (x - target) / unit) for q, x in ((x0, x1), (held0, held1)))
+        count = REPEATS * len(held0)
+        times = (torch.arange(count, device=x0.device) + 0.5) / count
+        held = (*(column.repeat(REPEATS, 1) for column in held), times)
+
+        def loss(parameters: Any, z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
+            now = z0 + t.unsqueeze(1) * (z1 - z0)
+            return (unet(now, t, parameters) - (z1 - z0)).square().mean(1)
+
+        found = trained(
+            _start(d_model, torch.Generator().manual_seed(seed)), loss, rows, held,
+            lr=min(3e-3, 0.4 / d_model) if lr is None else lr, epochs=epochs, published=40, batch=batch,
+            weight_decay=0.01, warmup=0.1, ending=0.7, timed=True, patience=patience, seed=seed,
+            name="flow of TruthFlow",
+        )  # fmt: skip
+        layers = tuple(p.to(torch.bfloat16) for p in found.parameters)
+        if bool((x1 == x1[0]).all()):
+            unit = 0.0  # all corrections are `target`
+        return cls(layers, source, scale, target, unit, _top(_corrections(acts), rank), acts.origin)
+
+    @property
+    def barrier(self) -> None:
+        """None: the flow is one of vectors, and no region of activations is its goal."""
+        return None
+
+    def vector(self, query: Activations) -> Activations:
+        """P x̂₁ [*batch, d_model], the correction of each query, in the dtype of `query`; T = 1 adds it once.
+
+        Raises ValueError for another d_model than the one fitted.
+        """
+        return self.vector_field(query)
+
+    def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
+        """The two ends of the straight way from a to `steer(a, T)`; there is no h."""
+        check_strength(T, relative_T)
+        check_width(a, self.origin.d_model)
+        here, x = self._at(a)
+        return Trajectory(torch.stack(list(path(here._velocity, x, absolute(T, relative_T, x), euler, 1))), None)
+
+    def travelling(self) -> Travelling:
+        """The U-Net, its units and the basis in plain numbers."""
+        numbers, at = packed(self._numbers), self.origin
+        return Travelling(corrected, numbers, self.layer, at.d_model, at.processing, answer=correction)
+
+    @property
+    def _of_query(self) -> Callable[[Activations], Activations]:
+        """Inside a model the vector is that of the prompt's last token, for all tokens that are steered."""
+        return self.vector
+
+    @property
+    def _numbers(self) -> tuple[Any, ...]:
+        return self.layers, self.source, self.scale, self.target, self.unit, self.steps, self.basis
+
+    def _move(self, x: Activations, T: Time) -> Activations:
+        return corrected(x, T, *self._numbers)
+
+    def _velocity(self, x: Activations) -> Activations:
+        return correction(x, *self._numbers)
+
+
+def _queries(acts: ContrastiveActivations) -> Samples:
+    """The queries of pairs, or the ValueError that says what is missing."""
+    if not acts.paired or acts.queries is None:
+        missing = "these carry no queries" if acts.paired else "these are not paired"
+        raise ValueError(
+            f"TruthFlow learns from pairs which correction a query needs, and {missing}: read a desired and an "
+            "undesired answer to each query, in one order, and pass paired=True and queries=[n_pairs, d_model], the "
+            "activation of each query's last token."
+        )
+    bad = (~torch.isfinite(acts.queries)).any(1)
+    if bad.any():
+        raise ValueError(f"queries hold NaN or inf in {int(bad.sum())} of {len(bad)} rows; drop those pairs first.")
+    return acts.queries
+
+
+def _corrections(acts: ContrastiveActivations) -> Samples:
+    """x₁ = desired − undesired of each pair."""
+    return (acts.desired.double() - acts.undesired.double()).float()
+
+
+def _top(corrections: Samples, rank: int) -> Basis:
+    """The first right singular vectors of the stacked corrections, largest first; eigenvectors cost less at any n."""
+    rows = corrections.double()
+    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -rank:].flip(1).float()
+
+
+def _start(d_model: int, generator: torch.Generator) -> Parameters:
+    """A U-Net in the order of `vector_flow.unet`; its last level starts at 0, so that u is 0 everywhere at first."""
+    widths = [d_model, *(max(NARROWEST, d_model >> k) for k in range(1, DEPTH + 1))]
+    parameters = list(drawn((TIMES, TIMES), generator))
+    for inputs, outputs in (*pairwise(widths), *pairwise(widths[:0:-1])):  # down, and up again to widths[1]
+        parameters += [*drawn((inputs, outputs), generator), drawn((TIMES, outputs), generator)[0]]
+        parameters += drawn((outputs, outputs), generator)
+    last = ((d_model, widths[1]), (d_model,), (d_model, TIMES), (d_model,))
+    return (*parameters, *(torch.zeros(shape) for shape in last))
