@@ -19,6 +19,8 @@ from odesteer_tl.methods import (
     HPR,
     ITI,
     GradientFlow,
+    HeadShift,
+    Layers,
     LinearAcT,
     Method,
     MiMiC,
@@ -31,7 +33,10 @@ from odesteer_tl.methods import (
 from odesteer_tl.networks import Network, NetworkBarrier
 from odesteer_tl.storage import read_tree, write_tree
 
-METHODS = (ODESteer, StepODESteer, CAA, ITI, GradientFlow, RandomDirection, RepE, LinearAcT, MiMiC, HPR, REControl)
+METHODS = (
+    ODESteer, StepODESteer, CAA, ITI, HeadShift, GradientFlow, RandomDirection, RepE, LinearAcT, MiMiC, HPR, REControl,
+    Layers,
+)  # fmt: skip
 PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier, Network, NetworkBarrier)
 SAVED = {cls.__name__: cls for cls in METHODS + PARTS}
 
@@ -59,6 +64,10 @@ def load(folder: str | Path) -> Method:
 
 def _try_out(method: Method, folder: str | Path) -> None:
     """Values of the wrong type or shape fail here and not in the middle of a generation."""
+    if isinstance(method, Layers):
+        for part in method.parts:
+            _try_out(part, folder)
+        return
     try:
         width = method.origin.d_model
         if width is not None:

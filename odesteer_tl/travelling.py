@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.numerics import on_sphere, unit_length
-from odesteer_tl.strengths import absolute, check_index, check_strength, check_width, layer_of, of_rows
+from odesteer_tl.strengths import (
+    absolute,
+    check_index,
+    check_no_layer,
+    check_strength,
+    check_width,
+    layer_of,
+    of_rows,
+    place_of,
+    site_name,
+)
 
 
 class State:
@@ -59,7 +69,8 @@ class Travelling:
     """A fitted method that works without this package: `steer` and `edits` are those of the method.
 
     a(T) = move(a, T, *parts); `move` is a plain function such as `numerics.flowed`, `parts` are numbers, functions,
-    slopes, and objects of the user's. `layer`, `d_model` and `processing` say where the numbers were fitted.
+    slopes, and objects of the user's. `layer`, `d_model`, `processing` and `hook_name` (None: `resid_post`) say where
+    the numbers were fitted.
     """
 
     def __init__(
@@ -69,9 +80,10 @@ class Travelling:
         layer: int | None = None,
         d_model: int | None = None,
         processing: str = "unknown",
+        hook_name: str | None = None,
     ) -> None:
         self.move, self.parts = move, parts
-        self.layer, self.d_model, self.processing = layer, d_model, processing
+        self.layer, self.d_model, self.processing, self.hook_name = layer, d_model, processing, hook_name
         self._there: dict[Any, Any] = {}
 
     def steer(
@@ -91,7 +103,11 @@ class Travelling:
         """What is to be carried out in the model, as Method.edits, with the same errors."""
         layer = layer_of(self.layer, layer)
         check_strength(T, relative_T)
-        return [TravellingEdit(self._steered, layer, T, relative_T)]
+        return [TravellingEdit(self._steered, layer, T, relative_T, site_name(self.hook_name))]
+
+    def made_from(self) -> tuple[Any, ...]:
+        """The arguments that make it again."""
+        return self.move, self.parts, self.layer, self.d_model, self.processing, self.hook_name
 
     def _steered(self, a: Tensor, T: float | int | Tensor | None, relative_T: float | int | Tensor | None) -> Tensor:
         return steered(a, T, relative_T, self.d_model, self._mover)
@@ -111,16 +127,43 @@ class Travelling:
         return {**self.__dict__, "_there": {}}
 
 
-class TravellingSite:
-    """A place in the model, `resid_post` of a block. Raises ValueError for a layer below 0."""
+class TravellingLayers:
+    """Fitted methods that act as one, each at its own site, without this package: as `Layers`, with the same errors."""
 
-    def __init__(self, layer: int) -> None:
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self.parts = parts
+
+    def each_with(self, T: Any) -> list[Any]:
+        """The parts, each with that T."""
+        return [(part, T) for part in self.parts]
+
+    def edits(
+        self,
+        T: float | int | Tensor | None = None,
+        *,
+        relative_T: float | int | Tensor | None = None,
+        layer: int | None = None,
+    ) -> list[Any]:
+        """The edits of all parts, in the order in which a pass comes to them."""
+        check_no_layer(layer)
+        edits = [edit for part in self.parts for edit in part.edits(T, relative_T=relative_T)]
+        return sorted(edits, key=lambda edit: place_of(edit.write))
+
+    def made_from(self) -> tuple[Any, ...]:
+        """The arguments that make it again."""
+        return (self.parts,)
+
+
+class TravellingSite:
+    """A place in the model, of a block. Raises ValueError for a layer below 0."""
+
+    def __init__(self, layer: int, name: str = "resid_post") -> None:
         check_index(layer)
-        self.layer, self.name = layer, "resid_post"
+        self.layer, self.name = layer, name
 
 
 class TravellingEdit:
-    """Replace a by `steered(a, T, relative_T)` at `resid_post` of a layer, on the chosen tokens.
+    """Replace a by `steered(a, T, relative_T)` at a site of a layer, on the chosen tokens.
 
     A tensor T or relative_T holds one value per batch row.
     """
@@ -131,8 +174,9 @@ class TravellingEdit:
         layer: int,
         T: float | int | Tensor | None,
         relative_T: float | int | Tensor | None,
+        site: str = "resid_post",
     ) -> None:
-        self.read = self.write = TravellingSite(layer)
+        self.read = self.write = TravellingSite(layer, site)
         self.steered, self.T, self.relative_T = steered, T, relative_T
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:

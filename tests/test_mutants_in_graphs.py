@@ -59,7 +59,7 @@ def rows_swapped(patch):
 
 def tuple_ignored(patch):
     """The new value goes nowhere, as an assignment to `output[0]` of a block that returns no tuple."""
-    patch.setattr(intervening, "output_with", lambda output, value: output)
+    patch.setattr(sites, "output_with", lambda output, value: output)
 
 
 def no_op(patch):

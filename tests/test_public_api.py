@@ -13,9 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = [
     "CAA", "HPR", "ITI", "RK4", "Barrier", "Constant", "ContrastiveActivations", "Edit", "Euler", "Flow", "Gradient",
-    "GradientFlow", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial",
+    "GradientFlow", "HeadShift", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial",
     "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "StepODESteer",
-    "Tokenised", "Trajectory", "UnitGradient", "collect", "generate", "integrate", "intervene", "load", "load_demo",
+    "Tokenised", "Trajectory", "UnitGradient", "collect", "collect_layers", "generate", "integrate", "intervene", "load", "load_demo",
     "load_model", "save", "steering", "steering_hook",
 ]  # fmt: skip
 

@@ -197,7 +197,7 @@ TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.starts
 
 
 def test_all_that_travels_is_registered():
-    inner = ["blocks", "intervening", "picking"]
+    inner = ["blocks", "intervening", "picking", "sites"]
     outer = ["following", "neural", "numerics", "rules", "strengths", "travelling"]
     assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
 

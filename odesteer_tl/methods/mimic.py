@@ -98,7 +98,7 @@ class MiMiC(FlowMethod):
     def travelling(self) -> Travelling:
         """The map and its gate in plain numbers."""
         parts = packed((self._pull, euler, 1, None))
-        return Travelling(flowed, parts, self.layer, self.origin.d_model, self.origin.processing)
+        return self._as_travelling(flowed, parts)
 
     @property
     def _pull(self) -> Slope:
