@@ -7,7 +7,7 @@ from models import FAMILIES, load, width
 from oracle import PROMPTS, STEPS, TOLERANCE, Stub, T, deviations, padded
 
 import odesteer_tl as ot
-from odesteer_tl.backends.nnsight import intervening
+from odesteer_tl.backends.nnsight import intervening, sites
 
 ROWS = PROMPTS["batch"]
 STRENGTHS = torch.tensor([3.0, 1.0, 2.0])

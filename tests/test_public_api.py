@@ -13,16 +13,17 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = [
     "CAA", "HPR", "ITI", "RK4", "Barrier", "Constant", "ContrastiveActivations", "Edit", "Euler", "Flow", "Gradient",
-    "GradientFlow", "HeadShift", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial",
-    "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "StepODESteer",
-    "Tokenised", "Trajectory", "UnitGradient", "collect", "collect_layers", "generate", "integrate", "intervene", "load", "load_demo",
-    "load_model", "save", "steering", "steering_hook",
+    "GradientFlow", "HeadShift", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer",
+    "Polynomial", "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State",
+    "StepODESteer", "Tokenised", "Trajectory", "UnitGradient", "collect", "collect_layers", "generate", "integrate",
+    "intervene", "load", "load_demo", "load_model", "save", "steering", "steering_hook",
 ]  # fmt: skip
 
 ORDER = [
     "numerics", "neural", "shapes", "storage", "tokens", "activations", "strengths", "travelling", "moving", "features",
     "barriers", "networks", "fields", "solvers", "flow", "sending", "edits", "methods", "artefacts", "rules",
-    "following", "positions", "backends", "assets", "demo", "evaluation", "plots", "evaluation.showcase", "parity", "cli",
+    "following", "positions", "backends", "assets", "demo", "evaluation", "plots", "evaluation.showcase", "parity",
+    "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
 prints all the rest, has an entry of its own."""

@@ -46,9 +46,10 @@ def steering(
     `odesteer_tl.positions`): the same ones with the KV cache on or off, alone or in a padded batch. `prompt_lengths`,
     real tokens per row, tells prompt from continuation where one pass holds both, or a part of the prompt. `layer`
     overrides the fitted layer, not the site within it. `blocks` says where an nnsight model of unknown architecture
-    holds its decoder blocks, as in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits stay. At one layer of an
-    nnsight model, edits made before act first, then steering, then edits made inside, and last what a trace does;
-    of several nnsight models around one module, the one that is traced acts first. One thread at a time.
+    holds its decoder blocks, as in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits
+    stay. At one layer of an nnsight model, edits made before act first, then steering, then edits made inside, and last
+    what a trace does; of several nnsight models around one module, the one that is traced acts first. One thread at a
+    time.
 
     Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
     mask declares, for a remote trace inside the block, and on a clean exit where no token was steered. Warns where

@@ -27,7 +27,8 @@ from odesteer_tl.strengths import site_name
 Along = Literal["mass_mean", "probe"]
 """What θ is: the unit difference of means, or the unit weight of the probe."""
 
-Heads = Float[Tensor, "n n_heads d_head"]
+Probe = tuple[Float[Tensor, " d_head"], float, float]
+"""Weight, intercept, accuracy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def head_shifts(
 ) -> tuple[HeadShift, ...]:
     """A HeadShift for every layer that has chosen heads, as `ITI.fit_heads` says, which also says what is raised."""
     acts = sorted(_checked(list(acts), n_heads, top_k, direction, validation), key=lambda each: each.layer or 0)
-    probes = [[_probe(*head, C) for head in _heads(each, n_heads, validation, seed)] for each in acts]
+    probes = [_probes(each, n_heads, validation, seed, C) for each in acts]
     ranked = sorted(
         ((layer, head) for layer in range(len(acts)) for head in range(n_heads)),
         key=lambda place: -probes[place[0]][place[1]][2],  # a stable sort: of equals, the first
@@ -106,27 +107,27 @@ def head_shifts(
     return tuple(found)
 
 
-def _heads(acts: ContrastiveActivations, n_heads: int, validation: float, seed: int) -> list[Any]:
-    """(rows to fit, their labels, rows held out, their labels) of each head."""
-    parts = []
-    for part in acts.split(seed, 1 - validation):
-        rows = torch.cat([part.desired, part.undesired]).double().unflatten(1, (n_heads, -1)).cpu()
-        parts.append((rows, torch.arange(len(rows)) < len(part.desired)))
-    (fit, fit_is), (rest, rest_is) = parts
-    return [(fit[:, head], fit_is, rest[:, head], rest_is) for head in range(n_heads)]
-
-
-def _probe(fit: Tensor, fit_is: Tensor, rest: Tensor, rest_is: Tensor, C: float) -> tuple[Tensor, float, float]:
-    """Weight and intercept of a logistic regression, and its accuracy on the rest."""
+def _probes(acts: ContrastiveActivations, n_heads: int, validation: float, seed: int, C: float) -> list[Probe]:
+    """The probe of each head: weight and intercept from the rows to fit, accuracy on the rows held out."""
     from sklearn.linear_model import LogisticRegression
 
-    regression: Any = LogisticRegression(C=C, max_iter=1000).fit(fit.numpy(), fit_is.numpy())
-    accuracy = float(regression.score(rest.numpy(), rest_is.numpy()))
-    return torch.from_numpy(regression.coef_[0]), float(regression.intercept_[0]), accuracy
+    (fit, fit_is), (rest, rest_is) = (
+        (
+            torch.cat([part.desired, part.undesired]).double().cpu().unflatten(1, (n_heads, -1)),
+            [1] * len(part.desired) + [0] * len(part.undesired),
+        )
+        for part in acts.split(seed, 1 - validation)
+    )
+    found = []
+    for head in range(n_heads):
+        regression: Any = LogisticRegression(C=C, max_iter=1000).fit(fit[:, head].numpy(), fit_is)
+        accuracy = float(regression.score(rest[:, head].numpy(), rest_is))
+        found.append((torch.from_numpy(regression.coef_[0]), float(regression.intercept_[0]), accuracy))
+    return found
 
 
 def _shift(
-    acts: ContrastiveActivations, n_heads: int, heads: tuple[int, ...], probes: list[Any], direction: Along
+    acts: ContrastiveActivations, n_heads: int, heads: tuple[int, ...], probes: list[Probe], direction: Along
 ) -> HeadShift:
     desired, undesired = (side.double().cpu().unflatten(1, (n_heads, -1)) for side in (acts.desired, acts.undesired))
     shift, offset = torch.zeros(desired.shape[1:], dtype=torch.float64), []

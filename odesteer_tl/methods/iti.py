@@ -42,7 +42,7 @@ class ITI(FlowMethod):
         seed: int = 0,
         C: float = 1.0,
     ) -> Layers:
-        """ITI's own form: shift the `top_k` heads whose probes are best, of all layers, along θ by α standard deviations.
+        """ITI's own form: of all layers, shift the `top_k` heads with the best probes along θ by α standard deviations.
 
             acts = ot.collect_layers(model, desired, undesired, range(n_layers), site="z")
             method = ot.ITI.fit_heads(acts, n_heads=32)

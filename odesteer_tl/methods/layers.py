@@ -37,8 +37,8 @@ class Layers(Method):
                 raise ValueError(f"The parts of Layers are fitted methods; part {number} is a {type(part).__name__}.")
             if part.layer is None and not isinstance(part, Layers):
                 raise ValueError(
-                    f"Part {number} of Layers, {type(part).__name__}, was fitted without a layer: collect with ot.collect, "
-                    "or say layer= where you make its ContrastiveActivations."
+                    f"Part {number} of Layers, {type(part).__name__}, was fitted without a layer: collect with "
+                    "ot.collect, or say layer= where you make its ContrastiveActivations."
                 )
 
     @property
@@ -95,6 +95,6 @@ class Layers(Method):
     def _of_parts(self, call: str) -> ValueError:
         sites = ", ".join(str(part.origin.hook_name or part.layer) for part in self.parts)
         return ValueError(
-            f"Layers have one map per site ({sites}): call method.parts[i].{call} with the activations of that site, or "
-            "steer the model, ot.steering(model, method, T)."
+            f"Layers have one map per site ({sites}): call method.parts[i].{call} with the activations of that site, "
+            "or steer the model, ot.steering(model, method, T)."
         )
