@@ -20,7 +20,7 @@ from types import ModuleType as _ModuleType
 
 from odesteer_tl.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.artefacts import load, save
-from odesteer_tl.backends import collect, generate, intervene, load_model, steering, steering_hook
+from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
 from odesteer_tl.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.demo import load_demo
 from odesteer_tl.edits import Edit, Site, State
@@ -32,6 +32,8 @@ from odesteer_tl.methods import (
     HPR,
     ITI,
     GradientFlow,
+    HeadShift,
+    Layers,
     LinearAcT,
     MiMiC,
     ODESteer,
@@ -42,6 +44,7 @@ from odesteer_tl.methods import (
     TruthFlow,
 )
 from odesteer_tl.solvers import RK4, Euler, Midpoint, integrate
+from odesteer_tl.tuning import Tuned, tune
 
 __all__ = [
     "CAA",
@@ -56,6 +59,8 @@ __all__ = [
     "Flow",
     "Gradient",
     "GradientFlow",
+    "HeadShift",
+    "Layers",
     "Linear",
     "LinearAcT",
     "LogRatioBarrier",
@@ -74,8 +79,10 @@ __all__ = [
     "Tokenised",
     "Trajectory",
     "TruthFlow",
+    "Tuned",
     "UnitGradient",
     "collect",
+    "collect_layers",
     "generate",
     "integrate",
     "intervene",
@@ -85,6 +92,7 @@ __all__ = [
     "save",
     "steering",
     "steering_hook",
+    "tune",
 ]
 
 

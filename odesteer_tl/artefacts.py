@@ -19,6 +19,8 @@ from odesteer_tl.methods import (
     HPR,
     ITI,
     GradientFlow,
+    HeadShift,
+    Layers,
     LinearAcT,
     Method,
     MiMiC,
@@ -34,6 +36,7 @@ from odesteer_tl.storage import read_tree, write_tree
 
 METHODS = (
     RepE, ITI, CAA, MiMiC, HPR, REControl, LinearAcT, TruthFlow, StepODESteer, ODESteer, GradientFlow, RandomDirection,
+    HeadShift, Layers,
 )  # fmt: skip
 """In the order of the ODESteer paper's tables."""
 
@@ -64,6 +67,10 @@ def load(folder: str | Path) -> Method:
 
 def _try_out(method: Method, folder: str | Path) -> None:
     """Values of the wrong type or shape fail here and not in the middle of a generation."""
+    if isinstance(method, Layers):
+        for part in method.parts:
+            _try_out(part, folder)
+        return
     try:
         width = method.origin.d_model
         if width is not None:

@@ -17,7 +17,7 @@ from odesteer_tl.features import FeatureMap, Linear, Recipe, Squares
 from odesteer_tl.moving import moved
 from odesteer_tl.numerics import slope_by_autograd
 from odesteer_tl.shapes import Activations, Basis, PerActivation, Weight
-from odesteer_tl.travelling import Slope
+from odesteer_tl.slopes import Slope
 
 Inner = TypeVar("Inner")
 

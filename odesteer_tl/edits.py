@@ -6,13 +6,18 @@ A method never sees a model. It says `Edit(read, write, apply)`; a backend fetch
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from odesteer_tl.shapes import Chosen
-from odesteer_tl.strengths import check_index
+from odesteer_tl.strengths import SITES, check_index, site_name
 from odesteer_tl.travelling import State
 
-__all__ = ["Edit", "Site", "State"]
+__all__ = ["Edit", "Site", "SiteName", "State"]
+
+SiteName = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""What a block passes through, in that order; `z` is what its attention heads give, [.., n_heads·d_head]."""
+
+assert get_args(SiteName) == SITES
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Site:
     """A place in the model: `blocks.{layer}.hook_{name}` in TransformerLens words, layers counted from 0."""
 
     layer: int
-    name: Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"] = "resid_post"
+    name: SiteName = "resid_post"
 
     def __post_init__(self) -> None:
         check_index(self.layer)
@@ -29,6 +34,12 @@ class Site:
     def hook_name(self) -> str:
         inner = "attn." if self.name == "z" else ""
         return f"blocks.{self.layer}.{inner}hook_{self.name}"
+
+    @classmethod
+    def fitted(cls, hook_name: str | None, layer: int) -> "Site":
+        """The site that a hook of TransformerLens is named after (None: `resid_post`), at `layer`. Raises ValueError
+        for a hook at which nothing is steered."""
+        return cls(layer, cast(SiteName, site_name(hook_name)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from odesteer_tl.barriers import Barrier, Differentiated, LogRatioBarrier, Subsp
 from odesteer_tl.networks import NetworkBarrier
 from odesteer_tl.numerics import linear_slope, slope_given, unit_length
 from odesteer_tl.shapes import Activations, Direction
-from odesteer_tl.travelling import Slope
+from odesteer_tl.slopes import Slope
 
 
 @runtime_checkable

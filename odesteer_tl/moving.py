@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.travelling import Slope
+from odesteer_tl.slopes import Slope
 
 
 def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:

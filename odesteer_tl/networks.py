@@ -17,7 +17,7 @@ from torch import Tensor
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.neural import network, network_slope
 from odesteer_tl.shapes import Activations, PerActivation, Samples
-from odesteer_tl.travelling import Slope
+from odesteer_tl.slopes import Slope
 
 Kind = Literal["relu", "gelu"]
 """What stands between the layers of a network."""

@@ -1,8 +1,8 @@
 """Sending to a remote nnsight server: when it happens, what may be sent, and how much it is.
 
 A server has neither this package nor the user's modules. nnsight sends functions and classes as source where their
-module is registered for it, as `neural`, `numerics`, `strengths`, `travelling` and `vector_flow` are; all else is a
-name that the server looks up, on a short list of modules. What would fail there is refused here, before it is sent.
+module is registered for it, as those are that are registered below; all else is a name that the server looks up, on a
+short list of modules. What would fail there is refused here, before anything is sent.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Any
 
 import cloudpickle
 
-from odesteer_tl import neural, numerics, strengths, travelling, vector_flow
+from odesteer_tl import neural, numerics, slopes, strengths, travelling, vector_flow
 
 RUNNING = frozenset("torch math einops numpy typing collections".split())
 """What code may import on every server."""
@@ -34,7 +34,7 @@ _STRINGS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"
 _MARKS = frozenset({"MARK", "FRAME", "PROTO"})
 _COPIES = (copy.copy.__code__, copy.deepcopy.__code__)
 
-for _module in (neural, numerics, strengths, travelling, vector_flow):
+for _module in (neural, numerics, slopes, strengths, travelling, vector_flow):
     cloudpickle.register_pickle_by_value(_module)
 
 

@@ -1,4 +1,4 @@
-"""Strengths: what T and relative_T mean, and what a method checks of them, of a width and of a layer; travels.
+"""Strengths: what T and relative_T mean, and what a method checks of them, of a width and of its site; travels.
 
 A method at home and the one that a server gets say the same in the same words, which are written here once.
 """
@@ -13,16 +13,41 @@ from torch import Tensor
 
 from odesteer_tl.numerics import norm, per_activation
 
+SITES = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""The sites of a block, in the order in which a block comes to them."""
 
-def pairs_of(method: Any, T: Any, relative_T: Any) -> list[Any]:
-    """Methods with their T, in the order in which they act; raises ValueError for lists that are no such pairs."""
+
+def place_of(site: Any) -> tuple[int, int]:
+    """Where a site comes in a forward pass, to sort by: its layer, and its number within the block."""
+    return site.layer, SITES.index(site.name)
+
+
+def site_name(hook_name: str | None) -> str:
+    """The site that a hook of TransformerLens is named after: "z" of "blocks.6.attn.hook_z"; None: "resid_post".
+
+    Raises ValueError for a hook at which nothing is steered.
+    """
+    name = "resid_post" if hook_name is None else hook_name.rpartition("hook_")[2]
+    if name not in SITES:
+        raise ValueError(f"Methods act at {', '.join(SITES)}; this one was fitted at {hook_name}.")
+    return name
+
+
+def pairs_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[Any]:
+    """Methods with their T, in the order in which they act; one that is several (`Layers`) as its parts, with its T.
+
+    Raises ValueError for lists that are no such pairs, and for a `layer` where a method is several.
+    """
     if not isinstance(method, Sequence):
-        return [(method, T)]
+        if not hasattr(method, "each_with"):
+            return [(method, T)]
+        check_no_layer(layer)
+        return [pair for part, strength in method.each_with(T) for pair in pairs_of(part, strength, relative_T)]
     if T is not None or relative_T is not None or not method:
         raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
     if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in method):
         raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
-    return list(method)
+    return [pair for each, strength in method for pair in pairs_of(each, strength, None, layer)]
 
 
 def absolute(T: float | int | Tensor | None, relative_T: float | int | Tensor | None, x: Tensor) -> Any:
@@ -58,6 +83,15 @@ def check_index(layer: int) -> None:
     """Raise ValueError for a layer that is no integer, or below 0."""
     if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
         raise ValueError(f"Layers are block indices counted from 0, got {layer!r}.")
+
+
+def check_no_layer(layer: int | None) -> None:
+    """Raise ValueError where one layer is given to a method that acts at several."""
+    if layer is not None:
+        raise ValueError(
+            f"Layers act each part at its own layer, and layer={layer} would put them all at one: leave layer= out, or "
+            "steer by one part, method.parts[i]."
+        )
 
 
 def layer_of(fitted: int | None, given: int | None) -> int:

@@ -12,8 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.numerics import on_sphere, per_activation, unit_length
-from odesteer_tl.strengths import absolute, check_index, check_strength, check_width, layer_of, of_rows
+from odesteer_tl.numerics import per_activation
+from odesteer_tl.slopes import arrived, holds_module
+from odesteer_tl.strengths import (
+    absolute,
+    check_index,
+    check_no_layer,
+    check_strength,
+    check_width,
+    layer_of,
+    of_rows,
+    place_of,
+    site_name,
+)
 
 
 class State:
@@ -27,40 +38,13 @@ class State:
         self.memory = {} if memory is None else memory
 
 
-class Slope:
-    """A field in plain numbers: v(a) = function(a, *numbers), a slope of `numerics` and what it needs.
-
-    `normalize`: the function is of a/‖a‖, and the chain rule through that is applied. `unit_speed`: v = ∇h/‖∇h‖.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        numbers: tuple[Any, ...],
-        normalize: bool = False,
-        unit_speed: bool = False,
-    ) -> None:
-        self.function, self.numbers, self.normalize, self.unit_speed = function, numbers, normalize, unit_speed
-
-    def __call__(self, a: Tensor) -> Tensor:
-        g = on_sphere(a, self.function, self.numbers) if self.normalize else self.function(a, *self.numbers)
-        return unit_length(g) if self.unit_speed else g
-
-    def over(self, numbers: tuple[Any, ...]) -> Slope:
-        """The same function of other numbers."""
-        return Slope(self.function, numbers, self.normalize, self.unit_speed)
-
-    def at_unit_speed(self) -> Slope:
-        """The same direction, at the length 1."""
-        return Slope(self.function, self.numbers, self.normalize, True)
-
-
 class Travelling:
     """A fitted method that works without this package: `steer` and `edits` are those of the method.
 
     a(T) = move(a, T, *parts); `move` is a plain function such as `numerics.flowed`, `parts` are numbers, functions,
-    slopes, and objects of the user's. `layer`, `d_model` and `processing` say where the numbers were fitted. With
-    `answer` the edits add T·answer(query, *parts), the query being the activation of the prompt's last token.
+    slopes, and objects of the user's. `layer`, `d_model`, `processing` and `hook_name` (None: `resid_post`) say where
+    the numbers were fitted. With `answer` the edits add T·answer(query, *parts), the query being the activation of the
+    prompt's last token.
     """
 
     def __init__(
@@ -70,10 +54,11 @@ class Travelling:
         layer: int | None = None,
         d_model: int | None = None,
         processing: str = "unknown",
+        hook_name: str | None = None,
         answer: Callable[..., Tensor] | None = None,
     ) -> None:
         self.move, self.parts, self.answer = move, parts, answer
-        self.layer, self.d_model, self.processing = layer, d_model, processing
+        self.layer, self.d_model, self.processing, self.hook_name = layer, d_model, processing, hook_name
         self._there: dict[Any, Any] = {}
 
     def steer(
@@ -93,7 +78,12 @@ class Travelling:
         """What is to be carried out in the model, as Method.edits, with the same errors."""
         layer = layer_of(self.layer, layer)
         check_strength(T, relative_T)
-        return [TravellingEdit(self._steered, layer, T, relative_T, None if self.answer is None else self._answered)]
+        asks = None if self.answer is None else self._answered
+        return [TravellingEdit(self._steered, layer, T, relative_T, site_name(self.hook_name), asks)]
+
+    def made_from(self) -> tuple[Any, ...]:
+        """The arguments that make it again."""
+        return self.move, self.parts, self.layer, self.d_model, self.processing, self.hook_name, self.answer
 
     def _answered(self, query: Tensor) -> Tensor:
         return computed(query, self.d_model, self._answerer)
@@ -124,16 +114,43 @@ class Travelling:
         return {**self.__dict__, "_there": {}}
 
 
-class TravellingSite:
-    """A place in the model, `resid_post` of a block. Raises ValueError for a layer below 0."""
+class TravellingLayers:
+    """Fitted methods that act as one, each at its own site, without this package: as `Layers`, with the same errors."""
 
-    def __init__(self, layer: int) -> None:
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self.parts = parts
+
+    def each_with(self, T: Any) -> list[Any]:
+        """The parts, each with that T."""
+        return [(part, T) for part in self.parts]
+
+    def edits(
+        self,
+        T: float | int | Tensor | None = None,
+        *,
+        relative_T: float | int | Tensor | None = None,
+        layer: int | None = None,
+    ) -> list[Any]:
+        """The edits of all parts, in the order in which a pass comes to them."""
+        check_no_layer(layer)
+        edits = [edit for part in self.parts for edit in part.edits(T, relative_T=relative_T)]
+        return sorted(edits, key=lambda edit: place_of(edit.write))
+
+    def made_from(self) -> tuple[Any, ...]:
+        """The arguments that make it again."""
+        return (self.parts,)
+
+
+class TravellingSite:
+    """A place in the model, of a block. Raises ValueError for a layer below 0."""
+
+    def __init__(self, layer: int, name: str = "resid_post") -> None:
         check_index(layer)
-        self.layer, self.name = layer, "resid_post"
+        self.layer, self.name = layer, name
 
 
 class TravellingEdit:
-    """Replace a by `steered(a, T, relative_T)` at `resid_post` of a layer, on the chosen tokens.
+    """Replace a by `steered(a, T, relative_T)` at a site of a layer, on the chosen tokens.
 
     A tensor T or relative_T holds one value per batch row. With `of_query` (see Edit) it is a + T·of_query(query).
     """
@@ -144,9 +161,10 @@ class TravellingEdit:
         layer: int,
         T: float | int | Tensor | None,
         relative_T: float | int | Tensor | None,
+        site: str = "resid_post",
         of_query: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.read = self.write = TravellingSite(layer)
+        self.read = self.write = TravellingSite(layer, site)
         self.steered, self.T, self.relative_T, self.of_query = steered, T, relative_T, of_query
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
@@ -195,37 +213,3 @@ def added(a: Tensor, T: float | int | Tensor | None, relative_T: float | int | T
 def working(dtype: torch.dtype) -> torch.dtype:
     """What is computed in for activations of `dtype`: float32, or float64 for those."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def holds_module(thing: Any) -> bool:
-    """Whether a module is among the parts of a method, or in an object of the user's among them."""
-    if isinstance(thing, Slope):
-        return holds_module(thing.numbers)
-    if type(thing) is tuple:
-        return any(holds_module(part) for part in thing)
-    parts = [thing, *getattr(thing, "__dict__", {}).values()]
-    return any(isinstance(part, torch.nn.Module) for part in parts)
-
-
-def arrived(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The parts of a method where they are to work: tensors on `device`, floating ones in `dtype`.
-
-    Restores what `moving.packed` packed: int8 to `dtype`, int32 to int64. Of the user's own objects a module moves as a
-    whole, and any other is copied with its tensors and modules on `device`, each in its own dtype.
-    """
-    if isinstance(thing, Tensor):
-        packed = {torch.int8: dtype, torch.int32: torch.int64}
-        return thing.to(device=device, dtype=dtype if thing.is_floating_point() else packed.get(thing.dtype))
-    if type(thing) is tuple:  # a named one is a user's
-        return tuple(arrived(part, device, dtype) for part in thing)
-    if isinstance(thing, Slope):
-        return thing.over(arrived(thing.numbers, device, dtype))
-    if isinstance(thing, torch.nn.Module):
-        return thing.to(device=device, dtype=dtype)
-    attributes = getattr(thing, "__dict__", {})
-    held = {k: v.to(device) for k, v in attributes.items() if isinstance(v, (Tensor, torch.nn.Module))}
-    if isinstance(thing, type) or not held:
-        return thing
-    copy = object.__new__(type(thing))
-    copy.__dict__.update({**thing.__dict__, **held})
-    return copy

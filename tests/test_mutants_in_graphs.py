@@ -7,7 +7,7 @@ from models import FAMILIES, load, width
 from oracle import PROMPTS, STEPS, TOLERANCE, Stub, T, deviations, padded
 
 import odesteer_tl as ot
-from odesteer_tl.backends.nnsight import intervening
+from odesteer_tl.backends.nnsight import intervening, sites
 
 ROWS = PROMPTS["batch"]
 STRENGTHS = torch.tensor([3.0, 1.0, 2.0])
@@ -59,7 +59,7 @@ def rows_swapped(patch):
 
 def tuple_ignored(patch):
     """The new value goes nowhere, as an assignment to `output[0]` of a block that returns no tuple."""
-    patch.setattr(intervening, "output_with", lambda output, value: output)
+    patch.setattr(sites, "output_with", lambda output, value: output)
 
 
 def no_op(patch):

@@ -280,7 +280,7 @@ def test_a_block_that_steers_nothing_or_something_else_is_refused(model):
         (Stub(width(model) + 1), {}, "d_model"),
         (Stub(width(model), processing="centred"), {}, "centred"),
         (Stub(width(model), layer=17), {}, "does not exist"),
-        (Across(ot.Site(1, "z"), ot.Site(1, "z")), {}, "resid_post"),
+        (Across(ot.Site(1, "mlp_out"), ot.Site(1, "mlp_out")), {}, "resid_post"),
         (method, {"blocks": "lm_head"}, "no list"),
     ):
         with pytest.raises(ValueError, match=said), ot.steering(model, wrong, T, **options):
@@ -416,7 +416,7 @@ def test_intervening_refuses_what_it_cannot_do(model):
         ot.intervene(model, method, T)
     for wrong, options, said in (
         (Stub(width(model), layer=17), {"T": T}, "does not exist"),
-        (Across(ot.Site(1, "z"), ot.Site(1, "z")), {"T": T}, "resid_pre and resid_post"),
+        (Across(ot.Site(1, "mlp_out"), ot.Site(1, "mlp_out")), {"T": T}, "resid_pre, z and resid_post"),
         ([(method, T)], {"T": T}, "list of methods"),
         (method, {"T": torch.ones(5)}, "5"),
     ):

@@ -13,17 +13,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = [
     "CAA", "HPR", "ITI", "RK4", "Barrier", "Constant", "ContrastiveActivations", "Edit", "Euler", "Flow", "Gradient",
-    "GradientFlow", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial",
-    "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "StepODESteer",
-    "Tokenised", "Trajectory", "TruthFlow", "UnitGradient", "collect", "generate", "integrate", "intervene", "load",
-    "load_demo", "load_model", "save", "steering", "steering_hook",
+    "GradientFlow", "HeadShift", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer",
+    "Polynomial", "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State",
+    "StepODESteer", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "collect", "collect_layers",
+    "generate", "integrate", "intervene", "load", "load_demo", "load_model", "save", "steering", "steering_hook",
+    "tune",
 ]  # fmt: skip
 
 ORDER = [
-    "numerics", "neural", "vector_flow", "shapes", "storage", "tokens", "activations", "strengths", "travelling", "moving",
-    "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending", "edits", "methods",
-    "artefacts", "rules", "following", "positions", "backends", "assets", "demo", "evaluation", "plots",
-    "evaluation.showcase", "parity", "cli",
+    "numerics", "neural", "vector_flow", "shapes", "storage", "tokens", "activations", "strengths", "slopes",
+    "travelling", "moving", "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending",
+    "edits", "methods", "artefacts", "rules", "following", "positions", "backends", "assets", "demo", "evaluation",
+    "plots", "evaluation.showcase", "parity", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
 prints all the rest, has an entry of its own."""

@@ -16,7 +16,7 @@ from odesteer_tl.fields import UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods import GradientFlow, Method, ODESteer, StepODESteer
 from odesteer_tl.moving import held, moved, packed
-from odesteer_tl.travelling import Slope, arrived
+from odesteer_tl.slopes import Slope, arrived
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -199,8 +199,8 @@ TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.starts
 
 
 def test_all_that_travels_is_registered():
-    inner = ["blocks", "intervening", "picking"]
-    outer = ["following", "neural", "numerics", "rules", "strengths", "travelling", "vector_flow"]
+    inner = ["blocks", "intervening", "picking", "sites"]
+    outer = ["following", "neural", "numerics", "rules", "slopes", "strengths", "travelling", "vector_flow"]
     assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
 
 

@@ -11,6 +11,7 @@ from instances import activations, planted, without_shape_checks
 from torchdiffeq import odeint
 
 from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.methods import truth_flow
 from odesteer_tl.methods.truth_flow import TruthFlow
 from odesteer_tl.moving import held
 from odesteer_tl.networks import trained
@@ -227,6 +228,24 @@ def test_the_times_are_drawn_anew_for_every_batch_and_the_rate_falls_along_a_cos
     assert len(times) == len(times.unique()) == 12 and 0 <= times.min() and times.max() < 1
     trained(start, slope, rows, held_rows, **settings)
     assert torch.equal(torch.cat(seen[6:]), times)
+
+
+def test_a_held_out_pair_is_looked_at_four_times_over_the_whole_way(monkeypatch):
+    seen: list[Any] = []
+
+    def spy(start, loss, rows, held_rows, **settings):
+        seen.extend((rows, held_rows))
+        return trained(start, loss, rows, held_rows, **settings)
+
+    monkeypatch.setattr(truth_flow, "trained", spy)
+    TruthFlow.fit(asked(*two_kinds(40)), rank=4, epochs=1)
+    (z0, z1), (held0, held1, t) = seen
+    assert len(z0) == len(z1) == 36 and len(held0) == len(held1) == 16
+    torch.testing.assert_close(t, (torch.arange(16) + 0.5) / 16)
+    for i in range(4):
+        assert torch.equal(held0[i::4], held0[i].repeat(4, 1)) and torch.equal(held1[i::4], held1[i].repeat(4, 1))
+    for z in (z0, z1):  # of unit size about their mean
+        assert z.mean(0).abs().max() < 1e-5 and float(z.square().mean()) == pytest.approx(1, rel=1e-5)
 
 
 def test_steering_adds_the_vector_of_each_activation(brief):

@@ -33,9 +33,10 @@ def test_the_table_of_the_docs_is_the_codes():
 
 
 def test_the_papers_methods_are_all_there_in_its_order():
-    assert [cls.view.name for cls in METHODS][: len(PAPER)] == PAPER
+    seen = [cls for cls in METHODS if hasattr(cls, "view")]
+    assert [cls.view.name for cls in seen][: len(PAPER)] == PAPER
     lines = unified_table(METHODS).splitlines()
-    assert len(lines) == 2 + len(METHODS) and len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + len(seen) and len({line.count("|") for line in lines}) == 1
 
 
 @pytest.mark.parametrize("cls", FITTED, ids=lambda cls: cls.__name__)

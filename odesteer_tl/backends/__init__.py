@@ -4,7 +4,7 @@ from odesteer_tl.backends.generating import generate
 from odesteer_tl.backends.generation import Generation
 from odesteer_tl.backends.models import load_model, processing_of
 from odesteer_tl.backends.nnsight.intervening import intervene
-from odesteer_tl.backends.reading import collect, read_site
+from odesteer_tl.backends.reading import collect, collect_layers, read_site
 from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.scoring import token_losses
 from odesteer_tl.backends.steering import steering, steering_hook
@@ -14,6 +14,7 @@ __all__ = [
     "Generation",
     "Report",
     "collect",
+    "collect_layers",
     "generate",
     "intervene",
     "load_model",

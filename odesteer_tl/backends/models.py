@@ -9,6 +9,7 @@ import torch
 from odesteer_tl.activations import Origin, Processing, processing_seen_in
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.nnsight.blocks import blocks_of
+from odesteer_tl.backends.nnsight.sites import check_site
 from odesteer_tl.edits import Site
 
 
@@ -155,16 +156,20 @@ def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
         raise ValueError(f"layer={layer!r} does not exist: this model has layers 0 to {count - 1}, counted from 0.")
 
 
+def check_there(model: Any, site: Site, blocks: Any = None) -> None:
+    """Raises ValueError for a site that the model has not, or that cannot be read or written in its library."""
+    check_layer(model, site.layer, blocks)
+    if kind_of(model) == "nnsight":
+        check_site(blocks_of(model, blocks)[site.layer], site.name)
+    elif site.hook_name not in model.hook_dict:
+        raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
+
+
 def check_fit(model: Any, origin: Origin, sites: Iterable[Site], blocks: Any = None) -> None:
     """Raises ValueError for a method fitted at another width or weight processing, or sites that the model has not."""
     width = width_of(model)
     for site in sites:
-        check_layer(model, site.layer, blocks)
-        if kind_of(model) == "nnsight":
-            if site.name not in ("resid_pre", "resid_post"):
-                raise ValueError(f"In an nnsight model resid_pre and resid_post are read and written, not {site.name}.")
-        elif site.hook_name not in model.hook_dict:
-            raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
+        check_there(model, site, blocks)
         if width is not None and origin.d_model not in (None, width) and site.name != "z":
             raise ValueError(
                 f"The method was fitted at d_model {origin.d_model}, this model has {width}: "

@@ -1,6 +1,6 @@
-"""Reading: activations of texts at one site, whatever their lengths and the batch they come in."""
+"""Reading: activations of texts at a site of one or several layers, whatever their lengths and their batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,15 @@ from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.models import check_layer, check_place, model_name_of, processing_of
+from odesteer_tl.backends.models import check_layer, check_place, check_there, model_name_of, processing_of
 from odesteer_tl.backends.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.backends.transformer_lens.running import activations_of as read_cache
+from odesteer_tl.edits import Site, SiteName
 from odesteer_tl.shapes import Position, Samples
+from odesteer_tl.strengths import SITES
+
+Groups = tuple[Tensor | Sequence[int], Tensor | Sequence[int]]
+"""An id per desired and per undesired text."""
 
 
 def collect(
@@ -21,21 +26,24 @@ def collect(
     undesired: Texts,
     layer: int,
     *,
+    site: SiteName = "resid_post",
     position: Position = "last",
     batch_size: int = 16,
     prepend_bos: bool | None = None,
     chat_template: ChatTemplate = False,
     paired: bool = False,
-    groups: tuple[Tensor | Sequence[int], Tensor | Sequence[int]] | None = None,
+    groups: Groups | None = None,
     progress: bool | None = None,
     remote: bool | str = False,
     blocks: Any = None,
 ) -> ContrastiveActivations:
-    """The activations of desired and of undesired texts at `blocks.{layer}.hook_resid_post`, float32 on the CPU.
+    """The activations of desired and of undesired texts at a site of a layer, float32 on the CPU.
 
     `desired`, `undesired`: texts, token tensors [batch, pos] without pads, or `Tokenised(tokens, mask)`; a text gives
-    the same numbers in any batch. `position`: "last" (real token of each text), "mean", "all", or an index among the
-    real tokens. `prepend_bos`: whether a text begins with the BOS token; None does what the library does:
+    the same numbers in any batch. `site`: "resid_post", the output of the block; "z", what its attention heads give,
+    side by side [n_heads·d_head]; or "resid_pre"; on TransformerLens also "attn_out", "resid_mid" and "mlp_out". What
+    is fitted on it acts there. `position`: "last" (real token of each text), "mean", "all", or an index among the real
+    tokens. `prepend_bos`: whether a text begins with the BOS token; None does what the library does:
     TransformerLens as its `cfg.default_prepend_bos` says (usually yes), nnsight as the tokenizer does. Say it where a
     method fitted on one library is to steer the other. `chat_template`: True, a Jinja template, or a function of the
     text. `paired`: text i of both sides answers the same query. `groups`: an id per text and side; texts of one id stay
@@ -45,16 +53,48 @@ def collect(
     takes it; and where an unknown architecture has its decoder blocks, as in blocks="transformer.h".
 
     Raises ValueError for no text, a text without tokens, too long, or too short for the position, undeclared pads, or a
-    layer that does not exist. ConnectionError where a server is not reached or lost, RuntimeError where it fails.
+    layer or site that does not exist. ConnectionError where a server is not reached or lost, RuntimeError where it
+    fails.
     """
-    check_place(model, remote, blocks)
-    check_layer(model, layer, blocks)
+    return collect_layers(
+        model, desired, undesired, [layer], site=site, position=position, batch_size=batch_size,
+        prepend_bos=prepend_bos, chat_template=chat_template, paired=paired, groups=groups, progress=progress,
+        remote=remote, blocks=blocks,
+    )[0]  # fmt: skip
+
+
+def collect_layers(
+    model: Any,
+    desired: Texts,
+    undesired: Texts,
+    layers: Iterable[int],
+    *,
+    site: SiteName = "resid_post",
+    position: Position = "last",
+    batch_size: int = 16,
+    prepend_bos: bool | None = None,
+    chat_template: ChatTemplate = False,
+    paired: bool = False,
+    groups: Groups | None = None,
+    progress: bool | None = None,
+    remote: bool | str = False,
+    blocks: Any = None,
+) -> list[ContrastiveActivations]:
+    """What `collect` gives for each of `layers`, in their order, all read in one forward pass per batch.
+
+        acts = ot.collect_layers(model, desired, undesired, range(12), site="z")
+
+    All hold the same texts in the same rows. The other arguments, and what is raised, as for `collect`; ValueError too
+    for no layers, and for one that comes twice.
+    """
+    wanted_layers = list(layers)
+    sites = _sites(model, wanted_layers, site, remote, blocks)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     left = tokenise(model, desired, prepend_bos=prepend_bos, chat_template=chat_template)
     right = tokenise(model, undesired, prepend_bos=prepend_bos, chat_template=chat_template)
-    wanted, wanted_texts = _read(model, left, layer, position, batch_size, progress, remote, blocks)
-    unwanted, unwanted_texts = _read(model, right, layer, position, batch_size, progress, remote, blocks)
+    wanted, wanted_texts = _read(model, left, sites, position, batch_size, progress, remote, blocks)
+    unwanted, unwanted_texts = _read(model, right, sites, position, batch_size, progress, remote, blocks)
     ids = groups
     if ids is None and position == "all":
         ids = torch.arange(len(left.mask)), (0 if paired else len(left.mask)) + torch.arange(len(right.mask))
@@ -65,17 +105,32 @@ def collect(
                 f"{len(ids[0])} and {len(ids[1])}."
             )
         ids = torch.as_tensor(ids[0])[wanted_texts], torch.as_tensor(ids[1])[unwanted_texts]
-    return ContrastiveActivations(
-        wanted,
-        unwanted,
-        layer=layer,
-        model_name=model_name_of(model),
-        processing=processing_of(model),
-        position=position,
-        paired=paired,
-        groups=ids,
-        tokens=(left, right),
-    )
+    name, processing = model_name_of(model), processing_of(model)
+    found = {
+        each.layer: ContrastiveActivations(
+            high, low, layer=each.layer, hook_name=each.hook_name, model_name=name, processing=processing,
+            position=position, paired=paired, groups=ids, tokens=(left, right),
+        )
+        for each, high, low in zip(sites, wanted, unwanted, strict=True)
+    }  # fmt: skip
+    return [found[layer] for layer in wanted_layers]
+
+
+def _sites(model: Any, layers: list[int], name: SiteName, remote: bool | str, blocks: Any) -> list[Site]:
+    """The sites in the order of the model. Raises ValueError where one cannot be read there."""
+    check_place(model, remote, blocks)
+    if not layers:
+        raise ValueError("No layers to read: ot.collect_layers(model, desired, undesired, layers=[6, 8]).")
+    for layer in layers:
+        check_layer(model, layer, blocks)
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"Each layer is read once, got {layers}.")
+    if name not in SITES:
+        raise ValueError(f"site is one of {', '.join(SITES)}; got {name!r}.")
+    sites = [Site(layer, name) for layer in sorted(layers)]
+    for each in sites:
+        check_there(model, each, blocks)
+    return sites
 
 
 def read_site(
@@ -91,45 +146,45 @@ def read_site(
     """The activations of texts at `blocks.{layer}.hook_resid_post`, in their order; one side of `collect`."""
     check_layer(model, layer)
     tokens = tokenise(model, texts, prepend_bos=prepend_bos, chat_template=chat_template)
-    return _read(model, tokens, layer, position, batch_size)[0]
+    return _read(model, tokens, [Site(layer)], position, batch_size)[0][0]
 
 
 @torch.no_grad()
 def _read(
     model: Any,
     texts: Tokenised,
-    layer: int,
+    sites: list[Site],
     position: Position,
     batch_size: int,
     progress: bool | None = None,
     remote: bool | str = False,
     blocks: Any = None,
-) -> tuple[Samples, Int[Tensor, " n"]]:
-    """The activations of all texts in their order, and the text that each came from. Texts of like length share a
-    batch, so that little is padded."""
+) -> tuple[list[Samples], Int[Tensor, " n"]]:
+    """At each site the activations of all texts in their order, and the text that each came from. Texts of like length
+    share a batch, so that little is padded."""
     from tqdm.auto import tqdm
 
     check_context(model, texts)
     order = texts.mask.sum(1).argsort(descending=True, stable=True)
     samples, sources = [], []
-    bar = tqdm(
-        order.split(batch_size), desc=f"Reading layer {layer}", delay=0 if progress else 2, disable=progress is False
-    )
+    said = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"
+    bar = tqdm(order.split(batch_size), desc=said, delay=0 if progress else 2, disable=progress is False)
     for chosen in bar:
         batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
-        values, rows = _activations(model, batch, layer, position, remote, blocks)
+        values, rows = _activations(model, batch, sites, position, remote, blocks)
         samples.append(values)
         sources.append(chosen[rows])
     source = torch.cat(sources)
     back = source.argsort(stable=True)
-    return torch.cat(samples)[back], source[back]
+    return [torch.cat(parts)[back] for parts in zip(*samples, strict=True)], source[back]
 
 
 def _activations(
-    model: Any, batch: Tokenised, layer: int, position: Position, remote: bool | str, blocks: Any
-) -> tuple[Samples, Int[Tensor, " n"]]:
+    model: Any, batch: Tokenised, sites: list[Site], position: Position, remote: bool | str, blocks: Any
+) -> tuple[list[Samples], Int[Tensor, " n"]]:
     if kind_of(model) == "nnsight":
         from odesteer_tl.backends.nnsight.running import activations_of
 
-        return activations_of(model, batch, layer, position, remote, blocks)
-    return read_cache(model, batch, layer, position)
+        layers = [site.layer for site in sites]
+        return activations_of(model, batch, layers, sites[0].name, position, remote, blocks)
+    return read_cache(model, batch, sites, position)

@@ -9,17 +9,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from odesteer_tl.backends.carrying import Carrier, OwnedEdit
+from odesteer_tl.backends.carrying import Carrier, OwnedEdit, SiteValue
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import check_fit, check_place, dtype_of, pad_id_of
 from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformer_lens.hooking import hooked
 from odesteer_tl.edits import Edit, State
 from odesteer_tl.positions import Positions, PromptLengths, Tracker
-from odesteer_tl.shapes import Residual, Time
-from odesteer_tl.strengths import pairs_of
+from odesteer_tl.shapes import Time
+from odesteer_tl.strengths import pairs_of, place_of
 
-_ORDER = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 _SMALLEST_RELATIVE_T = 0.02
 
 
@@ -46,10 +45,11 @@ def steering(
     row, that is per beam under a beam search; `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see
     `odesteer_tl.positions`): the same ones with the KV cache on or off, alone or in a padded batch. `prompt_lengths`,
     real tokens per row, tells prompt from continuation where one pass holds both, or a part of the prompt. `layer`
-    overrides the fitted layer. `blocks` says where an nnsight model of unknown architecture holds its decoder blocks,
-    as in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits stay. At one layer of an
-    nnsight model, edits made before act first, then steering, then edits made inside, and last what a trace does;
-    of several nnsight models around one module, the one that is traced acts first. One thread at a time.
+    overrides the fitted layer, not the site within it. `blocks` says where an nnsight model of unknown architecture
+    holds its decoder blocks, as in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits
+    stay. At one layer of an nnsight model, edits made before act first, then steering, then edits made inside, and last
+    what a trace does; of several nnsight models around one module, the one that is traced acts first. One thread at a
+    time.
 
     Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
     mask declares, for a remote trace inside the block, and on a clean exit where no token was steered. Warns where
@@ -69,14 +69,17 @@ def steering_hook(
     *,
     relative_T: Time | None = None,
     positions: Literal["last", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] = "last",
-) -> Callable[..., Residual]:
-    """A plain TransformerLens hook (resid_post, hook) -> resid_post, for hooks that the user attaches.
+) -> Callable[..., SiteValue]:
+    """A plain TransformerLens hook (value, hook) -> value, for hooks that the user attaches at the method's site.
+
+    That is `resid_post` of a layer, or `hook_z`, whose [batch, pos, n_heads, d_head] it steers as one activation.
 
     It keeps nothing between calls: `positions` picks columns of the chunk it sees, pads included: "last", "all", a
     slice, or a bool mask ([pos], or [batch, pos]). With the KV cache on, "last" is the rule of `steering`; with it off
     earlier generated tokens lose their steering. Raises ValueError for a method that reads or writes several sites.
     """
-    edits = method.edits(T=T, relative_T=relative_T, layer=method.origin.layer or 0)
+    own = None if hasattr(method, "each_with") else method.origin.layer or 0
+    edits = method.edits(T=T, relative_T=relative_T, layer=own)
     if len(edits) != 1 or edits[0].read != edits[0].write or edits[0].of_query is not None:
         raise ValueError(
             "A single hook, which remembers nothing, carries a method that edits one site by what it finds there; use "
@@ -85,8 +88,8 @@ def steering_hook(
     if not isinstance(positions, (slice, Tensor)) and positions not in ("last", "all"):
         raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
 
-    def hook(resid_post: Residual, hook: Any = None) -> Residual:
-        chosen = torch.zeros(resid_post.shape[:2], dtype=torch.bool)
+    def hook(value: SiteValue, hook: Any = None) -> SiteValue:
+        chosen = torch.zeros(value.shape[:2], dtype=torch.bool)
         if isinstance(positions, Tensor):
             if positions.shape not in (chosen.shape, chosen.shape[1:]):
                 raise ValueError(f"The mask is {tuple(positions.shape)}, the chunk {tuple(chosen.shape)} [batch, pos].")
@@ -95,9 +98,10 @@ def steering_hook(
             chosen[
                 :, {"last": slice(-1, None), "all": slice(None)}[positions] if isinstance(positions, str) else positions
             ] = True
-        where = tuple(index.to(resid_post.device, non_blocking=True) for index in chosen.nonzero(as_tuple=True))
-        a = resid_post[where]
-        return resid_post.index_put(where, edits[0].apply(a, a, State(where[0])).to(resid_post))
+        where = tuple(index.to(value.device, non_blocking=True) for index in chosen.nonzero(as_tuple=True))
+        flat = value.flatten(2)
+        a = flat[where]
+        return flat.index_put(where, edits[0].apply(a, a, State(where[0])).to(value)).reshape(value.shape)
 
     return hook
 
@@ -129,7 +133,7 @@ def carrier_for(
     """
     check_place(model, False, blocks)
     owned = []
-    for owner, (each, strength) in enumerate(pairs_of(method, T, relative_T)):
+    for owner, (each, strength) in enumerate(pairs_of(method, T, relative_T, layer)):
         edits = each.edits(T=strength, relative_T=relative_T, layer=layer)
         check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
         _check_order(edits)
@@ -159,8 +163,7 @@ def conclude(report: Report, positions: Positions, stacklevel: int = 3) -> None:
 
 def _check_order(edits: list[Edit]) -> None:
     for edit in edits:
-        read, write = ((site.layer, _ORDER.index(site.name)) for site in (edit.read, edit.write))
-        if read > write:
+        if place_of(edit.read) > place_of(edit.write):
             raise ValueError(f"An edit reads {edit.read.hook_name} after it writes {edit.write.hook_name}.")
 
 

@@ -15,7 +15,7 @@ import torch
 
 from odesteer_tl.numerics import linear_slope, squares_slope, unit
 from odesteer_tl.shapes import Activations, Basis, Features, Samples, Weight
-from odesteer_tl.travelling import Slope
+from odesteer_tl.slopes import Slope
 
 
 class Reduced(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl.features.base import FeatureMap, Reduced
 from odesteer_tl.numerics import fourier_slope, unit
 from odesteer_tl.shapes import Activations, Features, Samples, Weight
-from odesteer_tl.travelling import Slope
+from odesteer_tl.slopes import Slope
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from odesteer_tl.numerics import flowed
 from odesteer_tl.sending import check_travels, sent_by_nnsight
 from odesteer_tl.shapes import Activations, Time
 from odesteer_tl.strengths import absolute, check_strength, check_width, layer_of
-from odesteer_tl.travelling import Travelling, TravellingEdit, steered
+from odesteer_tl.travelling import Travelling, TravellingEdit, TravellingLayers, steered
 
 Some = TypeVar("Some", bound="Method")
 """The method's own class. (Not typing.Self, which beartype checks in classes only, not in functions.)"""
@@ -43,7 +43,7 @@ class Method(ABC):
 
     @property
     def layer(self) -> int | None:
-        """The 0-based block whose `resid_post` the method was fitted at."""
+        """The 0-based block that the method was fitted at; None where it is not known, or several (`Layers`)."""
         return self.origin.layer
 
     def to(self: Some, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Some:
@@ -68,17 +68,19 @@ class Method(ABC):
         return here._velocity(x).to(a.dtype)
 
     def edits(self, T: Time | None = None, *, relative_T: Time | None = None, layer: int | None = None) -> list[Edit]:
-        """What a backend carries out: at `resid_post` of the fitted layer, or of `layer`, replace a by steer(a, T).
+        """What a backend carries out: at the site of the fit (`origin.hook_name`; `resid_post` where that is None)
+        replace a by steer(a, T); `layer` puts it at the same site of another block.
 
-        A tensor T holds one value per batch row. Raises ValueError where no layer is known, and as `steer` does.
+        A tensor T holds one value per batch row. Raises ValueError where no layer is known, where nothing is steered at
+        the site, and as `steer` does.
         """
-        layer = layer_of(self.layer, layer)
+        site = Site.fitted(self.origin.hook_name, layer_of(self.layer, layer))
         check_strength(T, relative_T)
-        site, asks = Site(layer), self._of_query
-        apply = TravellingEdit(self._steered, layer, T, relative_T, asks).apply
+        asks = self._of_query
+        apply = TravellingEdit(self._steered, site.layer, T, relative_T, of_query=asks).apply
         return [Edit(read=site, write=site, apply=apply, of_query=asks)]
 
-    def travelling(self) -> Travelling:
+    def travelling(self) -> Travelling | TravellingLayers:
         """The method in plain numbers: it steers, and gives edits, where this package is not installed.
 
         Its numbers are in the precision of the method's own. Raises ValueError where a part of the method cannot be
@@ -91,7 +93,7 @@ class Method(ABC):
             return super().__reduce_ex__(protocol)
         sent = self.travelling()
         check_travels(sent, f"This {type(self).__name__}")
-        return Travelling, (sent.move, sent.parts, sent.layer, sent.d_model, sent.processing, sent.answer)
+        return type(sent), sent.made_from()
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone, without copies on other devices."""
@@ -103,6 +105,16 @@ class Method(ABC):
         """What is added, T times, to all tokens of a prompt: a vector that its last token decides. None: each token is
         steered by what it is itself."""
         return None
+
+    def _as_travelling(
+        self,
+        move: Callable[..., torch.Tensor],
+        parts: tuple[Any, ...],
+        answer: Callable[..., torch.Tensor] | None = None,
+    ) -> Travelling:
+        """What travels: a(T) = move(a, T, *parts), at the site and the width of the fit; `answer` see Travelling."""
+        origin = self.origin
+        return Travelling(move, parts, self.layer, origin.d_model, origin.processing, origin.hook_name, answer)
 
     def _steered(self, a: Activations, T: Time | None, relative_T: Time | None) -> Activations:
         return steered(a, T, relative_T, self.origin.d_model, lambda *place: self._there(*place)._move)
@@ -147,7 +159,7 @@ class FlowMethod(Method):
 
     def travelling(self) -> Travelling:
         """The flow in plain numbers, in the direct or the reduced form, whichever holds fewer bytes."""
-        return Travelling(flowed, self.flow.parts(), self.layer, self.origin.d_model, self.origin.processing)
+        return self._as_travelling(flowed, self.flow.parts())
 
     def _move(self, x: Activations, T: Time) -> Activations:
         return self.flow(x, T)

@@ -42,9 +42,8 @@ class GradientFlow(FlowMethod):
         if self.layer is None:
             object.__setattr__(self, "layer", self.origin.layer)
         else:
-            object.__setattr__(
-                self, "origin", replace(self.origin, layer=self.layer, hook_name=Site(self.layer).hook_name)
-            )
+            site = Site.fitted(self.origin.hook_name, self.layer)
+            object.__setattr__(self, "origin", replace(self.origin, layer=self.layer, hook_name=site.hook_name))
         _ = self.flow  # a wrong solver or number of steps fails here, not in the middle of a generation
 
     @cached_property

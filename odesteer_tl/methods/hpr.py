@@ -118,7 +118,7 @@ class HPR(Method):
 
     def travelling(self) -> Travelling:
         """θ and the angle network in plain numbers."""
-        return Travelling(turned, packed(self._parts), self.layer, self.origin.d_model, self.origin.processing)
+        return self._as_travelling(turned, packed(self._parts))
 
     @property
     def _parts(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:

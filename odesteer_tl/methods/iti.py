@@ -1,8 +1,10 @@
-"""ITI (arXiv:2306.03341) on the residual stream, as the ODESteer paper compares it: add the direction of a probe.
+"""ITI (arXiv:2306.03341): add the direction of a probe. On the residual stream, as the ODESteer paper compares it, and
+in its own form at the attention heads, `ITI.fit_heads`, which gives a `HeadShift` per layer (its h and v are there).
 
 h(a) = θᵀa + b + log(n₋/n₊), a logistic regression on raw activations; v = θ/‖θ‖ in one step: a + T θ/‖θ‖.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -13,6 +15,8 @@ from odesteer_tl.features import Linear
 from odesteer_tl.fields import UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.head_shift import Along, head_shifts
+from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.view import View
 
 
@@ -29,6 +33,36 @@ class ITI(FlowMethod):
     def fit(cls, acts: ContrastiveActivations, *, C: float = 1.0, tol: float = 1e-4) -> "ITI":
         """Fit the probe (scikit-learn's logistic regression, its default C and tolerance, as the paper's code)."""
         return cls(LogRatioBarrier.fit(acts, Linear(normalize=False), C=C, tol=tol), acts.origin)
+
+    @classmethod
+    def fit_heads(
+        cls,
+        acts: Sequence[ContrastiveActivations],
+        n_heads: int,
+        *,
+        top_k: int = 48,
+        direction: Along = "mass_mean",
+        validation: float = 0.2,
+        seed: int = 0,
+        C: float = 1.0,
+    ) -> Layers:
+        """ITI's own form: of all layers, shift the `top_k` heads with the best probes along θ by α standard deviations.
+
+            acts = ot.collect_layers(model, desired, undesired, range(n_layers), site="z")
+            method = ot.ITI.fit_heads(acts, n_heads=32)
+            with ot.steering(model, method, T=15.0):               # T is the source's α
+
+        `acts`: the same texts at `z` of each layer. Per head a logistic regression (C, scikit-learn's defaults, 1000
+        iterations) on the rows that are not held out; `validation` of the pairs, groups or rows are, the same ones in
+        every layer, and heads are ranked by their accuracy there (ties: the earlier layer, then the lower head).
+        `direction`: "mass_mean", θ = (μ₊ − μ₋)/‖·‖ over all rows, or "probe", the coefficients, of length 1. σ is the
+        standard deviation along θ over both sides of all rows; the source takes it of another set of texts, its
+        generated questions. A layer without a chosen head has no part in what is returned.
+
+        Raises ValueError for activations that are not at z, layers that come twice or hold other rows or widths, heads
+        that do not divide the width, a `top_k` beyond the heads there are, and too few rows to hold some out.
+        """
+        return Layers(head_shifts(acts, n_heads, top_k, direction, validation, seed, C))
 
     @cached_property
     def flow(self) -> Flow:

@@ -34,7 +34,8 @@ from odesteer_tl.methods.view import View
 from odesteer_tl.moving import packed
 from odesteer_tl.numerics import affine_pull, euler, flowed, gated_pull
 from odesteer_tl.shapes import Direction
-from odesteer_tl.travelling import Slope, Travelling
+from odesteer_tl.slopes import Slope
+from odesteer_tl.travelling import Travelling
 
 Square = Float[Tensor, "d_model d_model"]
 
@@ -104,7 +105,7 @@ class MiMiC(FlowMethod):
     def travelling(self) -> Travelling:
         """The map and its gate in plain numbers."""
         parts = packed((self._pull, euler, 1, None))
-        return Travelling(flowed, parts, self.layer, self.origin.d_model, self.origin.processing)
+        return self._as_travelling(flowed, parts)
 
     @property
     def _pull(self) -> Slope:

@@ -16,6 +16,7 @@ pairs cancel, counts twice here, so v leans towards it wherever it exceeds the s
 up to the shorter side; the differences centred, which takes the mean difference out; the sign as it falls.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -28,6 +29,7 @@ from odesteer_tl.features import Linear
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.view import View
 
 
@@ -70,6 +72,17 @@ class RepE(FlowMethod):
             v = -v
         middle = (desired.mean(0) + undesired.mean(0)) / 2
         return cls(LogRatioBarrier(Linear(normalize=False), v.float(), -float(middle @ v)), acts.origin)
+
+    @classmethod
+    def fit_layers(cls, acts: Sequence[ContrastiveActivations], *, parity: bool = False) -> Layers:
+        """The method at several layers, as the source controls: each with its own direction, all with one T.
+
+            acts = ot.collect_layers(model, desired, undesired, [8, 10, 12], paired=True)
+            with ot.steering(model, ot.RepE.fit_layers(acts), T=4.0): ...
+
+        Raises ValueError as `fit` does, and for activations that do not know their layer.
+        """
+        return Layers(tuple(cls.fit(each, parity=parity) for each in acts))
 
     @property
     def direction(self) -> torch.Tensor:

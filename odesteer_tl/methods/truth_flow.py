@@ -152,8 +152,7 @@ class TruthFlow(Method):
 
     def travelling(self) -> Travelling:
         """The U-Net, its units and the basis in plain numbers."""
-        numbers, at = packed(self._numbers), self.origin
-        return Travelling(corrected, numbers, self.layer, at.d_model, at.processing, answer=correction)
+        return self._as_travelling(corrected, packed(self._numbers), answer=correction)
 
     @property
     def _of_query(self) -> Callable[[Activations], Activations]:

@@ -38,10 +38,10 @@ HEADS = {"name": "method", "norm": "‖a(T)‖"}
 
 
 def unified_table(methods: Iterable[Any]) -> str:
-    """The lines of the methods' views as a table in Markdown, in the order given."""
+    """The lines of the methods' views as a table in Markdown, in the order given; those without a view are left out."""
     names = [f.name for f in fields(View)]
     lines = ["| " + " | ".join(HEADS.get(name, name) for name in names) + " | class |", "|---" * (len(names) + 1) + "|"]
-    for method in methods:
+    for method in (each for each in methods if hasattr(each, "view")):
         cells = [getattr(method.view, name).replace("|", "\\|") for name in names]
         lines.append("| " + " | ".join(cells) + f" | `{method.__name__}` |")
     return "\n".join(lines)

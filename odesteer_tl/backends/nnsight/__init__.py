@@ -3,7 +3,7 @@
 import cloudpickle
 
 from odesteer_tl import following, rules
-from odesteer_tl.backends.nnsight import blocks, intervening, picking
+from odesteer_tl.backends.nnsight import blocks, intervening, picking, sites
 
-for _module in (rules, following, blocks, intervening, picking):
+for _module in (rules, following, blocks, sites, intervening, picking):
     cloudpickle.register_pickle_by_value(_module)

@@ -87,6 +87,11 @@ def real_tokens(inputs: Any, batch: int, width: int, layer: int) -> tuple[Tensor
     return real.expand(batch, width), cached
 
 
+def is_attention(name: str) -> bool:
+    """Whether a part of a block is named as attention is, in one architecture or another."""
+    return "attn" in name or "attention" in name
+
+
 def attending(mask: Tensor, cached: int, width: int) -> Tensor:
     """Which present columns attend to themselves [batch or 1, width], by a mask [batch, head, query, key].
 
@@ -172,7 +177,7 @@ def _depth(model: Any) -> int | None:
 
 def _attends(block: Any) -> bool:
     """Whether it has attention as a direct part, under whichever name; experts, adapters and norms have not."""
-    return any("attn" in name or "attention" in name for name, _ in block.named_children())
+    return any(is_attention(name) for name, _ in block.named_children())
 
 
 def _kind(model: Any) -> str:

@@ -16,6 +16,7 @@ from nnsight.intervention.interleaver import Event, Mediator, Pending
 from odesteer_tl.backends.carrying import Carrier
 from odesteer_tl.backends.models import load_weights
 from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, value_in
+from odesteer_tl.backends.nnsight.sites import entering, inputs_with, projection_of
 from odesteer_tl.backends.passes import watching
 from odesteer_tl.backends.report import Report
 from odesteer_tl.edits import Site
@@ -90,15 +91,16 @@ def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]
     with ExitStack() as stack:
         stack.enter_context(watching(model, carrier))
         for site in carrier.sites:
-            block, replace = found[site.layer], _replacing(carrier, site)
-            ours.append(Standing(f"{block.path}.{'input' if site.name == 'resid_pre' else 'output'}", replace))
-            stack.callback(_hooked(block._module, ours[-1], site, model).remove)
+            module = projection_of(found[site.layer]) if site.name == "z" else found[site.layer]
+            side = "output" if site.name == "resid_post" else "input"
+            ours.append(Standing(f"{module.path}.{side}", _replacing(carrier, site)))
+            stack.callback(_hooked(module._module, ours[-1], side, model).remove)
         stack.callback(remove)
         model._edits = [*model._edits, *ours]
         yield report
 
 
-def _hooked(hooked: Any, edit: Standing, site: Site, model: Any) -> Any:
+def _hooked(hooked: Any, edit: Standing, side: str, model: Any) -> Any:
     """A torch hook that does what `edit` does in the runs that nnsight does not serve, before the user's own hooks, as
     nnsight would, and after those of steering blocks around this one."""
 
@@ -112,7 +114,7 @@ def _hooked(hooked: Any, edit: Standing, site: Site, model: Any) -> Any:
     def after(module: Any, args: Any, output: Any) -> Any:
         return edit.apply(output) if acts(module) else None
 
-    if site.name == "resid_pre":
+    if side == "input":
         hooks, own = hooked._forward_pre_hooks, before
         handle = hooked.register_forward_pre_hook(own, with_kwargs=True, prepend=True)
     else:
@@ -125,19 +127,15 @@ def _hooked(hooked: Any, edit: Standing, site: Site, model: Any) -> Any:
 
 
 def _replacing(carrier: Carrier, site: Site) -> Callable[[Any], Any]:
-    """The carrier's hook for what nnsight hands over: (args, kwargs) of a block, or its output."""
+    """The carrier's hook for what nnsight hands over: (args, kwargs) of a block or projection, or a block's output."""
     carry_out = carrier.hook(site)
 
     def at_input(value: Any) -> Any:
-        args, kwargs = value
-        if args:
-            new = carry_out(args[0])
-            return value if new is None else ((new, *args[1:]), kwargs)
-        new = carry_out(kwargs["hidden_states"])
-        return value if new is None else (args, {**kwargs, "hidden_states": new})
+        new = carry_out(entering(value))
+        return value if new is None else inputs_with(value, new)
 
     def at_output(value: Any) -> Any:
         new = carry_out(value_in(value))
         return value if new is None else output_with(value, new)
 
-    return at_input if site.name == "resid_pre" else at_output
+    return at_output if site.name == "resid_post" else at_input

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, real_tokens, value_in
+from odesteer_tl.backends.nnsight.blocks import blocks_of, real_tokens
+from odesteer_tl.backends.nnsight.sites import check_site, entering, put_at, value_at
 from odesteer_tl.following import Answers, Followed, Pass, follow
 from odesteer_tl.rules import checked, chosen_by, per_row, tells
-from odesteer_tl.strengths import pairs_of
+from odesteer_tl.strengths import SITES, pairs_of, place_of
 from odesteer_tl.travelling import State
 
 
@@ -69,7 +70,7 @@ def intervene(
     or positions that do not fit, where a pass could be prompt or continuation and `prompt_lengths` does not say, and
     where a batch may be padded and cannot be asked.
     """
-    pairs = pairs_of(method, T, relative_T)
+    pairs = pairs_of(method, T, relative_T, layer)
     rule, worker = checked(positions), _worker(model)
     memory = worker.worker.__dict__.setdefault("odesteer_tl", {"steered": {}})  # of this run and of this invoke
     if memory.get("asked", memory) is not blocks:
@@ -81,13 +82,13 @@ def intervene(
         edits += [(number, edit, (id(each), place)) for place, edit in enumerate(own)]
         memory.setdefault("methods", {})[id(each)] = each  # so that no other gets its id
     for _, edit, _ in edits:
-        _check_sites(edit, len(found))
-    places = {(site.layer, site.name == "resid_post") for _, edit, _ in edits for site in (edit.read, edit.write)}
+        _check_sites(edit, found)
+    places = {place_of(site) for _, edit, _ in edits for site in (edit.read, edit.write)}
     chosen, read, states = None, {}, {}
-    for at, after in sorted(places):
-        block = found[at]
+    for at, number_in_block in sorted(places):
+        block, name = found[at], SITES[number_in_block]
         facts = _facts(worker, memory, block, at)
-        value = value_in(block.output) if after else _entering(block.inputs)
+        value = value_at(block, name)
         if type(value).__name__ == "FakeTensor":  # model.scan: shapes without numbers
             continue
         if chosen is None:
@@ -98,17 +99,15 @@ def intervene(
         where = tuple(each.to(value.device, non_blocking=True) for each in (rows, columns))
         changed = False
         for order, (number, edit, key) in enumerate(edits):
-            if (edit.read.layer, edit.read.name == "resid_post") == (at, after):
+            if (edit.read.layer, edit.read.name) == (at, name):
                 read[order] = value[where] if edit.of_query is None else _answered(memory, key, edit, value, rows)
-            if (edit.write.layer, edit.write.name == "resid_post") == (at, after) and len(rows):
+            if (edit.write.layer, edit.write.name) == (at, name) and len(rows):
                 state = states.setdefault(number, State(where[0]))
                 new = edit.apply(read[order].to(value.device), value[where], state)
                 value, changed = value.index_put(where, new.to(value)), True
                 memory["steered"].setdefault(at, set()).update(zip(rows.tolist(), index.tolist(), strict=True))
-        if changed and after:
-            block.output = output_with(block.output, value)
-        elif changed:
-            block.input = value
+        if changed:
+            put_at(block, name, value)
     return {at: len(steered) for at, steered in memory["steered"].items()}
 
 
@@ -134,12 +133,11 @@ def _check_processing(method: Any) -> None:
         )
 
 
-def _check_sites(edit: Any, layers: int) -> None:
+def _check_sites(edit: Any, found: Any) -> None:
     for site in (edit.read, edit.write):
-        if site.name not in ("resid_pre", "resid_post"):
-            raise ValueError(f"In an nnsight model resid_pre and resid_post are read and written, not {site.name}.")
-        if not 0 <= site.layer < layers:
-            raise ValueError(f"layer={site.layer} does not exist: this model has layers 0 to {layers - 1}.")
+        if not 0 <= site.layer < len(found):
+            raise ValueError(f"layer={site.layer} does not exist: this model has layers 0 to {len(found) - 1}.")
+        check_site(found[site.layer], site.name)
 
 
 def _check_rows(worker: Any, strengths: list[Any], batch: int) -> None:
@@ -154,12 +152,6 @@ def _check_rows(worker: Any, strengths: list[Any], batch: int) -> None:
             raise ValueError(f"T holds {len(strength)} values, the model sees {batch} rows: T needs one value per row.")
 
 
-def _entering(inputs: Any) -> Tensor:
-    """The residual stream that enters a block."""
-    args, kwargs = inputs
-    return args[0] if args else kwargs["hidden_states"]
-
-
 def _facts(worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Tensor | None, int] | None:
     """What the block's inputs say of a pass that is met for the first time: its real tokens, and how many columns are
     cached. None where the pass is known, or the model is past the block's input."""
@@ -167,7 +159,7 @@ def _facts(worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Te
     if memory.get("pass") == now or worker.occurrence(f"{block.path}.input") > now:
         return None
     inputs = block.inputs
-    value = _entering(inputs)
+    value = entering(inputs)
     if type(value).__name__ == "FakeTensor":
         return None
     batch, width = value.shape[:2]

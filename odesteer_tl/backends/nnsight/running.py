@@ -10,9 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from odesteer_tl.backends.models import pad_id_of
 from odesteer_tl.backends.nnsight.asking import asking
-from odesteer_tl.backends.nnsight.blocks import blocks_of, value_in
 from odesteer_tl.backends.nnsight.intervening import intervene
-from odesteer_tl.backends.nnsight.picking import averaged, picked
+from odesteer_tl.backends.nnsight.picking import averaged_at, picked_at
 from odesteer_tl.backends.report import Report
 from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.tokens import Tokenised, read_tokens
@@ -21,11 +20,16 @@ _NEVER = 2**31 - 1
 
 
 def activations_of(
-    model: Any, batch: Tokenised, layer: int, position: Position, remote: bool | str = False, blocks: Any = None
-) -> tuple[Samples, Int[Tensor, " n"]]:
-    """The activations of a batch at the output of a block, float32 on the CPU, and the row that each came from.
-
-    Later blocks are not run. Raises ValueError inside a trace, and as `asking` does.
+    model: Any,
+    batch: Tokenised,
+    layers: list[int],
+    site: str,
+    position: Position,
+    remote: bool | str = False,
+    blocks: Any = None,
+) -> tuple[list[Samples], Int[Tensor, " n"]]:
+    """The activations of a batch at a site of each layer (ascending), float32 on the CPU, and the row that each came
+    from, in one pass. Later blocks are not run. Raises ValueError inside a trace, and as `asking` does.
     """
     if model.interleaver.interleaving:
         raise ValueError("Reading runs the model: do it outside the trace.")
@@ -37,11 +41,11 @@ def activations_of(
     with asking(remote):
         if position == "mean":
             with model.trace(**inputs, use_cache=False, remote=remote) as tracer:
-                values = nnsight.save(averaged(value_in(blocks_of(model, blocks)[layer].output), mask))
+                values = nnsight.save(averaged_at(model, blocks, layers, site, mask))
                 tracer.stop()
         else:
             with model.trace(**inputs, use_cache=False, remote=remote) as tracer:
-                values = nnsight.save(picked(value_in(blocks_of(model, blocks)[layer].output), sources, where))
+                values = nnsight.save(picked_at(model, blocks, layers, site, sources, where))
                 tracer.stop()
     if values is None:
         raise RuntimeError("The server says that it is done, and sent back no activations.")

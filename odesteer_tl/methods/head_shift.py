@@ -1,0 +1,189 @@
+"""HeadShift: ITI in its own form (arXiv:2306.03341), on the heads of one attention layer. `ITI.fit_heads` fits it.
+
+z holds what the heads of a layer give, before they are mixed: [n_heads·d_head]. For each chosen head
+h(z) = θᵀz_head + b, a linear probe with ‖θ‖ = 1; v = σθ on the chosen heads and 0 on all others, constant, in one step:
+z + T σθ. σ is the standard deviation of the head's activations along θ, so that T is the source's α (15 there).
+
+From honest_llama: probes by scikit-learn's logistic regression on four fifths of the rows, ranked by accuracy on the
+rest; θ from all rows where it is the mass-mean shift, from the four fifths where it is the probe's; σ by n, not n − 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.fields import Constant
+from odesteer_tl.flow import Flow
+from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.view import View
+from odesteer_tl.shapes import Activations, Direction
+from odesteer_tl.strengths import site_name
+
+Along = Literal["mass_mean", "probe"]
+"""What θ is: the unit difference of means, or the unit weight of the probe."""
+
+Probe = tuple[Float[Tensor, " d_head"], float, float]
+"""Weight, intercept, accuracy."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadShift(FlowMethod):
+    """z + T `shift`, `shift` [n_heads·d_head] = σθ on the chosen `heads` and 0 elsewhere.
+
+    `heads` in ascending order, counted from 0, with the `accuracy` of their probes on the rows held out and the
+    `offset` b of their h. T counts in standard deviations; relative_T means T = relative_T·‖z‖ over all heads.
+    Raises ValueError where these do not belong together.
+    """
+
+    view: ClassVar[View] = View(
+        "ITI, by heads", "θᵀz + b for each head", "σθ on the chosen heads of z", "1",
+        "any", "both sides", "arXiv:2306.03341",
+    )  # fmt: skip
+
+    shift: Direction
+    n_heads: int
+    heads: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    offset: tuple[float, ...]
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        if self.n_heads < 1 or len(self.shift) % self.n_heads:
+            raise ValueError(f"{self.n_heads} heads do not divide a shift of {len(self.shift)} numbers.")
+        if not len(self.heads) == len(self.accuracy) == len(self.offset):
+            sizes = (len(self.heads), len(self.accuracy), len(self.offset))
+            raise ValueError(f"Each chosen head has one accuracy and one offset, got {sizes}.")
+        if list(self.heads) != sorted(set(self.heads)) or not set(self.heads) <= set(range(self.n_heads)):
+            raise ValueError(f"heads are different indices from 0 to {self.n_heads - 1}, ascending; got {self.heads}.")
+
+    @property
+    def barrier(self) -> None:
+        """None: there is an h for each chosen head, `head_values`."""
+        return None
+
+    @property
+    def speed(self) -> float:
+        """‖shift‖: T counts in standard deviations, not in lengths."""
+        return float(self.shift.norm())
+
+    @cached_property
+    def flow(self) -> Flow:
+        return Flow(Constant(self.shift), steps=1)
+
+    @property
+    def sigma(self) -> Float[Tensor, " chosen_heads"]:
+        """σ of each chosen head."""
+        return self.shift.unflatten(0, (self.n_heads, -1))[list(self.heads)].norm(dim=-1)
+
+    def head_values(self, z: Activations) -> Float[Tensor, "*batch chosen_heads"]:
+        """h of each chosen head: θᵀz_head + b, positive on the desired side of its probe."""
+        chosen = list(self.heads)
+        theta = torch.nn.functional.normalize(self.shift.unflatten(0, (self.n_heads, -1))[chosen], dim=-1).to(z)
+        own = z.unflatten(-1, (self.n_heads, -1))[..., chosen, :]
+        return (own * theta).sum(-1) + torch.tensor(self.offset).to(z)
+
+
+def head_shifts(
+    acts: Sequence[ContrastiveActivations],
+    n_heads: int,
+    top_k: int,
+    direction: Along,
+    validation: float,
+    seed: int,
+    C: float,
+) -> tuple[HeadShift, ...]:
+    """A HeadShift for every layer that has chosen heads, as `ITI.fit_heads` says, which also says what is raised."""
+    acts = sorted(_checked(list(acts), n_heads, top_k, direction, validation), key=lambda each: each.layer or 0)
+    probes = [_probes(each, n_heads, validation, seed, C) for each in acts]
+    ranked = sorted(
+        ((layer, head) for layer in range(len(acts)) for head in range(n_heads)),
+        key=lambda place: -probes[place[0]][place[1]][2],  # a stable sort: of equals, the first
+    )[:top_k]
+    found = []
+    for number, each in enumerate(acts):
+        heads = tuple(sorted(head for layer, head in ranked if layer == number))
+        if heads:
+            found.append(_shift(each, n_heads, heads, [probes[number][head] for head in heads], direction))
+    return tuple(found)
+
+
+def _probes(acts: ContrastiveActivations, n_heads: int, validation: float, seed: int, C: float) -> list[Probe]:
+    """The probe of each head: weight and intercept from the rows to fit, accuracy on the rows held out."""
+    from sklearn.linear_model import LogisticRegression
+
+    (fit, fit_is), (rest, rest_is) = (
+        (
+            torch.cat([part.desired, part.undesired]).double().cpu().unflatten(1, (n_heads, -1)),
+            [1] * len(part.desired) + [0] * len(part.undesired),
+        )
+        for part in acts.split(seed, 1 - validation)
+    )
+    found = []
+    for head in range(n_heads):
+        regression: Any = LogisticRegression(C=C, max_iter=1000).fit(fit[:, head].numpy(), fit_is)
+        accuracy = float(regression.score(rest[:, head].numpy(), rest_is))
+        found.append((torch.from_numpy(regression.coef_[0]), float(regression.intercept_[0]), accuracy))
+    return found
+
+
+def _shift(
+    acts: ContrastiveActivations, n_heads: int, heads: tuple[int, ...], probes: list[Probe], direction: Along
+) -> HeadShift:
+    desired, undesired = (side.double().cpu().unflatten(1, (n_heads, -1)) for side in (acts.desired, acts.undesired))
+    shift, offset = torch.zeros(desired.shape[1:], dtype=torch.float64), []
+    for head, (weight, intercept, _) in zip(heads, probes, strict=True):
+        high, low = desired[:, head].mean(0), undesired[:, head].mean(0)
+        way, at_zero = (weight, intercept) if direction == "probe" else (high - low, (low @ low - high @ high) / 2)
+        size = float(way.norm()) or 1.0  # a head that does nothing has no direction, and no shift
+        theta = way / size
+        along = torch.cat([desired[:, head], undesired[:, head]]) @ theta
+        shift[head] = along.std(correction=0) * theta
+        offset.append(float(at_zero) / size)
+    accuracy = tuple(found for _, _, found in probes)
+    return HeadShift(
+        shift.flatten().float().to(acts.desired.device), n_heads, heads, accuracy, tuple(offset), acts.origin
+    )
+
+
+def _checked(
+    acts: list[ContrastiveActivations], n_heads: int, top_k: int, direction: str, validation: float
+) -> list[ContrastiveActivations]:
+    if not acts:
+        raise ValueError('No layers: ot.collect_layers(model, desired, undesired, layers, site="z").')
+    for each in acts:
+        if each.layer is None or site_name(each.hook_name) != "z":
+            raise ValueError(
+                f'Heads are read at z, these activations at {each.hook_name}: ot.collect_layers(..., site="z").'
+            )
+        check_samples(each, "ITI.fit_heads")
+        if (each.desired.shape, each.undesired.shape, each.paired) != (
+            acts[0].desired.shape,
+            acts[0].undesired.shape,
+            acts[0].paired,
+        ) or not _same_groups(each, acts[0]):
+            raise ValueError("All layers must hold the same rows, pairs, groups and width: use ot.collect_layers.")
+    layers = [each.layer for each in acts]
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"Each layer comes once, got {layers}.")
+    width = acts[0].desired.shape[1]
+    if n_heads < 1 or width % n_heads:
+        raise ValueError(f"n_heads={n_heads} does not divide the width of z, {width}: model.cfg.n_heads says it.")
+    if not 1 <= top_k <= n_heads * len(acts):
+        raise ValueError(f"top_k={top_k} of {n_heads} heads in {len(acts)} layers: it is 1 to {n_heads * len(acts)}.")
+    if direction not in ("mass_mean", "probe"):
+        raise ValueError(f'direction is "mass_mean" or "probe", got {direction!r}.')
+    if not 0 < validation < 1:
+        raise ValueError(f"validation is the share of rows held out, between 0 and 1, got {validation}.")
+    return acts
+
+
+def _same_groups(one: ContrastiveActivations, other: ContrastiveActivations) -> bool:
+    if one.groups is None or other.groups is None:
+        return one.groups is other.groups
+    return all(torch.equal(a, b) for a, b in zip(one.groups, other.groups, strict=True))
