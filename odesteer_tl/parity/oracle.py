@@ -1,70 +1,106 @@
 """What steered logits should be: those of the plain Hugging Face model, one unpadded row at a time, without a cache,
-under a torch hook on a decoder layer that steers positions written out one by one.
+under torch hooks, on decoder layers and on the output projections of attention, that steer positions written out one by
+one.
 
 No code of the backends or of `positions` is used.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.edits import Site
+from odesteer_tl.methods import Layers
 from odesteer_tl.parity.models import Family, hugging_face
 from odesteer_tl.shapes import TokenIds
+
+Place = tuple[int, str, Callable[[Tensor], Tensor]]
+"""Where a method acts, and what it does there: layer, "resid_post" or "z", and steer(a)."""
 
 LAYER, STEPS = 1, 5
 PROMPTS = {"single": [[1, 5, 6, 7]], "batch": [[1, 5, 6, 7, 9], [1], [1, 8, 4]]}
 
 
-def block(family: Family) -> Any:
-    """The decoder layer that is steered."""
+def places(method: Any, T: float) -> list[Place]:
+    """Where a method acts, or its parts do, and steers by T."""
+    parts = method.parts if isinstance(method, Layers) else (method,)
+    at = [(part.origin.layer, "z" if "attn" in str(part.origin.hook_name) else "resid_post") for part in parts]
+    return [(*where, lambda a, part=part: part.steer(a, T)) for where, part in zip(at, parts, strict=True)]
+
+
+@contextmanager
+def _replacing(family: Family, layer: int, site: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside it `change` replaces the value [batch, pos, width] at that site of the Hugging Face model."""
     hf = hugging_face(family)
-    return (hf.model.layers if family == "llama" else hf.transformer.h)[LAYER]
-
-
-@torch.no_grad()
-def logits(family: Family, row: list[int], steer: Any, positions: Sequence[int]) -> Tensor:
-    """Logits [pos, d_vocab] of one row, with the layer's output a replaced by steer(a) at `positions`."""
-
-    def hook(module: Any, args: Any, output: Any) -> Any:
-        value = (output[0] if isinstance(output, tuple) else output).clone()
-        for position in positions:
-            value[0, position] = steer(value[0, position])
-        return (value, *output[1:]) if isinstance(output, tuple) else value
-
-    handle = block(family).register_forward_hook(hook)
+    block = (hf.model.layers if family == "llama" else hf.transformer.h)[layer]
+    if site == "z":
+        projection = block.self_attn.o_proj if family == "llama" else block.attn.c_proj
+        handle = projection.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))
+    else:
+        handle = block.register_forward_hook(
+            lambda module, args, out: (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+        )
     try:
-        return hugging_face(family)(torch.tensor([row]), use_cache=False).logits[0]
+        yield
     finally:
         handle.remove()
 
 
 @torch.no_grad()
-def activations(family: Family, n: int = 60) -> ContrastiveActivations:
-    """What the layer holds after random texts of words from the first half of the vocabulary, and from the second."""
+def logits(family: Family, row: list[int], where: Sequence[Place], positions: Sequence[int]) -> Tensor:
+    """Logits [pos, d_vocab] of one row, with the value a at every place replaced by its steer(a) at `positions`."""
+
+    def changing(steer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def change(value: Tensor) -> Tensor:
+            value = value.clone()
+            for position in positions:
+                value[0, position] = steer(value[0, position])
+            return value
+
+        return change
+
+    with ExitStack() as stack:
+        for layer, site, steer in where:
+            stack.enter_context(_replacing(family, layer, site, changing(steer)))
+        return hugging_face(family)(torch.tensor([row]), use_cache=False).logits[0]
+
+
+@cache
+@torch.no_grad()
+def activations(
+    family: Family, layer: int = LAYER, site: Literal["resid_post", "z"] = "resid_post", n: int = 60
+) -> ContrastiveActivations:
+    """What a site holds after random texts of words from the first half of the vocabulary, and from the second."""
     generator = torch.Generator().manual_seed(0)
     sides, found = (torch.randint(low, low + 10, (n, 6), generator=generator) for low in (4, 14)), []
-    handle = block(family).register_forward_hook(
-        lambda module, args, output: found.append((output[0] if isinstance(output, tuple) else output)[:, -1])
-    )
-    try:
+
+    def read(value: Tensor) -> Tensor:
+        found.append(value[:, -1].clone())
+        return value
+
+    with _replacing(family, layer, site, read):
         for side in sides:
             hugging_face(family)(side, use_cache=False)
-    finally:
-        handle.remove()
-    return ContrastiveActivations(found[0], found[1], layer=LAYER, processing="raw")
+    return ContrastiveActivations(
+        found[0], found[1], layer=layer, hook_name=Site(layer, site).hook_name, processing="raw"
+    )
 
 
-def differences(family: Family, rows: list[list[int]], new: TokenIds, found: Tensor, steer: Any) -> tuple[float, float]:
+def differences(
+    family: Family, rows: list[list[int]], new: TokenIds, found: Tensor, where: list[Place]
+) -> tuple[float, float]:
     """The largest distance of the logits found [batch, steps, d_vocab] from the steered ones, and the smallest effect
     that steering has in a row. `new` [batch, steps] was generated; steered: the last prompt token and what follows."""
     worst, effect = 0.0, float("inf")
     for row, generated, mine in zip(rows, new.tolist(), found, strict=True):
         whole, last = row + generated[:-1], len(row) - 1
-        steered = logits(family, whole, steer, range(last, len(whole)))[last:]
-        plain = logits(family, whole, steer, ())[last:]
+        steered = logits(family, whole, where, range(last, len(whole)))[last:]
+        plain = logits(family, whole, (), ())[last:]
         worst = max(worst, (mine - steered).abs().nan_to_num(torch.inf).max().item())
         effect = min(effect, (steered - plain).abs().max().item())
     return worst, effect

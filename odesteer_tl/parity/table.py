@@ -16,6 +16,7 @@ from odesteer_tl.methods import (
     HPR,
     ITI,
     GradientFlow,
+    Layers,
     LinearAcT,
     Method,
     MiMiC,
@@ -26,7 +27,7 @@ from odesteer_tl.methods import (
     StepODESteer,
 )
 from odesteer_tl.parity.models import Family
-from odesteer_tl.parity.oracle import PROMPTS, activations, differences
+from odesteer_tl.parity.oracle import PROMPTS, activations, differences, places
 from odesteer_tl.parity.running import ways
 
 TOLERANCE, EFFECT = 1e-4, 0.1
@@ -52,21 +53,37 @@ def _hpr(acts: ContrastiveActivations) -> HPR:
     return replace(method, barrier=replace(method.barrier, weight=plane), angles=angles)
 
 
-METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
-    "ODESteer": ODESteer.fit,
-    "ODESteer, sketch": lambda acts: ODESteer.fit(acts, features=PolynomialSketch(n_components=500), tol=1e-4),
-    "ODESteer, Fourier, midpoint": lambda acts: ODESteer.fit(acts, features=RandomFourier(200), solver="midpoint"),
-    "StepODESteer": StepODESteer.fit,
-    "CAA": CAA.fit,
-    "ITI": ITI.fit,
-    "RandomDirection": RandomDirection.fit,
-    "RepE": RepE.fit,
-    "LinearAcT": LinearAcT.fit,
-    "MiMiC": lambda acts: replace(MiMiC.fit(acts), prior=1e6),  # its gate open: a closed one shows no mistake
-    "HPR": _hpr,
-    "RE-Control": REControl.fit,
-    "GradientFlow, degree 3, RK4": lambda acts: GradientFlow(
-        LogRatioBarrier.fit(acts, Polynomial(degree=3)), steps=4, solver="rk4", origin=acts.origin
+def _at_one(fit: Callable[[ContrastiveActivations], Method]) -> Callable[[Family], Method]:
+    """Fitted at `resid_post` of one layer."""
+    return lambda family: fit(activations(family))
+
+
+def _heads(family: Family) -> Layers:
+    """ITI's own form: the 6 best of 12 heads, at z of those layers that have them."""
+    return ITI.fit_heads([activations(family, layer, "z") for layer in range(3)], n_heads=4, top_k=6)
+
+
+METHODS: dict[str, Callable[[Family], Method]] = {
+    "ODESteer": _at_one(ODESteer.fit),
+    "ODESteer, sketch": _at_one(lambda acts: ODESteer.fit(acts, features=PolynomialSketch(n_components=500), tol=1e-4)),
+    "ODESteer, Fourier, midpoint": _at_one(
+        lambda acts: ODESteer.fit(acts, features=RandomFourier(200), solver="midpoint")
+    ),
+    "StepODESteer": _at_one(StepODESteer.fit),
+    "CAA": _at_one(CAA.fit),
+    "ITI": _at_one(ITI.fit),
+    "ITI, heads": _heads,
+    "RandomDirection": _at_one(RandomDirection.fit),
+    "RepE": _at_one(RepE.fit),
+    "RepE, layers": lambda family: RepE.fit_layers([activations(family, layer) for layer in (0, 1)]),
+    "LinearAcT": _at_one(LinearAcT.fit),
+    "MiMiC": _at_one(lambda acts: replace(MiMiC.fit(acts), prior=1e6)),  # its gate open: a closed one shows no mistake
+    "HPR": _at_one(_hpr),
+    "RE-Control": _at_one(REControl.fit),
+    "GradientFlow, degree 3, RK4": _at_one(
+        lambda acts: GradientFlow(
+            LogRatioBarrier.fit(acts, Polynomial(degree=3)), steps=4, solver="rk4", origin=acts.origin
+        )
     ),
 }
 
@@ -93,21 +110,23 @@ def measured(remote: str | None = None) -> list[Cell]:
     """Every cell that can be measured on the installed libraries; with `remote`, on the server at that address too."""
     cells = []
     for family in get_args(Family):
-        acts = activations(family)
         for name, run in ways(family, remote).items():
             for label, fit in METHODS.items():
-                method = fit(acts)
+                method = fit(family)
                 T = _strength(method)
+                where = places(method, T)
                 for prompts, rows in PROMPTS.items():
                     for cache in (True, False):
                         new, found = run(rows, method, T, cache)
-                        worst, effect = differences(family, rows, new, found, lambda a: method.steer(a, T))  # noqa: B023
+                        worst, effect = differences(family, rows, new, found, where)
                         cells.append(Cell(name, label, family, prompts, cache, worst, effect))
     return cells
 
 
 def _strength(method: Method) -> float:
     """About a third of an activation's length, whatever T counts in; a map: all its way; RE-Control: steps of 1."""
+    if isinstance(method, Layers):
+        return min(_strength(part) for part in method.parts)
     if isinstance(method, REControl):
         return float(method.steps)
     speed, norm = getattr(method, "speed", 1.0), method.origin.typical_norm
