@@ -15,12 +15,13 @@ from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.edits import Site
-from odesteer_tl.methods import Layers
+from odesteer_tl.methods import Layers, TruthFlow
 from odesteer_tl.parity.models import Family, hugging_face
 from odesteer_tl.shapes import TokenIds
 
-Place = tuple[int, str, Callable[[Tensor], Tensor]]
-"""Where a method acts, and what it does there: layer, "resid_post" or "z", and steer(a)."""
+Place = tuple[int, str, Callable[[Tensor, Tensor], Tensor]]
+"""Where a method acts, and what it does there: layer, "resid_post" or "z", and what a becomes, given also the query:
+the unsteered activation of the first token that is steered, the prompt's last."""
 
 LAYER, STEPS = 1, 5
 PROMPTS = {"single": [[1, 5, 6, 7]], "batch": [[1, 5, 6, 7, 9], [1], [1, 8, 4]]}
@@ -30,7 +31,13 @@ def places(method: Any, T: float) -> list[Place]:
     """Where a method acts, or its parts do, and steers by T."""
     parts = method.parts if isinstance(method, Layers) else (method,)
     at = [(part.origin.layer, "z" if "attn" in str(part.origin.hook_name) else "resid_post") for part in parts]
-    return [(*where, lambda a, part=part: part.steer(a, T)) for where, part in zip(at, parts, strict=True)]
+    return [(*where, _becomes(part, T)) for where, part in zip(at, parts, strict=True)]
+
+
+def _becomes(method: Any, T: float) -> Callable[[Tensor, Tensor], Tensor]:
+    if isinstance(method, TruthFlow):
+        return lambda a, query: a + T * method.vector(query)
+    return lambda a, query: method.steer(a, T)
 
 
 @contextmanager
@@ -53,13 +60,13 @@ def _replacing(family: Family, layer: int, site: str, change: Callable[[Tensor],
 
 @torch.no_grad()
 def logits(family: Family, row: list[int], where: Sequence[Place], positions: Sequence[int]) -> Tensor:
-    """Logits [pos, d_vocab] of one row, with the value a at every place replaced by its steer(a) at `positions`."""
+    """Logits [pos, d_vocab] of one row, with the value a at every place replaced by its steer(a, query) at `positions`."""
 
-    def changing(steer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def change(value: Tensor) -> Tensor:
-            value = value.clone()
+    def changing(steer: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def change(before: Tensor) -> Tensor:
+            value = before.clone()
             for position in positions:
-                value[0, position] = steer(value[0, position])
+                value[0, position] = steer(before[0, position], before[0, positions[0]])
             return value
 
         return change

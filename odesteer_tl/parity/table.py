@@ -25,6 +25,7 @@ from odesteer_tl.methods import (
     REControl,
     RepE,
     StepODESteer,
+    TruthFlow,
 )
 from odesteer_tl.parity.models import Family
 from odesteer_tl.parity.oracle import PROMPTS, activations, differences, places
@@ -51,6 +52,12 @@ def _hpr(acts: ContrastiveActivations) -> HPR:
         biases=(*network.biases[:-1], 0.1 * network.biases[-1]),
     )
     return replace(method, barrier=replace(method.barrier, weight=plane), angles=angles)
+
+
+def _truth_flow(acts: ContrastiveActivations) -> TruthFlow:
+    """TruthFlow of pairs whose query is halfway between their members."""
+    queries = (acts.desired + acts.undesired) / 2
+    return TruthFlow.fit(replace(acts, paired=True, queries=queries), epochs=100)
 
 
 def _at_one(fit: Callable[[ContrastiveActivations], Method]) -> Callable[[Family], Method]:
@@ -80,6 +87,7 @@ METHODS: dict[str, Callable[[Family], Method]] = {
     "MiMiC": _at_one(lambda acts: replace(MiMiC.fit(acts), prior=1e6)),  # its gate open: a closed one shows no mistake
     "HPR": _at_one(_hpr),
     "RE-Control": _at_one(REControl.fit),
+    "TruthFlow": _at_one(_truth_flow),
     "GradientFlow, degree 3, RK4": _at_one(
         lambda acts: GradientFlow(
             LogRatioBarrier.fit(acts, Polynomial(degree=3)), steps=4, solver="rk4", origin=acts.origin
