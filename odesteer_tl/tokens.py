@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from odesteer_tl.shapes import Position, Residual, Samples, TokenIds, TokenMask
+from odesteer_tl.shapes import PerRow, Position, Residual, Samples, TokenIds, TokenMask
 
 
 class Tokenised(NamedTuple):
@@ -14,6 +14,11 @@ class Tokenised(NamedTuple):
 
     tokens: TokenIds
     mask: TokenMask
+
+
+def after(mask: TokenMask, starts: PerRow | None) -> TokenMask:
+    """The real tokens of each row but for its first `starts` [batch]; None: all of them."""
+    return mask if starts is None else mask & (mask.cumsum(1) > starts.unsqueeze(1))
 
 
 def read_tokens(values: Residual, mask: TokenMask, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:

@@ -213,3 +213,42 @@ def test_the_tokens_of_a_pair_stay_on_one_side_of_a_split():
     )  # fmt: skip
     fit, held_out = pairs.split(fraction=0.67)
     assert torch.equal(*fit.groups) and torch.equal(*held_out.groups)
+
+
+QUERIES = ["we saw the film", "the plot"]
+ANSWERS = ["it was good", "never dull"], ["bad", "slow and dull but good"]
+
+
+@pytest.mark.parametrize("position", ["last", "mean", 0, -1])
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_answers_are_read_after_their_queries_and_without_them(loaded, position, batch_size):
+    family, model = loaded
+    acts = ot.collect(model, *ANSWERS, LAYER, queries=QUERIES, position=position, batch_size=batch_size)
+    assert acts.paired and acts.queries is not None
+    pick = {"last": lambda a: a[-1], "mean": lambda a: a.mean(0)}.get(position, lambda a: a[position])
+    asked = [tokenise(model, query).tokens[0].tolist() for query in QUERIES]
+    for side, answers in zip((acts.desired, acts.undesired), ANSWERS, strict=True):
+        for found, query, answer in zip(side, asked, answers, strict=True):
+            then = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            expected = pick(residual(family, query + then)[len(query) :])
+            assert distance(found.unsqueeze(0), expected.unsqueeze(0)) <= 1e-5
+    alone = torch.stack([residual(family, query)[-1] for query in asked])
+    assert distance(acts.queries, alone) <= 1e-5
+
+
+def test_pairs_with_queries_that_cannot_be_are_refused(model):
+    with without_shape_checks():
+        with pytest.raises(ValueError, match="one desired and one undesired answer"):
+            ot.collect(model, ANSWERS[0], ANSWERS[1][:1], LAYER, queries=QUERIES)
+        with pytest.raises(ValueError, match='not "all"'):
+            ot.collect(model, *ANSWERS, LAYER, queries=QUERIES, position="all")
+        with pytest.raises(ValueError, match="outside row"):
+            ot.collect(model, *ANSWERS, LAYER, queries=QUERIES, position=3)
+
+
+def test_a_chat_template_is_the_querys(model):
+    plain = ot.collect(model, *ANSWERS, LAYER, queries=["the film: " + q for q in QUERIES])
+    said = ot.collect(
+        model, *ANSWERS, LAYER, queries=QUERIES, chat_template=lambda q: "the film: " + q, prepend_bos=True
+    )
+    assert torch.equal(said.queries, plain.queries) and torch.equal(said.desired, plain.desired)

@@ -10,10 +10,10 @@ from torch import Tensor
 from odesteer_tl.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import check_layer, check_place, check_there, model_name_of, processing_of
-from odesteer_tl.backends.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
+from odesteer_tl.backends.texts import ChatTemplate, Texts, answered, check_context, tokenise, trimmed
 from odesteer_tl.backends.transformer_lens.running import activations_of as read_cache
 from odesteer_tl.edits import Site, SiteName
-from odesteer_tl.shapes import Position, Samples
+from odesteer_tl.shapes import PerRow, Position, Samples
 from odesteer_tl.strengths import SITES
 
 Groups = tuple[Tensor | Sequence[int], Tensor | Sequence[int]]
@@ -26,6 +26,7 @@ def collect(
     undesired: Texts,
     layer: int,
     *,
+    queries: Texts | None = None,
     site: SiteName = "resid_post",
     position: Position = "last",
     batch_size: int = 16,
@@ -46,18 +47,21 @@ def collect(
     tokens. `prepend_bos`: whether a text begins with the BOS token; None does what the library does:
     TransformerLens as its `cfg.default_prepend_bos` says (usually yes), nnsight as the tokenizer does. Say it where a
     method fitted on one library is to steer the other. `chat_template`: True, a Jinja template, or a function of the
-    text. `paired`: text i of both sides answers the same query. `groups`: an id per text and side; texts of one id stay
-    on one side of a split. With position "all" each text, or each pair, is a group of its own unless given. Layers
-    after `layer` are not run; hooks and edits that the user has on the model act and stay. `progress` None shows a bar
-    when the work lasts. `remote` and `blocks` are for nnsight models: True, or the address of a server, as nnsight
-    takes it; and where an unknown architecture has its decoder blocks, as in blocks="transformer.h".
+    text. `paired`: text i of both sides answers the same query. `queries`: the queries themselves; `desired` and
+    `undesired` are then the answers alone, read after their query and without it, and the activations come paired, with
+    those of the queries' last tokens as `acts.queries`; a chat template is for the query. `groups`: an id per text and
+    side; texts of one id stay on one side of a split. With position "all" each text, or each pair, is a group of its
+    own unless given. Layers after `layer` are not run; hooks and edits that the user has on the model act and stay.
+    `progress` None shows a bar when the work lasts. `remote` and `blocks` are for nnsight models: True, or the address
+    of a server, as nnsight takes it; and where an unknown architecture has its decoder blocks, as in
+    blocks="transformer.h".
 
     Raises ValueError for no text, a text without tokens, too long, or too short for the position, undeclared pads, or a
     layer or site that does not exist. ConnectionError where a server is not reached or lost, RuntimeError where it
     fails.
     """
     return collect_layers(
-        model, desired, undesired, [layer], site=site, position=position, batch_size=batch_size,
+        model, desired, undesired, [layer], queries=queries, site=site, position=position, batch_size=batch_size,
         prepend_bos=prepend_bos, chat_template=chat_template, paired=paired, groups=groups, progress=progress,
         remote=remote, blocks=blocks,
     )[0]  # fmt: skip
@@ -69,6 +73,7 @@ def collect_layers(
     undesired: Texts,
     layers: Iterable[int],
     *,
+    queries: Texts | None = None,
     site: SiteName = "resid_post",
     position: Position = "last",
     batch_size: int = 16,
@@ -91,10 +96,18 @@ def collect_layers(
     sites = _sites(model, wanted_layers, site, remote, blocks)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    left = tokenise(model, desired, prepend_bos=prepend_bos, chat_template=chat_template)
-    right = tokenise(model, undesired, prepend_bos=prepend_bos, chat_template=chat_template)
-    wanted, wanted_texts = _read(model, left, sites, position, batch_size, progress, remote, blocks)
-    unwanted, unwanted_texts = _read(model, right, sites, position, batch_size, progress, remote, blocks)
+    asked, starts = [None] * len(sites), None
+    style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
+    here = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks}
+    if queries is None:
+        left, right = (tokenise(model, side, **style) for side in (desired, undesired))
+    elif position == "all":
+        raise ValueError('A pair with a query is one row: position="last", "mean" or an index, not "all".')
+    else:
+        (left, starts), (right, _) = (answered(model, queries, side, **style) for side in (desired, undesired))
+        asked, paired = _read(model, tokenise(model, queries, **style), sites, "last", **here)[0], True
+    wanted, wanted_texts = _read(model, left, sites, position, **here, starts=starts)
+    unwanted, unwanted_texts = _read(model, right, sites, position, **here, starts=starts)
     ids = groups
     if ids is None and position == "all":
         ids = torch.arange(len(left.mask)), (0 if paired else len(left.mask)) + torch.arange(len(right.mask))
@@ -109,9 +122,9 @@ def collect_layers(
     found = {
         each.layer: ContrastiveActivations(
             high, low, layer=each.layer, hook_name=each.hook_name, model_name=name, processing=processing,
-            position=position, paired=paired, groups=ids, tokens=(left, right),
+            position=position, paired=paired, groups=ids, queries=query, tokens=(left, right),
         )
-        for each, high, low in zip(sites, wanted, unwanted, strict=True)
+        for each, high, low, query in zip(sites, wanted, unwanted, asked, strict=True)
     }  # fmt: skip
     return [found[layer] for layer in wanted_layers]
 
@@ -159,9 +172,10 @@ def _read(
     progress: bool | None = None,
     remote: bool | str = False,
     blocks: Any = None,
+    starts: PerRow | None = None,
 ) -> tuple[list[Samples], Int[Tensor, " n"]]:
     """At each site the activations of all texts in their order, and the text that each came from. Texts of like length
-    share a batch, so that little is padded."""
+    share a batch, so that little is padded. The first `starts` tokens of each text are not read."""
     from tqdm.auto import tqdm
 
     check_context(model, texts)
@@ -171,7 +185,8 @@ def _read(
     bar = tqdm(order.split(batch_size), desc=said, delay=0 if progress else 2, disable=progress is False)
     for chosen in bar:
         batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
-        values, rows = _activations(model, batch, sites, position, remote, blocks)
+        own = None if starts is None else starts[chosen]
+        values, rows = _activations(model, batch, sites, position, remote, blocks, own)
         samples.append(values)
         sources.append(chosen[rows])
     source = torch.cat(sources)
@@ -180,11 +195,17 @@ def _read(
 
 
 def _activations(
-    model: Any, batch: Tokenised, sites: list[Site], position: Position, remote: bool | str, blocks: Any
+    model: Any,
+    batch: Tokenised,
+    sites: list[Site],
+    position: Position,
+    remote: bool | str,
+    blocks: Any,
+    starts: PerRow | None,
 ) -> tuple[list[Samples], Int[Tensor, " n"]]:
     if kind_of(model) == "nnsight":
         from odesteer_tl.backends.nnsight.running import activations_of
 
         layers = [site.layer for site in sites]
-        return activations_of(model, batch, layers, sites[0].name, position, remote, blocks)
-    return read_cache(model, batch, sites, position)
+        return activations_of(model, batch, layers, sites[0].name, position, remote, blocks, starts)
+    return read_cache(model, batch, sites, position, starts)

@@ -8,7 +8,7 @@ import torch
 from odesteer_tl.activations import Tokenised
 from odesteer_tl.backends.models import context_of, pad_id_of, prepends_bos, tokenizer_of
 from odesteer_tl.positions import uneven_pads
-from odesteer_tl.shapes import AnyTokens, TokenIds
+from odesteer_tl.shapes import AnyTokens, PerRow, TokenIds
 
 ChatTemplate = bool | str | Callable[[str], str]
 """True: the tokenizer's own template around one user message; a string: this Jinja template; or text -> text."""
@@ -61,6 +61,29 @@ def tokenise(
         if not row:
             raise ValueError(f"Text {number} ({texts[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
     return left_padded(rows, _filler(model))
+
+
+def answered(
+    model: Any,
+    queries: Texts,
+    answers: Texts,
+    *,
+    prepend_bos: bool | None = None,
+    chat_template: ChatTemplate = False,
+) -> tuple[Tokenised, PerRow]:
+    """The tokens of each query with those of its answer after them, and the number of the query's.
+
+    The template, and the BOS, are the query's. Raises ValueError as `tokenise` does, and for another number of answers.
+    """
+    first = tokenise(model, queries, prepend_bos=prepend_bos, chat_template=chat_template)
+    then = tokenise(model, answers, prepend_bos=False)
+    if len(first.mask) != len(then.mask):
+        raise ValueError(f"Each query has one desired and one undesired answer: {len(first.mask)}, {len(then.mask)}.")
+    rows = [
+        [*q[p].tolist(), *a[r].tolist()]
+        for q, p, a, r in zip(first.tokens, first.mask, then.tokens, then.mask, strict=True)
+    ]
+    return left_padded(rows, _filler(model)), first.mask.sum(1)
 
 
 def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:

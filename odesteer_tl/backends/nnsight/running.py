@@ -13,8 +13,8 @@ from odesteer_tl.backends.nnsight.asking import asking
 from odesteer_tl.backends.nnsight.intervening import intervene
 from odesteer_tl.backends.nnsight.picking import averaged_at, picked_at
 from odesteer_tl.backends.report import Report
-from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
-from odesteer_tl.tokens import Tokenised, read_tokens
+from odesteer_tl.shapes import PerRow, Position, Samples, TokenIds, TokenMask
+from odesteer_tl.tokens import Tokenised, after, read_tokens
 
 _NEVER = 2**31 - 1
 
@@ -27,13 +27,16 @@ def activations_of(
     position: Position,
     remote: bool | str = False,
     blocks: Any = None,
+    starts: PerRow | None = None,
 ) -> tuple[list[Samples], Int[Tensor, " n"]]:
     """The activations of a batch at a site of each layer (ascending), float32 on the CPU, and the row that each came
-    from, in one pass. Later blocks are not run. Raises ValueError inside a trace, and as `asking` does.
+    from, in one pass. The first `starts` tokens of each row are not read. Later blocks are not run. Raises ValueError
+    inside a trace, and as `asking` does.
     """
     if model.interleaver.interleaving:
         raise ValueError("Reading runs the model: do it outside the trace.")
     inputs, mask = _right_padded(model, batch)
+    mask = after(mask, starts)
     whole = torch.arange(mask.shape[1], dtype=torch.float32).expand(mask.shape).unsqueeze(-1)
     columns, sources = read_tokens(whole, mask, position)  # which columns are read, by the one rule
     where = columns.squeeze(-1).long()

@@ -9,19 +9,21 @@ from torch import Tensor
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import device_of, pad_id_of
 from odesteer_tl.edits import Site
-from odesteer_tl.shapes import Position, Samples, TokenIds
-from odesteer_tl.tokens import Tokenised, read_tokens
+from odesteer_tl.shapes import PerRow, Position, Samples, TokenIds
+from odesteer_tl.tokens import Tokenised, after, read_tokens
 
 
 def activations_of(
-    model: Any, batch: Tokenised, sites: list[Site], position: Position
+    model: Any, batch: Tokenised, sites: list[Site], position: Position, starts: PerRow | None = None
 ) -> tuple[list[Samples], Int[Tensor, " n"]]:
     """The activations of a left-padded batch at each site, float32 on the CPU, and the row that each came from, in one
-    pass. What has an axis for heads, as hook_z has here, is read as one activation."""
+    pass. The first `starts` tokens of each row are not read. What has an axis for heads, as hook_z has here, is read as
+    one activation."""
     tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
     names, last = [site.hook_name for site in sites], max(site.layer for site in sites)
     _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, stop_at_layer=last + 1)
-    found = [read_tokens(cache[name].flatten(2).float().cpu(), batch.mask, position) for name in names]
+    read = after(batch.mask, starts)
+    found = [read_tokens(cache[name].flatten(2).float().cpu(), read, position) for name in names]
     return [values for values, _ in found], found[0][1]
 
 
