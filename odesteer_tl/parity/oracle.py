@@ -60,7 +60,7 @@ def _replacing(family: Family, layer: int, site: str, change: Callable[[Tensor],
 
 @torch.no_grad()
 def logits(family: Family, row: list[int], where: Sequence[Place], positions: Sequence[int]) -> Tensor:
-    """Logits [pos, d_vocab] of one row, with what stands at every place replaced, at `positions`, by what it becomes."""
+    """Logits [pos, d_vocab] of one row, what stands at each place replaced, at `positions`, by what it becomes."""
 
     def changing(steer: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def change(before: Tensor) -> Tensor:
