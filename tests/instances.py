@@ -14,6 +14,7 @@ import torch
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import Barrier, LogRatioBarrier, mean_difference, with_grad
+from odesteer_tl.edits import Site
 from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier, Recipe
 from odesteer_tl.fields import Constant, Field, Gradient, UnitGradient
 from odesteer_tl.methods import (
@@ -65,6 +66,12 @@ def with_queries(n: int = 60, d_model: int = D_MODEL) -> ContrastiveActivations:
     """Pairs, each with a query that both members are made from."""
     acts = planted(n, n, d_model)
     return replace(acts, paired=True, queries=(acts.desired + acts.undesired) / 2)
+
+
+def planted_at_z(*sizes: int) -> ContrastiveActivations:
+    """The same numbers, said to be what four heads give."""
+    acts = planted(*sizes)
+    return replace(acts, hook_name=Site(acts.layer, "z").hook_name)
 
 
 def activations(*batch: int, d_model: int = D_MODEL, seed: int = 7, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -151,6 +158,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "step-odesteer": lambda: StepODESteer.fit(planted()),
     "caa": lambda: CAA.fit(planted()),
     "iti": lambda: ITI.fit(planted()),
+    "head-shift": lambda: ITI.fit_heads([planted_at_z()], n_heads=4, top_k=2).parts[0],
     "random-direction": lambda: RandomDirection.fit(planted(), seed=5),
     "repe": lambda: RepE.fit(planted()),
     "linear-act": lambda: LinearAcT.fit(planted()),

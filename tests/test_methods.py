@@ -14,6 +14,9 @@ from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, GradientFlow, ODESteer, RandomDirection, StepODESteer
 from odesteer_tl.moving import moved
 
+AT = {"head-shift": "z"}
+"""Methods that were not fitted at `resid_post`."""
+
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -35,6 +38,8 @@ def test_strength_moves_activations_by_the_length_it_says(name):
         expected = (acts.desired.mean(0) - acts.undesired.mean(0)).norm()
     elif name == "gradient-flow-any-speed":
         expected = log_ratio("linear-raw").weight.norm()
+    elif name == "head-shift":  # σ on each of its heads
+        expected = fitted(name).sigma.norm()
     elif fitted(name).speed is None:
         expected = fitted(name).vector_field(a).norm(dim=-1)  # a map: one straight step
     else:
@@ -83,7 +88,7 @@ def test_whatever_the_shape_dtype_and_scale_there_is_no_nan(name, batch, dtype, 
     assert out.shape == a.shape and out.dtype == a.dtype
     assert not torch.isnan(out).any()
     # The way is |T| times the speed at most, and the end lies within it.
-    speed = {"caa": 10.0, "gradient-flow-any-speed": 10.0}.get(name, 1.0)
+    speed = {"caa": 10.0, "gradient-flow-any-speed": 10.0, "head-shift": 10.0}.get(name, 1.0)
     if method.speed is None:
         speed = method.vector_field(a.double()).norm(dim=-1)
     if name == "re-control":  # ‖∇V‖ nowhere exceeds the product of the layers' largest singular values
@@ -187,14 +192,14 @@ def test_edits_do_what_steer_does(name):
     method = fitted(name)
     chosen, rows = activations(5, dtype=torch.float32), torch.tensor([2, 0, 0, 1, 2])
     (edit,) = method.edits(T=2.0)
-    assert isinstance(edit, Edit) and edit.read == edit.write == Site(3)
-    assert edit.write.hook_name == "blocks.3.hook_resid_post"
+    assert isinstance(edit, Edit) and edit.read == edit.write == Site(3, AT.get(name, "resid_post"))
+    assert edit.write.hook_name == f"blocks.3.{'attn.hook_z' if name in AT else 'hook_resid_post'}"
     assert torch.equal(carried_out(edit, chosen, State(rows)), method.steer(chosen, T=2.0))
     T = torch.tensor([0.5, 1.0, -2.0])
     (edit,) = method.edits(T=T)
     assert torch.equal(carried_out(edit, chosen, State(rows)), method.steer(chosen, T=T[rows]))
     (edit,) = method.edits(relative_T=0.25, layer=1)
-    assert edit.write == Site(1)
+    assert edit.write == Site(1, AT.get(name, "resid_post"))
     assert torch.equal(carried_out(edit, chosen, State(rows)), method.steer(chosen, relative_T=0.25))
     (edit,) = method.edits(T=0)
     assert carried_out(edit, chosen, State(rows)) is chosen
@@ -226,7 +231,7 @@ def test_to_leaves_the_method_as_it_was(name):
 @pytest.mark.parametrize(("relative", "least", "most"), [(0.1, 0.008, 0.04), (0.01, 0.08, 0.4)])
 def test_bfloat16_loses_the_share_of_the_displacement_that_is_documented(name, relative, least, most):
     """About 2 % at T/‖a‖ = 0.1, about 17 % at 0.01: the final rounding to 2⁻⁹ is all that is lost."""
-    if name in ("caa", "gradient-flow-any-speed"):
+    if name in ("caa", "gradient-flow-any-speed", "head-shift"):
         relative = relative / float(fitted(name).vector_field(activations(1))[0].norm())
     a = activations(200, dtype=torch.bfloat16)
     strength = {"relative_T": relative}

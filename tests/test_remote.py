@@ -63,7 +63,8 @@ STEER = """
             return self.bend(self.network(a).squeeze(-1) + a @ torch.tensor(np.linspace(-1, 1, 32), dtype=a.dtype))
 
     methods = {name: make() for name, make in instances.METHODS.items()}
-    methods |= {name.lower(): table.METHODS[name](acts) for name in ("MiMiC", "HPR")}  # with open gates
+    methods |= {name.lower(): table.METHODS[name]("llama") for name in ("MiMiC", "HPR")}  # with open gates
+    methods |= {name: table.METHODS[name]("llama") for name in ("ITI, heads", "RepE, layers")}
     torch.manual_seed(0)
     own = {"own-value": OnlyValue(), "own-grad": WithGrad(), "own-module": Network(), "own-odd": Odd()}
     methods |= {name: ot.GradientFlow(barrier, layer=1) for name, barrier in own.items()}
@@ -72,29 +73,36 @@ STEER = """
     inputs = {"input_ids": tokens, "attention_mask": mask}
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": 10**6, "pad_token_id": 0}
 
+    def own_layer(method):  # some were fitted elsewhere
+        return None if isinstance(method, ot.Layers) else 1
+
     def trace(remote, method, T):
+        layer = own_layer(method)
         with model.trace(inputs, remote=remote):
-            ot.intervene(model, method, T=T, layer=1)
+            ot.intervene(model, method, T=T, layer=layer)
             logits = nnsight.save(model.lm_head.output[:, -1])
         return [logits]
 
     def generate(remote, method, T):
+        layer = own_layer(method)
         with model.generate(inputs, remote=remote, **options) as tracer:
             steps = nnsight.save([])
             for _ in tracer.iter[:5]:
-                intervene(model, method, T, layer=1)
+                intervene(model, method, T, layer=layer)
                 steps.append(model.lm_head.output[:, -1])
             ids = nnsight.save(tracer.result)
         return [ids[:, -5:], torch.stack(steps, dim=1)]
 
     def session(remote, method, T):
+        layer = own_layer(method)
         with model.session(remote=remote):
             with model.trace(inputs):
-                ot.intervene(model, method, T=T, layer=1)
+                ot.intervene(model, method, T=T, layer=layer)
                 first = layers[2].output[:, -1]
             with model.trace(inputs):
-                layers[0].output = layers[0].output + 0.1 * first.unsqueeze(1)
-                ot.intervene(model, method, T=T, layer=1)
+                words = model.model.embed_tokens  # before every layer, as methods act at several
+                words.output = words.output + 0.1 * first.unsqueeze(1)
+                ot.intervene(model, method, T=T, layer=layer)
                 logits = nnsight.save(model.lm_head.output[:, -1])
             first = nnsight.save(first)
         return [first, logits]
@@ -103,11 +111,11 @@ STEER = """
     for name, method in methods.items():
         own = T / method.speed if method.speed else table._strength(method)
         own *= 6 if name == "gradient-flow-own" else 1  # that one moves along a; HPR leaves one prompt as it is
-        steer = lambda a: method.steer(a, own)
+        where = [(own_layer(method) or at, site, steer) for at, site, steer in oracle.places(method, own)]
         off = {way.__name__: measured(way, method, own) for way in (trace, generate, session)}
         (logits,), (new, steps) = off["trace"][1], off["generate"][1]
-        hooked = torch.stack([oracle.logits("llama", row, steer, [len(row) - 1])[-1] for row in rows])
-        worst, effect = oracle.differences("llama", rows, new, steps, steer)
+        hooked = torch.stack([oracle.logits("llama", row, where, [len(row) - 1])[-1] for row in rows])
+        worst, effect = oracle.differences("llama", rows, new, steps, where)
         found[name] = {way: far for way, (far, _) in off.items()} | {
             "trace, hook": float((logits - hooked).detach().abs().max()), "generate, hook": worst,
             "effect": min(effect, sorted((logits - trace(False, method, 0)[0]).abs().amax(1).tolist())[name == "hpr"]),
@@ -154,7 +162,7 @@ STEER = """
         return [logits]
 
     found["composed"] = {way.__name__: measured(way)[0] for way in (own_edits, invokes, directly, by_helper)}
-    hooked = oracle.logits("llama", rows[0], lambda x: a.steer(x, T), range(len(rows[0])))
+    hooked = oracle.logits("llama", rows[0], oracle.places(a, T), range(len(rows[0])))
     found["composed"]["directly, hook"] = float((directly(url)[0] - hooked).abs().max())
 
     backend = nnsight.intervention.backends.remote.RemoteBackend(model.to_model_key(), url, blocking=False)
@@ -183,6 +191,9 @@ STEER = """
         "layer": {"method": a, "T": T, "layer": 0, "blocks": "model.layers"},
         "a border": {"method": b, "T": b_T, "positions": "generated", "prompt_lengths": 2},
         "borders": {"method": a, "T": T, "positions": "prompt", "prompt_lengths": [1, 2, 3], "num_beams": 2},
+        "layers": {"method": methods["RepE, layers"], "T": torch.tensor([T, -T, 0.5 * T])},
+        "layers, a list": {"method": [(methods["ITI, heads"], 2.0), (b, b_T)], "num_beams": 2},
+        "layers, relative_T": {"method": methods["ITI, heads"], "relative_T": 0.4},
         "nothing": {},
     }
     every_other = torch.tensor([True, False] * 9)
@@ -207,7 +218,9 @@ STEER = """
         layers[2]._module.register_forward_pre_hook(count)
     found["collected"] = {
         str(position): measured(lambda remote: [
-            getattr(ot.collect(model, texts, texts[:2], layer=1, position=position, remote=remote), side)
+            getattr(acts, side)
+            for site in ("resid_post", "z")
+            for acts in ot.collect_layers(model, texts, texts[:2], [1, 0], site=site, position=position, remote=remote)
             for side in ("desired", "undesired")
         ])[0]
         for position in ("last", "mean", "all", 0, -2)
@@ -219,6 +232,7 @@ STEER = """
     report(**found)
 """
 
+SEVERAL = ["ITI, heads", "RepE, layers"]
 OWN = ["own-value", "own-grad", "own-module", "own-odd"]
 
 
@@ -228,7 +242,7 @@ def found():
         return client(STEER, installed_wheel(), server.url, saved_model("llama"), Path(__file__).parent)
 
 
-@pytest.mark.parametrize("name", [*ALL_METHODS, *OWN])
+@pytest.mark.parametrize("name", [*ALL_METHODS, *OWN, *SEVERAL])
 def test_every_method_steers_there_as_here_and_as_a_hook(found, name):
     measured = dict(found[name])
     assert measured.pop("effect") >= 0.1
@@ -240,11 +254,11 @@ def test_it_composes_with_the_users_own_edits_invokes_and_functions(found):
 
 
 def test_generate_continues_and_reports_as_here(found):
-    assert len(found["generated"]) == 19 and all(found["generated"].values()), found["generated"]
+    assert len(found["generated"]) == 22 and all(found["generated"].values()), found["generated"]
     assert found["effect"] and found["stops"]
     assert found["sampled"] == [True, False]
 
 
 def test_collect_reads_what_is_read_here_and_runs_no_later_layer(found):
     assert max(found["collected"].values()) <= 1e-5, found["collected"]
-    assert found["ran"] == 1  # by the request that began to count, and by none of the ten that collected
+    assert found["ran"] == 1  # by the request that began to count, and by none of the twenty that collected
