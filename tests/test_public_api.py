@@ -15,17 +15,18 @@ PUBLIC = [
     "CAA", "HPR", "ITI", "RK4", "Barrier", "Constant", "ContrastiveActivations", "Edit", "Euler", "Flow", "Gradient",
     "GradientFlow", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial",
     "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "StepODESteer",
-    "Tokenised", "Trajectory", "UnitGradient", "collect", "generate", "integrate", "intervene", "load", "load_demo",
-    "load_model", "save", "steering", "steering_hook",
+    "Tokenised", "Trajectory", "UnitGradient", "collect", "compare", "generate", "integrate", "intervene", "load",
+    "load_demo", "load_model", "save", "steering", "steering_hook",
 ]  # fmt: skip
 
 ORDER = [
     "numerics", "neural", "shapes", "storage", "tokens", "activations", "strengths", "travelling", "moving", "features",
     "barriers", "networks", "fields", "solvers", "flow", "sending", "edits", "methods", "artefacts", "rules",
-    "following", "positions", "backends", "assets", "demo", "evaluation", "plots", "evaluation.showcase", "parity", "cli",
+    "following", "positions", "backends", "assets", "demo", "tuning", "evaluation", "plots", "evaluation.comparison",
+    "evaluation.compare", "evaluation.ablation", "evaluation.showcase", "evaluation.contest", "parity", "cli",
 ]  # fmt: skip
-"""The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
-prints all the rest, has an entry of its own."""
+"""The way the data flows: a module imports from its own entry and from those before it. Of the evaluation, what draws
+and prints has entries of its own, after the plots."""
 
 MODEL_LIBRARIES = {"transformer_lens", "nnsight", "transformers"}
 RECIPES = ("assets/make_",)
