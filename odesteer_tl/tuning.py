@@ -105,9 +105,7 @@ def folds_of(
     sizes, groups = (len(acts.desired), len(acts.undesired)), _together(acts)
     apart = sizes if groups is None else tuple(len(side.unique()) for side in groups)
     few = f"{folds=} must be at least 2, and each fold needs desired and undesired rows of its own: of {sizes} rows "
-    few += (
-        f"{apart} can be told apart (pairs and groups stay together). Collect more, take fewer folds or another seed."
-    )
+    few += f"{apart} can be told apart, pairs and groups being one. Take fewer folds or another seed, or collect more."
     if not 2 <= folds <= min(apart):
         raise ValueError(few)
     labels = [1] * sizes[0] + [0] * sizes[1]

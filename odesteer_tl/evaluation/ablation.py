@@ -161,7 +161,8 @@ def ablation_table(comparison: Comparison, ablation: Ablation) -> str:
             f"cos(v_linear, v_nonlinear), {pair.values} values: {plain:.4f}; "
             f"with the linear h regularised as the other's linear part, C = {pair.alike:g}: {alike:.4f}"
         )
-    lines += ["", *(f"{name:<52}{each}" for name, each in ablation.differences.items())]
+    lines += ["", f"{'points of the judged share':<46}{'chosen':>13} {'95 %':>15} {'tried':>13}"]
+    lines += [*(f"{name:<46}{each}" for name, each in ablation.differences.items())]
     return "\n".join([*lines, "", wrapped(_answer(comparison, ablation))])
 
 
@@ -180,14 +181,17 @@ def _cell(candidate: Candidate, row: ComparedRow) -> str:
 def _answer(comparison: Comparison, ablation: Ablation) -> str:
     """Whether tuned nonlinearity pays, against a linear h that was tuned with the same care."""
     _, tuned = ablation.barriers
-    verdicts = {s: ablation.differences[f"Nonlinear − linear, tuned values, {s}"].verdict for s in STEPS}
+    found = {steps: ablation.differences[f"Nonlinear − linear, tuned values, {steps}"] for steps in STEPS}
+    verdicts = {steps: each.verdict for steps, each in found.items()}
+    equal = {steps: spread(*each.equal, scale=100, sign="+") for steps, each in found.items()}
     pays = set(verdicts.values()) == {"more"}
     held_out = [_auc(comparison.row(tuned.row(kind, "ten steps"))) for kind in ("nonlinear", "linear")]
     return (
         f"Does tuned nonlinearity pay? {'Yes.' if pays else 'Not shown.'} Against a linear h tuned on the same folds "
         f"its AUC is {spread(*tuned.gain, digits=3, sign='+')} on those folds, as the best of more candidates, and "
         f"{held_out[0] - held_out[1]:+.3f} on held-out texts. Judged as desired: "
-        f"{'; '.join(f'{steps}, {verdict}' for steps, verdict in verdicts.items())}."
+        f"{'; '.join(f'{steps}, {verdict}' for steps, verdict in verdicts.items())}. At equal displacements: "
+        f"{'; '.join(f'{steps}, {points} points' for steps, points in equal.items())}."
     )
 
 

@@ -131,8 +131,9 @@ def _how_to_read(comparison: Comparison, judge: Judge) -> list[str]:
         "texts (ends of reviews): h of pairs is judged on reviews all the same.",
         "Ablation. AUC, folds: of h on five held-out parts of the fitting texts, which flatters what was tuned; "
         "held out: on texts that took no part. γ/c₀ is what bends h, so c₀ stays 1. Tried: the trials on the "
-        f"validation prompts at displacements {displacements}. Differences: points of the judged share, mean ± sd over "
-        "seeds, and a 95 % bootstrap over prompts with all seeds together, by which the words go.",
+        f"validation prompts at displacements {displacements}, and their mean. Chosen: the test prompts at the "
+        "strength that each row chose, which differs between rows and seeds; mean ± sd over seeds, and a 95 % "
+        "bootstrap over prompts. A difference is one where that leaves out 0 and the mean is more than two deviations.",
         f"Judge: accuracy {judge.heldout_accuracy():.3f} on 500 held-out reviews, "
         f"{judge.heldout_accuracy(words=40):.3f} on 40 words of each.",
         "These are not the paper's models, data or judges, and its published numbers are not reproduced here.",

@@ -64,7 +64,7 @@ class ComparedRow:
         return self.name + (" †" if self.unbounded else "") + (" ‡" if self.unreached else "")
 
 
-def spread(mean: float, sd: float | None, *, scale: float = 1, digits: int = 1, sign: str = "") -> str:
+def spread(mean: float, sd: float | None, *, scale: float | int = 1, digits: int = 1, sign: str = "") -> str:
     """mean ± sd, or the mean alone of one seed."""
     text = f"{scale * mean:{sign}.{digits}f}"
     return text if sd is None else f"{text} ± {scale * sd:.{digits}f}"

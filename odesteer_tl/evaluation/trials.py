@@ -35,8 +35,8 @@ class Base:
     setting: Setting
     trial: Trial
     outcome: Outcome
-    validation: Samples
-    test: Samples
+    validation: Float[Tensor, "n_validation d_model"]
+    test: Float[Tensor, "n_test d_model"]
 
 
 @dataclass(frozen=True, eq=False)
