@@ -24,6 +24,7 @@ from odesteer_tl.backends import collect, collect_layers, generate, intervene, l
 from odesteer_tl.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.demo import load_demo
 from odesteer_tl.edits import Edit, Site, State
+from odesteer_tl.evaluation.compare import compare
 from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.fields import Constant, Gradient, UnitGradient
 from odesteer_tl.flow import Flow, Trajectory
@@ -83,6 +84,7 @@ __all__ = [
     "UnitGradient",
     "collect",
     "collect_layers",
+    "compare",
     "generate",
     "integrate",
     "intervene",

@@ -1,4 +1,4 @@
-"""`odesteer-tl`: the demo, fit and generate for one's own texts, and the parity table."""
+"""`odesteer-tl`: the demo, the comparison, fit and generate for one's own texts, and the parity table."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +55,29 @@ def demo(
             towards_praise=direction is Direction.positive,
             quick=quick,
             seed=seed,
+            json_output=as_json,
+            picture=picture,
+        )
+
+
+@app.command()
+def compare(
+    model: ModelName = EMBEDDED,
+    layer: Annotated[int | None, typer.Option(help="Block to steer, from 0. Default: a third of the way.")] = None,
+    quick: Annotated[bool, typer.Option(help="All rows, fewer continuations: under three minutes.")] = False,
+    seeds: Annotated[int | None, typer.Option(help="How many; 3 unless given, 2 with --quick.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")] = False,
+    picture: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("odesteer_compare.png"),
+) -> None:
+    """Compare the methods of the literature and three controls, and tune the nonlinearity: Tables 2 and 3 in small."""
+    from odesteer_tl.evaluation.contest import run_contest
+
+    with _clear_errors():
+        run_contest(
+            model=None if model == EMBEDDED else model,
+            layer=layer,
+            quick=quick,
+            seeds=seeds,
             json_output=as_json,
             picture=picture,
         )

@@ -1,9 +1,11 @@
 """Pictures: h along trajectories, and what strength buys and costs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from odesteer_tl.evaluation.rows import ComparedRow
 from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY, best
 from odesteer_tl.evaluation.study import Study
 from odesteer_tl.flow import Trajectory
@@ -42,6 +44,42 @@ def plot_study(study: Study, file: str | Path, title: str = "") -> None:
     right.yaxis.set_minor_locator(NullLocator())
     right.yaxis.set_major_formatter(FormatStrFormatter("%g×"))
     right.legend(fontsize=8)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(file, dpi=110)
+
+
+def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = "") -> None:
+    """Write a PNG, a line per row: gain and cost where texts were made, then the AUC of h, and length and angle."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.conditions is not None or row.runs]
+    made = any(row.runs for row in rows)
+    figure = Figure(figsize=(16 if made else 9, 1.6 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, 4 if made else 2, sharey=True)
+    if made:
+        for y, row in enumerate(rows):
+            (shift, shift_sd), (cost, cost_sd) = row.over_seeds("shift"), row.over_seeds("perplexity_ratio")
+            axes[0].errorbar(100 * shift, y, xerr=100 * (shift_sd or 0), fmt="o", color="tab:blue", capsize=3)
+            axes[1].errorbar(cost, y, xerr=cost_sd or 0, fmt="o", color="tab:red", capsize=3)
+        axes[0].set(xlabel="shift of the judged share, points")
+        axes[1].set(xlabel=f"perplexity / unsteered (trials allowed: ≤ {MOST_PERPLEXITY}×)")
+    auc, length = axes[-2:]
+    for y, row in enumerate(rows):
+        found = row.conditions
+        if found is not None:
+            length.plot(found.norm_ratio, y, "o", color="tab:orange")
+            length.annotate(f"{found.angle:.0f}°", (found.norm_ratio, y), (6, -3), textcoords="offset points")
+            if found.auc is not None:
+                auc.plot(found.auc, y, "o", color="tab:green")
+    auc.set(xlabel="held-out AUC of h")
+    length.set(xlabel="‖a(T)‖/‖a‖, and the angle")
+    length.margins(x=0.15)  # room for the angles
+    for panel, zero in zip(axes, [0, 1, 0.5, 1][-len(axes) :], strict=True):
+        panel.axvline(zero, color="grey", lw=1, ls=":")
+        panel.grid(axis="y", lw=0.3)
+    axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
+    axes[0].invert_yaxis()
     if title:
         figure.suptitle(title)
     figure.savefig(file, dpi=110)

@@ -7,6 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from odesteer_tl.cli import app
+from odesteer_tl.evaluation import ablation, contest
+from odesteer_tl.features import Polynomial
+from odesteer_tl.tuning import tune
 
 run = CliRunner()
 GOOD = ["the film is great", "a fine plot", "we saw it and it was good", "truly great", "great and never dull"] * 3
@@ -88,3 +91,26 @@ def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path):
     assert facts["layer"] == 1 and facts["goal"] == "its opposite"
     assert facts["judge_accuracy"]["whole"] >= 0.8
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monkeypatch):
+    counts = contest.Counts(prompts=2, validation_prompts=2, samples=2, validation_samples=1, max_new_tokens=3, seeds=2)
+    monkeypatch.setattr(contest, "QUICK", counts)
+
+    def few(acts, features=None, seed=0):
+        return tune(acts, features or [Polynomial()], Cs=(1,), folds=2, seed=seed)
+
+    monkeypatch.setattr(ablation, "tune", few)
+    picture = tmp_path / "compare.png"
+    words = ["compare", "--quick", "--json", "--seeds", "1", "--model", model_folder, "--layer", "1"]
+    result = run.invoke(app, [*words, "--picture", str(picture)])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    names = [row["name"] for row in facts["rows"]]
+    assert names[0] == "no steering" and {"HPR", "ODESteer", "prompt only", "tuned linear, one step"} <= set(names)
+    assert facts["layer"] == 1 and facts["seeds"] == [0]
+    assert all(len(row["runs"]) == 1 for row in facts["rows"])
+    assert set(facts["ablation"]["cosines"]) == {"paper", "tuned"}
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    wrong = run.invoke(app, ["compare", "--quick", "--seeds", "0"])
+    assert wrong.exit_code == 2 and "at least one seed" in wrong.output

@@ -9,10 +9,11 @@ from instances import ALL_METHODS, activations, fitted, planted
 
 import odesteer_tl as ot
 from odesteer_tl.backends import read_site, token_losses
+from odesteer_tl.evaluation.continuing import UNSTEERED, Setting
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.metrics import bootstrap_interval, distinct
 from odesteer_tl.evaluation.strength import Trial, best, median_displacement, time_for
-from odesteer_tl.evaluation.study import UNSTEERED, Setting, as_json, run_study, table
+from odesteer_tl.evaluation.study import as_json, run_study, table
 from odesteer_tl.plots import plot_study
 
 

@@ -16,18 +16,19 @@ PUBLIC = [
     "GradientFlow", "HeadShift", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer",
     "Polynomial", "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State",
     "StepODESteer", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "collect", "collect_layers",
-    "generate", "integrate", "intervene", "load", "load_demo", "load_model", "save", "steering", "steering_hook",
-    "tune",
+    "compare", "generate", "integrate", "intervene", "load", "load_demo", "load_model", "save", "steering",
+    "steering_hook", "tune",
 ]  # fmt: skip
 
 ORDER = [
     "numerics", "neural", "vector_flow", "shapes", "storage", "tokens", "activations", "strengths", "slopes",
     "travelling", "moving", "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending",
     "edits", "methods", "artefacts", "rules", "following", "positions", "backends", "assets", "demo", "evaluation",
-    "plots", "evaluation.showcase", "parity", "cli",
+    "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation", "evaluation.showcase",
+    "evaluation.contest", "parity", "cli",
 ]  # fmt: skip
-"""The way the data flows: a module imports from its own entry and from those before it. The showcase, which draws and
-prints all the rest, has an entry of its own."""
+"""The way the data flows: a module imports from its own entry and from those before it. Of the evaluation, what draws
+and prints has entries of its own, after the plots."""
 
 MODEL_LIBRARIES = {"transformer_lens", "nnsight", "transformers"}
 RECIPES = ("assets/make_",)

@@ -5,20 +5,20 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.backends import collect, load_model
 from odesteer_tl.barriers import auc
 from odesteer_tl.demo import load_demo
+from odesteer_tl.evaluation.continuing import UNSTEERED, Setting, Steerer
 from odesteer_tl.evaluation.judge import Judge
+from odesteer_tl.evaluation.literature import opposites
 from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
-from odesteer_tl.evaluation.study import UNSTEERED, Setting, Steerer, Study, as_json, run_study, table
-from odesteer_tl.methods import CAA, ITI, FlowMethod, ODESteer, RandomDirection, StepODESteer
+from odesteer_tl.evaluation.study import Study, as_json, run_study, table
+from odesteer_tl.methods import CAA, ITI, FlowMethod, ODESteer, StepODESteer
 from odesteer_tl.plots import plot_study
 
 QUICK_GRID = (0.1, 0.2, 0.4)
@@ -53,7 +53,7 @@ def run_showcase(
     acts = collect(demo.model, *sides, layer=site, position="mean")
     unseen = collect(demo.model, *held_out, layer=site, position="mean")
     methods: dict[str, Steerer] = {
-        "random direction": _control(acts, seed),
+        "random direction": opposites(acts, seed, DIRECTIONS // 2),
         "CAA": CAA.fit(acts),
         "ITI": ITI.fit(acts),
         "StepODESteer": StepODESteer.fit(acts),
@@ -143,16 +143,6 @@ def _name(model: str | None) -> str:
 
 def _goal(towards_praise: bool) -> str:
     return "praise" if towards_praise else "its opposite"
-
-
-def _control(acts: ContrastiveActivations, seed: int) -> tuple[RandomDirection, ...]:
-    """Random directions in pairs, each with its opposite, to take turns over a prompt's continuations.
-
-    One direction alone moves the judge of a small model by up to 20 points either way; a pair cancels that and keeps
-    what any push of that length does.
-    """
-    firsts = [RandomDirection.fit(acts, seed=DIRECTIONS * seed + turn) for turn in range(DIRECTIONS // 2)]
-    return tuple(each for one in firsts for each in (one, replace(one, direction=-one.direction)))
 
 
 def _towards(judge: Judge, praise: bool) -> Callable[[Sequence[str]], Float[Tensor, " n"]]:

@@ -61,3 +61,13 @@ def time_for(method: Method, a: Samples, displacement: float, *, precision: floa
         middle = (low + high) / 2
         low, high = (low, middle) if median_displacement(method, a, middle) >= displacement else (middle, high)
     return high
+
+
+def reach(method: Method, a: Samples, displacement: float) -> tuple[float, float]:
+    """(T, median displacement) of `time_for`, or, where a method never gets so far, of its farthest reach."""
+    try:
+        return time_for(method, a, displacement), displacement
+    except ValueError:
+        length = displacement * float(a.norm(dim=1).median())
+        tried = [(length * 2.0**k, median_displacement(method, a, length * 2.0**k)) for k in range(-20, 21)]
+        return max(tried, key=lambda found: found[1])  # the smallest T of equal ones

@@ -1,0 +1,125 @@
+"""`ot.compare`: fit all, check each one's own conditions, and judge what they make a model write."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from odesteer_tl.evaluation.comparison import Comparison
+from odesteer_tl.evaluation.conditions import conditions_of
+from odesteer_tl.evaluation.continuing import UNSTEERED, Judge, Setting, first_of
+from odesteer_tl.evaluation.literature import LITERATURE, Entry, Prompted, controls, entry_of
+from odesteer_tl.evaluation.material import Material, material_of
+from odesteer_tl.evaluation.rows import ComparedRow
+from odesteer_tl.evaluation.trials import DISPLACEMENTS, Base, base_of, run_row, unsteered
+
+
+def compare(
+    model: Any,
+    data: Any,
+    methods: Mapping[str, Any] | None = None,
+    *,
+    layer: int | None = None,
+    judge: Judge | None = None,
+    prefixes: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    samples: int = 4,
+    validation_samples: int = 2,
+    max_new_tokens: int = 32,
+    progress: Callable[[str], None] = lambda said: None,
+) -> Comparison:
+    """Fit `methods`, check them on held-out activations and, where there is a `judge`, on what the model writes.
+
+    `data`: `ot.load_demo()` or an object with its fields, read at `layer` (a third of the way unless given); or
+    `ContrastiveActivations`, a fifth of them held out, for the checks alone (`model` may be None). `methods`: name to a
+    fitted method, or to what fits one to the texts' activations, such as `ot.CAA.fit`; None for the methods of the
+    literature and three controls (the prompt-only one needs three `prefixes`, the weakest first).
+
+    `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
+    median displacements .1, .2, .4, or fractions .25, .5, 1 of a map (LinearAcT, MiMiC, HPR), or the prefixes. The rule
+    of `evaluation.strength` chooses one, which is judged on the test prompts, once per seed: sampling, networks, random
+    directions and shuffled labels start from it. Checks are made with the fit of the first seed.
+
+    Rows of the literature that the data do not serve are left out, and `left_out` says why. Raises ValueError for data
+    or methods of another kind, a judge without prompts, no seeds, and as the methods' own `fit`.
+    """
+    if judge is not None and not hasattr(data, "prompts"):
+        raise ValueError("A judge needs prompts to be continued: pass data with the fields of ot.load_demo().")
+    if not len(seeds) or len(prefixes) not in (0, len(DISPLACEMENTS)):
+        raise ValueError(
+            f"compare needs at least one seed, and {len(DISPLACEMENTS)} prefixes or none: each row has as many trials; "
+            f"got {len(seeds)} and {len(prefixes)}."
+        )
+    named = {**LITERATURE, **controls(prefixes)} if methods is None else methods
+    entries = {name: entry_of(name, method) for name, method in named.items()}
+    progress("reading")
+    material = material_of(model, data, layer)
+    left_out = {} if methods is not None else _not_served(entries, material)
+    settings: list[Setting] = []
+    if judge is not None:
+        if methods is None and not prefixes:
+            left_out["prompt only"] = "no prefixes were given"
+        site = material.texts.layer
+        assert site is not None  # material_of has read the texts there
+        settings = [
+            Setting(
+                model, site, list(data.prompts), list(data.validation_prompts), judge, samples, validation_samples,
+                max_new_tokens, seed=seed,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+    return compared(material, entries, left_out, seeds[0], settings, progress)
+
+
+def compared(
+    material: Material,
+    entries: Mapping[str, Entry],
+    left_out: dict[str, str],
+    seed: int,
+    settings: Sequence[Setting],
+    progress: Callable[[str], None],
+) -> Comparison:
+    """The rows of `entries` but those left out, the unsteered model first where texts are made.
+
+    Methods are checked with the fit of `seed`; there is one run per setting, and settings differ in their seed alone.
+    Raises ValueError where the material has not what an entry is fitted on.
+    """
+    bases = []
+    for setting in settings:
+        progress(f"{UNSTEERED}, seed {setting.seed}")
+        bases.append(base_of(setting))
+    rows = [ComparedRow(UNSTEERED, "nothing", None, 0.0, None, tuple(map(unsteered, bases)))] if bases else []
+    for name, entry in entries.items():
+        if name not in left_out:
+            progress(name)
+            rows.append(_row(name, entry, material, seed, bases))
+    return Comparison(tuple(rows), left_out)
+
+
+def _not_served(entries: Mapping[str, Entry], material: Material) -> dict[str, str]:
+    """The rows that are fitted on what the data do not have, and the reason."""
+    reasons = {}
+    for name, entry in entries.items():
+        try:
+            material.on(entry.on)
+        except ValueError as missing:
+            reasons[name] = str(missing)
+    return reasons
+
+
+def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence[Base]) -> ComparedRow:
+    try:
+        acts = material.on(entry.on)
+    except ValueError as missing:
+        raise ValueError(f"{name!r} cannot be fitted: {missing}.") from missing
+    start = time.perf_counter()
+    steerer = entry.fit(acts, seed)
+    seconds = time.perf_counter() - start
+    if isinstance(steerer, Prompted):
+        return ComparedRow(name, "words", None, seconds, None, tuple(run_row(base, steerer) for base in bases))
+    method = first_of(steerer)
+    runs = []
+    for base in bases:
+        again = entry.by_chance and base.setting.seed != seed
+        runs.append(run_row(base, entry.fit(acts, base.setting.seed) if again else steerer))
+    checked = conditions_of(method, material.held_out)
+    return ComparedRow(name, entry.on, method, seconds, checked, tuple(runs))

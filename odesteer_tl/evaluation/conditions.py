@@ -1,0 +1,72 @@
+"""What a fitted method does to activations that no fit has seen: does h tell the sides apart, does it rise on the way,
+is the goal reached, what becomes of length and direction? Nothing is generated."""
+
+from dataclasses import dataclass
+
+import torch
+
+from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.barriers import auc
+from odesteer_tl.evaluation.literature import MAPS
+from odesteer_tl.evaluation.strength import median_displacement, reach
+from odesteer_tl.flow import Trajectory
+from odesteer_tl.methods import FlowMethod, Method
+from odesteer_tl.neural import angle_between
+from odesteer_tl.shapes import Samples
+
+DISPLACEMENT = 0.2
+"""The median displacement at which methods are checked; maps are checked where they lead, at T = 1."""
+
+PARTS = (0.25, 0.5, 0.75, 1.0)
+"""Where h is looked at on the way of a method that has no steps of its own."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A method at T on held-out undesired activations; what concerns h is None where the method has none.
+
+    `auc`: of h, held-out desired against undesired. `h_before`, `h_after`: its medians. `rising`: share for which h
+    never falls on the way. `inside`: share with h ≥ 0 at the end. `norm_ratio`: median ‖a(T)‖/‖a‖. `angle`: median, in
+    degrees. `reached`: whether the displacement asked for can be had; `displacement` is the median one found.
+    """
+
+    T: float
+    displacement: float
+    reached: bool
+    norm_ratio: float
+    angle: float
+    auc: float | None
+    h_before: float | None
+    h_after: float | None
+    rising: float | None
+    inside: float | None
+
+
+def conditions_of(method: Method, held_out: ContrastiveActivations, displacement: float = DISPLACEMENT) -> Conditions:
+    """Check `method` at the T that moves held-out undesired activations by `displacement`, or a map at T = 1."""
+    a = held_out.undesired.float()
+    T = 1.0 if isinstance(method, MAPS) else reach(method, a, displacement)[0]
+    end = method.steer(a, T=T)
+    found = median_displacement(method, a, T)
+    way = way_of(method, a, T)
+    h = way.h
+    return Conditions(
+        T=T,
+        displacement=found,
+        reached=isinstance(method, MAPS) or found >= 0.99 * displacement,
+        norm_ratio=float((end.norm(dim=1) / a.norm(dim=1)).median()),
+        angle=float(angle_between(a, end).rad2deg().median()),
+        auc=None if method.barrier is None else auc(method.barrier, held_out.desired.float(), a),
+        h_before=None if h is None else float(h[0].median()),
+        h_after=None if h is None else float(h[-1].median()),
+        rising=None if h is None else float((~way.chatters).double().mean()),
+        inside=None if h is None else float(way.reaches.double().mean()),
+    )
+
+
+def way_of(method: Method, a: Samples, T: float) -> Trajectory:
+    """The method's own steps, or a(sT) at parts s of the way where it has one step or none."""
+    if isinstance(method, FlowMethod) and method.flow.steps > 1:
+        return method.trajectory(a, T)
+    points = torch.stack([a, *(method.steer(a, T=part * T) for part in PARTS)])
+    return Trajectory(points, None if method.barrier is None else method.barrier.value(points))

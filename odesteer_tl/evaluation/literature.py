@@ -1,0 +1,116 @@
+"""The rows of a comparison: the methods of the paper's Table 2, and three controls that know less."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.evaluation.material import On
+from odesteer_tl.methods import (
+    CAA,
+    HPR,
+    ITI,
+    LinearAcT,
+    Method,
+    MiMiC,
+    ODESteer,
+    RandomDirection,
+    REControl,
+    RepE,
+    StepODESteer,
+    TruthFlow,
+)
+
+MAPS = (LinearAcT, MiMiC, HPR)
+"""Methods whose T is a fraction of a map's way; of all others the strength is counted in displacement."""
+
+PRAISE = (
+    "I enjoyed this film.",
+    "This is one of the best films I have seen this year, and I loved it.",
+    "A wonderful, moving and superbly acted film. Everyone should see it. I loved every minute of it.",
+)
+"""Prefixes of the prompt-only control, the weakest first, for data whose desired side is praise of films."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """No steering: one of `prefixes`, the weakest first, stands before the prompt."""
+
+    prefixes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a row comes to its method: `fit(acts, seed)`, on what, and whether `seed` changes it (else one fit serves).
+
+    What `fit` returns is a method, several that take turns over a prompt's continuations, or `Prompted`.
+    """
+
+    fit: Callable[[ContrastiveActivations, int], Any]
+    on: On = "texts"
+    by_chance: bool = False
+
+
+LITERATURE: dict[str, Entry] = {
+    "RepE": Entry(lambda acts, seed: RepE.fit(acts), "pairs"),
+    "ITI": Entry(lambda acts, seed: ITI.fit(acts)),
+    "CAA": Entry(lambda acts, seed: CAA.fit(acts)),
+    "MiMiC": Entry(lambda acts, seed: MiMiC.fit(acts)),
+    "HPR": Entry(lambda acts, seed: HPR.fit(acts, seed=seed), "pairs", by_chance=True),
+    "RE-Control": Entry(lambda acts, seed: REControl.fit(acts, seed=seed), by_chance=True),
+    "Linear-AcT": Entry(lambda acts, seed: LinearAcT.fit(acts)),
+    "TruthFlow": Entry(lambda acts, seed: TruthFlow.fit(acts, seed=seed), "queries", by_chance=True),
+    "one-step ODESteer": Entry(lambda acts, seed: StepODESteer.fit(acts)),
+    "ODESteer": Entry(lambda acts, seed: ODESteer.fit(acts)),
+}
+"""The rows of Table 2 in its order, the unsteered one apart."""
+
+
+def controls(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
+    """What a method has to beat: any push, the same fit to labels that mean nothing, and words before the prompt.
+
+    Without `prefixes` there is nothing to say before the prompt, and the third is left out.
+    """
+    rows = {
+        "random direction": Entry(lambda acts, seed: opposites(acts, seed, pairs=2), by_chance=True),
+        "shuffled labels": Entry(lambda acts, seed: ODESteer.fit(shuffled(acts, seed)), by_chance=True),
+    }
+    return rows | ({"prompt only": Entry(lambda acts, seed: Prompted(tuple(prefixes)))} if prefixes else {})
+
+
+def opposites(acts: ContrastiveActivations, seed: int, pairs: int) -> tuple[RandomDirection, ...]:
+    """Random directions, each followed by its opposite, to take turns over a prompt's continuations.
+
+    One direction alone moves the judge of a small model by up to 20 points either way; a pair cancels that and keeps
+    what any push of that length does.
+    """
+    firsts = [RandomDirection.fit(acts, seed=2 * pairs * seed + turn) for turn in range(pairs)]
+    return tuple(each for one in firsts for each in (one, replace(one, direction=-one.direction)))
+
+
+def shuffled(acts: ContrastiveActivations, seed: int) -> ContrastiveActivations:
+    """The same activations with their sides drawn anew, as many on either side; neither pairs nor groups are left."""
+    rows = torch.cat([acts.desired, acts.undesired])
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+    desired, undesired = rows[order].split([len(acts.desired), len(acts.undesired)])
+    return replace(
+        acts, desired=desired, undesired=undesired, paired=False, groups=None, rewards=None, queries=None, tokens=None
+    )
+
+
+def entry_of(name: str, method: Any) -> Entry:
+    """The row for what a user names: an `Entry`, a fitted method, or a function of the activations that fits one.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(method, (Entry, Prompted)):
+        return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
+    if isinstance(method, Method):
+        return Entry(lambda acts, seed: method)
+    if callable(method) and not isinstance(method, type):
+        return Entry(lambda acts, seed: method(acts))
+    raise ValueError(
+        f"{name!r} is a fitted method, such as ot.CAA.fit(acts), or what fits one, such as ot.CAA.fit; got {method!r}."
+    )

@@ -1,0 +1,61 @@
+"""What a comparison fits its methods on, and what it checks them on."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.backends import collect
+
+On = Literal["texts", "pairs", "queries"]
+"""What a method is fitted on: desired and undesired texts, pairs of answers, or pairs with their queries read too."""
+
+PARTS = ("desired", "undesired", "validation_desired", "validation_undesired", "prompts", "validation_prompts", "pairs")
+"""The fields of a `Demo` that a comparison reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Activations at one site: `texts` to fit on, `held_out` to check on, and `pairs` where there are any."""
+
+    texts: ContrastiveActivations
+    held_out: ContrastiveActivations
+    pairs: ContrastiveActivations | None
+
+    def on(self, what: On) -> ContrastiveActivations:
+        """The activations for a method that is fitted on `what`. Raises ValueError where the data have none."""
+        if what == "texts":
+            return self.texts
+        if self.pairs is None:
+            raise ValueError("it is fitted on pairs of answers to one query, and the data have none")
+        if what == "queries" and self.pairs.queries is None:
+            raise ValueError("it is fitted on pairs with their queries, and the data have no queries")
+        return self.pairs
+
+
+def material_of(model: Any, data: Any, layer: int | None = None, seed: int = 0) -> Material:
+    """Read a `Demo` or its like with `model` at `layer` (a third of the way unless given), or split activations.
+
+    Texts are read at the mean of their tokens, as the demo reads them. Of `ContrastiveActivations` a fifth of the rows
+    is held out by `seed`, and `model` is not used. Raises ValueError for data that are neither.
+    """
+    if isinstance(data, ContrastiveActivations):
+        fit, held_out = data.split(seed)
+        return Material(fit, held_out, fit if fit.paired else None)
+    missing = [name for name in PARTS if not hasattr(data, name)]
+    if missing or model is None:
+        what = f"{type(data).__name__} lacks {', '.join(missing)}" if missing else "reading them needs a model"
+        raise ValueError(
+            f"compare takes ContrastiveActivations, or a model and data with the fields of ot.load_demo(): {what}."
+        )
+    site = model.cfg.n_layers // 3 if layer is None else layer
+    return Material(
+        collect(model, data.desired, data.undesired, site, position="mean", progress=False),
+        collect(model, data.validation_desired, data.validation_undesired, site, position="mean", progress=False),
+        pairs_of(model, data.pairs, site) if data.pairs else None,
+    )
+
+
+def pairs_of(model: Any, pairs: list[dict[str, str]], layer: int) -> ContrastiveActivations:
+    """Activations of answers after their queries, the mean over the answer, with those of the queries' ends."""
+    queries, desired, undesired = ([pair[side] for pair in pairs] for side in ("query", "desired", "undesired"))
+    return collect(model, desired, undesired, layer, queries=queries, position="mean", progress=False)

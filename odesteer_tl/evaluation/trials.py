@@ -1,0 +1,139 @@
+"""One row under one seed: the same number of trials for each, the same rule, then the test prompts."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.backends import read_site
+from odesteer_tl.evaluation.continuing import Outcome, Setting, Steerer, continued, first_of, trial_of
+from odesteer_tl.evaluation.literature import MAPS, Prompted
+from odesteer_tl.evaluation.metrics import distinct
+from odesteer_tl.evaluation.strength import Trial, best, median_displacement, reach
+from odesteer_tl.shapes import Samples
+
+DISPLACEMENTS = (0.1, 0.2, 0.4)
+"""The strengths tried, in median displacement of the validation prompts' last tokens."""
+FRACTIONS = (0.25, 0.5, 1.0)
+"""The strengths tried of a map, in fractions of its way."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One trial to be made: T and its median displacement, or a prefix; `reached` says if the goal could be had."""
+
+    T: float
+    displacement: float
+    prefix: str = ""
+    reached: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """The unsteered model under one seed, and the activations by which strengths are counted."""
+
+    setting: Setting
+    trial: Trial
+    outcome: Outcome
+    validation: Float[Tensor, "n_validation d_model"]
+    test: Float[Tensor, "n_test d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the test prompts gave under one seed.
+
+    `T` and `displacement` (mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens) are None for a prefix. `share` and `shift`
+    are in [−1, 1], `shift` and `perplexity_ratio` against the unsteered model under the same seed. `allowed`: some
+    trial was within the rule's bounds. `reached`: all strengths could be had. `desired` is 1.0 where judged so.
+    """
+
+    seed: int
+    T: float | None
+    displacement: float | None
+    prefix: str
+    share: float
+    shift: float
+    perplexity_ratio: float
+    distinct1: float
+    distinct2: float
+    distinct3: float
+    allowed: bool
+    reached: bool
+    trials: tuple[Trial, ...]
+    desired: Float[Tensor, "prompts samples"]
+
+
+def base_of(setting: Setting) -> Base:
+    """Continue validation and test prompts without steering."""
+    return Base(
+        setting,
+        trial_of(setting, None, 0.0, 0.0),
+        continued(setting, setting.prompts, setting.samples, None, None),
+        read_site(setting.model, setting.validation_prompts, setting.layer),
+        read_site(setting.model, setting.prompts, setting.layer),
+    )
+
+
+def unsteered(base: Base) -> Run:
+    """The row of the unsteered model itself: T = 0, no displacement, no shift."""
+    return _run(base, base.outcome, Level(0.0, 0.0), 0.0, (base.trial,), allowed=True, reached=True)
+
+
+def run_row(base: Base, steerer: Steerer | Prompted) -> Run:
+    """Try every level on the validation prompts, take the one that the rule chooses, and judge the test prompts."""
+    setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
+    levels = levels_of(steerer, base.validation)
+    trials = [trial_of(setting, method, level.T, level.displacement, level.prefix) for level in levels]
+    chosen = best(trials, base.trial)
+    level = next(level for level, trial in zip(levels, trials, strict=True) if trial is chosen)
+    outcome = continued(
+        setting, setting.prompts, setting.samples, method, None if method is None else level.T, level.prefix
+    )
+    displacement = None
+    if method is not None:
+        moved = first_of(method).steer(base.test, T=level.T) - base.test
+        displacement = float((moved.norm(dim=1) / base.test.norm(dim=1)).mean())
+    return _run(
+        base, outcome, level, displacement, tuple(trials),
+        allowed=any(trial.allowed(base.trial) for trial in trials), reached=all(level.reached for level in levels),
+    )  # fmt: skip
+
+
+def levels_of(steerer: Steerer | Prompted, a: Samples) -> list[Level]:
+    """Three strengths, the weakest first: displacements of `a`, fractions of a map, or prefixes."""
+    if isinstance(steerer, Prompted):
+        return [Level(0.0, 0.0, prefix) for prefix in steerer.prefixes]
+    method = first_of(steerer)
+    if isinstance(method, MAPS):
+        return [Level(part, median_displacement(method, a, part)) for part in FRACTIONS]
+    found = [reach(method, a, goal) for goal in DISPLACEMENTS]
+    return [Level(T, moved, reached=moved == goal) for (T, moved), goal in zip(found, DISPLACEMENTS, strict=True)]
+
+
+def _run(
+    base: Base,
+    outcome: Outcome,
+    level: Level,
+    displacement: float | None,
+    trials: tuple[Trial, ...],
+    allowed: bool,
+    reached: bool,
+) -> Run:
+    texts = outcome.continuations
+    return Run(
+        seed=base.setting.seed,
+        T=None if level.prefix else level.T,
+        displacement=displacement,
+        prefix=level.prefix,
+        share=outcome.share,
+        shift=float((outcome.desired - base.outcome.desired).mean()),
+        perplexity_ratio=outcome.perplexity / base.outcome.perplexity,
+        distinct1=distinct(texts, 1),
+        distinct2=distinct(texts, 2),
+        distinct3=distinct(texts, 3),
+        allowed=allowed,
+        reached=reached,
+        trials=trials,
+        desired=outcome.desired,
+    )

@@ -1,0 +1,394 @@
+"""The checks against closed forms on planted activations; every cell of a small run of the whole comparison; the laws
+of the rule, the seeds and the controls."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from instances import activations, planted
+from sklearn.metrics import roc_auc_score
+
+import odesteer_tl as ot
+from odesteer_tl.evaluation import ablation, contest, continuing
+from odesteer_tl.evaluation.ablation import Barriers, Candidate, agreement
+from odesteer_tl.evaluation.comparison import spread
+from odesteer_tl.evaluation.conditions import conditions_of
+from odesteer_tl.evaluation.continuing import UNSTEERED, Setting, continued
+from odesteer_tl.evaluation.differences import Difference, difference
+from odesteer_tl.evaluation.judge import Judge
+from odesteer_tl.evaluation.literature import LITERATURE, PRAISE, Entry, Prompted, controls, opposites, shuffled
+from odesteer_tl.evaluation.material import material_of
+from odesteer_tl.evaluation.strength import best, reach
+from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, levels_of
+from odesteer_tl.features import Linear, Polynomial
+from odesteer_tl.tuning import tune
+
+SEEDS = 2
+JUDGE = Judge.load_embedded().positive_probability
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return ot.load_demo()
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return planted(50, 40, seed=3)
+
+
+class Flat:
+    """A barrier without a slope: nothing moves."""
+
+    def value(self, a):
+        return 0 * a.sum(-1)
+
+
+class Near:
+    """A top that lies a twentieth of a's length from a, on the way to the origin."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def value(self, a):
+        return -((a - 0.95 * self.a) ** 2).sum(-1)
+
+
+def test_the_conditions_of_caa_are_its_closed_form(held_out):
+    method, a = ot.CAA.fit(planted()), held_out.undesired.double()
+    v = method.barrier.weight.double()
+    T = 0.2 / float((v.norm() / a.norm(dim=1)).median())
+    found, end = conditions_of(method, held_out), a + T * v
+    # the T of a displacement is found to one part in a thousand
+    assert found.T == pytest.approx(T, rel=2e-3) and found.displacement == pytest.approx(0.2, rel=2e-3)
+    assert found.reached
+    assert found.norm_ratio == pytest.approx(float((end.norm(dim=1) / a.norm(dim=1)).median()), rel=1e-3)
+    cosines = (end * a).sum(1) / end.norm(dim=1) / a.norm(dim=1)
+    assert found.angle == pytest.approx(math.degrees(float(cosines.arccos().median())), rel=2e-3)
+    h = a @ v + method.barrier.bias
+    assert found.h_before == pytest.approx(float(h.median()), rel=1e-4)
+    assert found.h_after == pytest.approx(float(h.median() + T * v @ v), abs=2e-3 * float(T * v @ v))
+    assert found.rising == 1.0
+    assert found.inside == pytest.approx(float((h + T * v @ v >= 0).double().mean()), abs=1 / len(a))
+    labels = [1] * len(held_out.desired) + [0] * len(a)
+    assert found.auc == pytest.approx(roc_auc_score(labels, torch.cat([held_out.desired.double(), a]) @ v), abs=1e-6)
+
+
+def test_hpr_is_checked_at_its_own_angles_and_keeps_lengths(held_out):
+    method = ot.HPR.fit(replace(planted(60, 60), paired=True), epochs=8)
+    found = conditions_of(method, held_out)
+    assert found.T == 1.0 and found.reached and found.norm_ratio == pytest.approx(1, abs=1e-5)
+    a = held_out.undesired
+    turned = torch.where(a @ method.barrier.weight < 0, method.angle(a), torch.zeros(len(a)))
+    assert found.angle == pytest.approx(math.degrees(float(turned.median())), rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_a_method_that_passes_the_top_of_h_does_not_rise_all_the_way(steps):
+    held_out = planted(40, 40, seed=3)
+    method = ot.GradientFlow(Near(held_out.undesired), steps=steps, layer=3)
+    assert conditions_of(method, held_out, displacement=0.02).rising == 1.0
+    assert conditions_of(method, held_out, displacement=0.2).rising == 0.0
+
+
+def test_what_has_no_barrier_has_no_h(held_out):
+    found = conditions_of(ot.RandomDirection.fit(planted()), held_out)
+    assert (found.auc, found.h_before, found.h_after, found.rising, found.inside) == (None,) * 5
+    assert found.displacement == pytest.approx(0.2, rel=2e-3)
+
+
+def test_a_displacement_that_cannot_be_had_is_said(held_out):
+    method = ot.GradientFlow(Flat(), unit_speed=False, layer=3)
+    assert reach(method, held_out.undesired, 0.2)[1] == 0
+    found = conditions_of(method, held_out)
+    assert not found.reached and found.displacement == 0 and found.angle == 0
+    assert not any(level.reached for level in levels_of(method, held_out.undesired))
+    table = ot.compare(None, planted(), {"flat": method}).table()
+    assert "‡ does not reach every displacement" in table
+
+
+def test_every_kind_of_row_has_as_many_strengths(held_out):
+    acts, a = planted(), activations(30, dtype=torch.float32)
+    caa, act = levels_of(ot.CAA.fit(acts), a), levels_of(ot.LinearAcT.fit(acts), a)
+    assert len(caa) == len(act) == len(levels_of(Prompted(PRAISE), a)) == 3
+    assert [level.displacement for level in caa] == list(DISPLACEMENTS)
+    assert [level.T for level in act] == list(FRACTIONS)
+    moved = (ot.LinearAcT.fit(acts).steer(a, T=0.5) - a).norm(dim=1) / a.norm(dim=1)
+    assert act[1].displacement == pytest.approx(float(moved.median()))
+
+
+def test_shuffled_labels_are_the_same_rows_on_sides_that_mean_nothing():
+    acts = replace(planted(400, 400), paired=True)
+    sides = [shuffled(acts, seed) for seed in range(8)]
+    rows = torch.cat([acts.desired, acts.undesired])
+    own = {tuple(row) for row in acts.desired.tolist()}
+    for found in sides:
+        assert (len(found.desired), len(found.undesired), found.paired) == (400, 400, False)
+        assert torch.equal(torch.cat([found.desired, found.undesired]).sort(0).values, rows.sort(0).values)
+        # hypergeometric: 400 of 800 drawn, half of them desired at first, standard deviation 7.1
+        assert abs(sum(tuple(row) in own for row in found.desired.tolist()) - 200) < 36
+    assert torch.equal(shuffled(acts, 3).desired, sides[3].desired)
+    assert not torch.equal(sides[2].desired, sides[3].desired)
+
+
+def test_random_directions_cancel_in_pairs_and_differ_between_seeds():
+    first, second = opposites(planted(), 0, pairs=2), opposites(planted(), 1, pairs=2)
+    assert len(first) == 4
+    assert all(torch.equal(a.direction, -b.direction) for a, b in zip(first[::2], first[1::2], strict=True))
+    together = torch.stack([each.direction for each in (*first[::2], *second[::2])])
+    assert (together @ together.T - torch.eye(4)).abs().max() < 0.9
+
+
+def test_activations_alone_are_split_and_checked():
+    acts = planted(120, 120)
+    fit, unseen = acts.split(0)
+    found = ot.compare(None, acts, {"fitted": ot.ITI.fit(acts), "function": ot.ITI.fit, "entry": LITERATURE["ITI"]})
+    assert [row.name for row in found.rows] == ["fitted", "function", "entry"]
+    assert all(row.runs == () for row in found.rows)
+    expected = ot.ITI.fit(fit)
+    assert torch.equal(found.row("function").method.barrier.weight, expected.barrier.weight)
+    assert found.row("entry").conditions == conditions_of(expected, unseen)
+    assert found.row("fitted").conditions.auc > found.row("function").conditions.auc - 0.2
+
+
+def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
+    found = ot.compare(None, planted())
+    assert {"RepE", "HPR"} <= set(found.left_out)
+    assert not set(found.left_out) & {row.name for row in found.rows}
+    assert {"ITI", "ODESteer", "random direction", "shuffled labels"} <= {row.name for row in found.rows}
+    assert "Left out: HPR, as it is fitted on pairs" in found.table()
+    found.plot(tmp_path / "checks.png")
+    assert (tmp_path / "checks.png").read_bytes()[:4] == b"\x89PNG"
+    paired = ot.compare(None, replace(planted(60, 60), paired=True), {"HPR": LITERATURE["HPR"]})
+    assert paired.row("HPR").conditions.norm_ratio == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": {"HPR": LITERATURE["HPR"]}}, "'HPR' cannot be fitted: it is fitted on pairs"),
+        ({"methods": {"CAA": ot.CAA}}, "such as ot.CAA.fit; got"),
+        ({"methods": {"CAA": "caa"}}, "'CAA' is a fitted method"),
+        ({"data": [1, 2]}, "list lacks desired"),
+        ({"judge": JUDGE}, "A judge needs prompts"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"prefixes": ("one",)}, "3 prefixes or none"),
+    ],
+)
+def test_what_cannot_be_compared_ends_in_its_message(change, message):
+    arguments = {"data": planted(), "methods": {"ITI": ot.ITI.fit}} | change
+    with pytest.raises(ValueError, match=message):
+        ot.compare(None, **arguments)
+
+
+def test_data_with_prompts_need_a_model(demo):
+    with pytest.raises(ValueError, match="needs a model"):
+        ot.compare(None, demo)
+
+
+def test_a_method_of_queries_is_fitted_on_pairs_with_their_queries(demo):
+    seen = []
+    few = replace(
+        demo, pairs=demo.pairs[:6], desired=demo.desired[:5], undesired=demo.undesired[:5],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+    )  # fmt: skip
+    entry = Entry(lambda acts, seed: seen.append(acts) or ot.CAA.fit(acts), "queries")
+    row = ot.compare(demo.model, few, {"of queries": entry}).row("of queries")
+    (acts,) = seen
+    assert acts.paired and row.fitted_on == "queries" and acts.layer == 2
+    last = ot.collect(demo.model, [pair["query"] for pair in few.pairs], ["x"], 2, position="last").desired
+    torch.testing.assert_close(acts.queries, last, atol=1e-4, rtol=1e-5)
+    texts = [pair["query"] + pair["undesired"] for pair in few.pairs]
+    whole = ot.collect(demo.model, texts, texts, 2, position="mean").undesired
+    torch.testing.assert_close(acts.undesired, whole, atol=1e-4, rtol=1e-5)
+    with pytest.raises(ValueError, match="have no queries"):
+        ot.compare(None, replace(planted(60, 60), paired=True), {"of queries": entry})
+    with pytest.raises(ValueError, match="on pairs of answers"):
+        ot.compare(demo.model, replace(few, pairs=[]), {"of queries": entry})
+
+
+def test_the_perplexity_of_a_prompted_continuation_is_that_after_the_prompt_alone(demo, monkeypatch):
+    made, judged = [], []
+    generate = continuing.generate
+    monkeypatch.setattr(continuing, "generate", lambda *a, **k: made.append(generate(*a, **k)) or made[-1])
+    prompts = ["The film opens with", "I watched this with my family and"]
+    setting = Setting(
+        demo.model, 2, prompts, prompts, lambda texts: judged.extend(texts) or JUDGE(texts), max_new_tokens=5
+    )
+    found = continued(setting, prompts, 1, None, None, prefix="I loved every minute of it.")
+    (out,) = made
+    assert all(text.startswith("I loved every minute of it. " + p) for text, p in zip(out.texts, prompts, strict=True))
+    assert judged == found.continuations == out.continuations
+    losses = []
+    for row, prompt in enumerate(prompts):
+        generated = out.tokens[row][out.mask[row]][int(out.prompt_lengths[row]) :]
+        before = demo.model.to_tokens(prompt)[0]
+        with torch.no_grad():
+            logp = demo.model(torch.cat([before, generated])[None])[0].log_softmax(-1)
+        losses += [-float(logp[len(before) - 1 + i, token]) for i, token in enumerate(generated)]
+    assert len(losses) >= 6
+    assert found.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The whole of `odesteer-tl compare`, on few prompts and few candidates, with what it printed."""
+    picture = tmp_path_factory.mktemp("compare") / "picture.png"
+    counts = contest.Counts(
+        prompts=3, validation_prompts=2, samples=4, validation_samples=2, max_new_tokens=6, seeds=SEEDS
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contest, "QUICK", counts)
+        patch.setattr(ablation, "tune", few_candidates)
+        lines: list[str] = []
+        patch.setattr("builtins.print", lambda text="", **where: None if "file" in where else lines.append(text))
+        found = contest.run_contest(quick=True, picture=picture)
+    return found, "\n".join(lines), picture
+
+
+def few_candidates(acts, features=None, seed=0):
+    curved = [Polynomial(2, 1.0), Polynomial(3, 1.0)]
+    return tune(acts, curved if features is None else features, Cs=(1, 10), folds=2, seed=seed)
+
+
+NAMES = [UNSTEERED, *LITERATURE, *controls(PRAISE)]
+
+
+def test_every_row_is_there_with_a_run_for_each_seed_and_three_trials(small):
+    found, _, picture = small
+    assert [row.name for row in found.rows][: len(NAMES)] == NAMES
+    assert len(found.rows) == len(NAMES) + 6 and not found.left_out  # six cells of the ablation have rows of their own
+    for row in found.rows:
+        assert [run.seed for run in row.runs] == list(range(SEEDS))
+        for run, base in zip(row.runs, found.rows[0].runs, strict=True):
+            assert len(run.trials) == (1 if row.name == UNSTEERED else 3)
+            assert run.desired.shape == (3, 4)
+            assert run.shift == pytest.approx(run.share - base.share, abs=1e-12)
+            chosen = best(run.trials, base.trials[0])
+            assert run.allowed == chosen.allowed(base.trials[0])
+            assert run.T is None or run.T == chosen.T
+            figures = [run.share, run.perplexity_ratio, run.distinct1, run.distinct2, run.distinct3]
+            assert all(math.isfinite(each) for each in figures) and run.perplexity_ratio > 0
+    base = found.rows[0].runs[0]
+    assert (base.T, base.displacement, base.shift, base.perplexity_ratio) == (0, 0, 0, 1)
+    assert all(run.prefix in PRAISE and run.T is None for run in found.row("prompt only").runs)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_no_cell_is_blank_and_none_holds_a_filler(small):
+    found, said, _ = small
+    blocks = found.table(NAMES).split("\n\n")
+    texts, checks = (block.splitlines()[1:] for block in blocks[:2])
+    assert [line[:20].split(" †")[0].strip() for line in texts] == NAMES
+    steered = [name for name in NAMES if name not in (UNSTEERED, "prompt only")]
+    assert [line[:20].strip() for line in checks] == steered
+    for line in texts:  # T, moved, and six times mean ± sd
+        assert len(line[20:].split()) == 2 + 6 * 3, line
+    for line in checks:  # eight numbers, "a → b" for h; four times "no h" where there is none
+        assert len(line[20:].split()) == (14 if "no h" in line else 12), line
+    assert ["no h" in line for line in checks] == [name in ("random direction", "TruthFlow") for name in steered]
+    for word in ("nan", "inf ", "None", " - "):
+        assert word not in said
+    for sentence in (found.table(NAMES), "its published numbers are not reproduced here", "cos(v_linear, v_nonlinear)"):
+        assert sentence in said
+    assert said.count("Does tuned nonlinearity pay? ") == 1
+
+
+def test_the_figures_are_numpy_s_mean_and_deviation_over_seeds(small):
+    found, _, _ = small
+    for row in found.rows:
+        for name in ("share", "shift", "perplexity_ratio", "distinct1", "distinct3"):
+            values = [getattr(run, name) for run in row.runs]
+            assert row.over_seeds(name) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert spread(0.123, 0.045, scale=100, sign="+") == "+12.3 ± 4.5" and spread(1.0, None, digits=2) == "1.00"
+
+
+def test_the_numbers_are_json(small):
+    found, _, _ = small
+    kept = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert [row["name"] for row in kept["rows"]] == [row.name for row in found.rows]
+    assert all(len(row["runs"]) == SEEDS for row in kept["rows"])
+
+
+def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(small, demo):
+    found, _, _ = small
+    few = replace(demo, prompts=demo.prompts[:3], validation_prompts=demo.validation_prompts[:2])
+    names = ["CAA", "shuffled labels", "random direction", "prompt only"]
+    again = ot.compare(
+        demo.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
+        prefixes=PRAISE, seeds=range(SEEDS), samples=4, validation_samples=2, max_new_tokens=6,
+    )  # fmt: skip
+    for name in names:
+        for run, other in zip(found.row(name).runs, again.row(name).runs, strict=True):
+            assert torch.equal(run.desired, other.desired)
+            assert replace(run, desired=other.desired).__dict__ == other.__dict__
+    first, second = found.row("RE-Control").runs  # its T depends on how steep the network of a seed is
+    assert [trial.T for trial in first.trials] != [trial.T for trial in second.trials]
+    first, second = found.row("CAA").runs
+    assert [trial.T for trial in first.trials] == [trial.T for trial in second.trials]
+
+
+def test_linear_cells_differ_in_their_features_alone(small):
+    found, _, _ = small
+    for steps, nonlinear in (("one step", "one-step ODESteer"), ("ten steps", "ODESteer")):
+        linear, other = found.row(f"paper linear, {steps}").method, found.row(nonlinear).method
+        assert type(linear) is type(other) and linear.flow.steps == other.flow.steps == (1 if "one" in steps else 10)
+        assert linear.barrier.features == Linear(normalize=True)
+    a = activations(9, d_model=256, dtype=torch.float32)
+    assert agreement(linear, found.row("paper linear, one step").method, a) == pytest.approx(1, abs=1e-5)
+    cosine = torch.cosine_similarity(linear.vector_field(a), other.vector_field(a), dim=1).mean()
+    assert agreement(linear, other, a) == pytest.approx(float(cosine))
+
+
+def test_a_linear_h_regularised_alike_is_the_linear_part_of_the_nonlinear_one():
+    """With a small γ/c₀ the nonlinearity vanishes, and what is left is a linear h with the C that `alike` says."""
+    acts, features = planted(), Polynomial(2, gamma=1e-3, coef0=1.0)
+    alike = Barriers("tuned", Candidate(Linear(), 1.0, ()), Candidate(features, 50.0, ())).alike
+    assert alike == pytest.approx(0.1)
+    curved, linear = (ot.ODESteer.fit(acts, features=f, C=C) for f, C in ((features, 50.0), (Linear(), alike)))
+    a = activations(20, dtype=torch.float32)
+    assert agreement(curved, linear, a) > 0.9999
+    assert agreement(curved, ot.ODESteer.fit(acts, features=Linear(), C=100.0), a) < 0.99
+
+
+def test_material_is_read_where_the_demo_reads(demo):
+    few = replace(
+        demo, pairs=[], desired=demo.desired[:3], undesired=demo.undesired[:2],
+        validation_desired=demo.validation_desired[:2], validation_undesired=demo.validation_undesired[:1],
+    )  # fmt: skip
+    found = material_of(demo.model, few)
+    expected = ot.collect(demo.model, few.desired, few.undesired, layer=2, position="mean")
+    assert found.texts.layer == 2 and found.pairs is None and len(found.held_out.undesired) == 1
+    assert torch.equal(found.texts.desired, expected.desired)
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "interval", "verdict"),
+    [
+        (0.1, 0.02, (0.03, 0.2), "more"),
+        (-0.1, 0.02, (-0.2, -0.03), "less"),
+        (0.1, 0.02, (-0.01, 0.2), "no difference to be seen"),
+        (0.1, 0.06, (0.03, 0.2), "no difference to be seen"),
+        (0.1, None, (0.03, 0.2), "more"),
+    ],
+)
+def test_a_difference_is_one_over_prompts_and_over_seeds(mean, sd, interval, verdict):
+    found = Difference(mean, sd, interval, (0.0, 0.0))
+    assert found.verdict == verdict and str(found).endswith(verdict)
+
+
+def test_differences_are_paired_by_prompt_and_seed(small):
+    found, _, _ = small
+    more, less = found.row("ODESteer"), found.row("CAA")
+    made = difference(more, less)
+    each = [one.share - other.share for one, other in zip(more.runs, less.runs, strict=True)]
+    assert (made.mean, made.sd) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
+    assert made.interval[0] <= made.mean <= made.interval[1]
+    tried = np.array([[[trial.share for trial in run.trials] for run in row.runs] for row in (more, less)])
+    each = (tried[0] - tried[1]).mean(1)
+    assert made.equal == pytest.approx((each.mean(), each.std(ddof=1)))
+    none = difference(more, more)
+    assert (none.mean, none.interval, none.verdict) == (0, (0, 0), "no difference to be seen")
