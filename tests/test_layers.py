@@ -34,7 +34,7 @@ def places(method, **strength):
     flat.sort(key=lambda part: (part.origin.layer, "z" not in part.origin.hook_name))  # of each block z comes first
     return [
         (part.origin.layer, "z" if part.origin.hook_name.endswith("hook_z") else "resid_post",
-         lambda a, part=part: part.steer(a, **strength))
+         lambda a, query, part=part: part.steer(a, **strength))
         for part in flat
     ]  # fmt: skip
 
