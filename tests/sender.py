@@ -171,7 +171,9 @@ def main(target):
         steer += [(name, a, strength, method.steer(a, **strength)) for strength in strengths]
         (edit,) = method.edits(T=torch.tensor([1.0, -0.5, 2.0]))
         b = activations(4, dtype=a.dtype)
-        edits.append((name, b, rows, {"T": torch.tensor([1.0, -0.5, 2.0])}, edit.apply(b, b, State(rows))))
+        edits.append(
+            (name, edit.write.name, b, rows, {"T": torch.tensor([1.0, -0.5, 2.0])}, edit.apply(b, b, State(rows)))
+        )
     index, lengths = torch.arange(-1, 7).repeat(3, 1), torch.tensor([2, 4, 7])
     mask = torch.rand(5, generator=torch.Generator().manual_seed(0)) < 0.5
     rules = ["decoding", "generated", "prompt", "all", slice(1, 6, 2), slice(2, None), mask, mask.expand(3, 5)]

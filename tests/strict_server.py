@@ -75,9 +75,9 @@ def main(payload):
     for name, a, strength, expected in sent["steer"]:
         got = sent["methods"][name].steer(a, **strength)
         found["steer"][name] = max(found["steer"].get(name, 0.0), off(got, expected))
-    for name, a, rows, strength, expected in sent["edits"]:
+    for name, site, a, rows, strength, expected in sent["edits"]:
         (edit,) = sent["methods"][name].edits(**strength)
-        assert (edit.read.layer, edit.read.name, edit.write.layer, edit.write.name) == (3, "resid_post") * 2
+        assert (edit.read.layer, edit.read.name, edit.write.layer, edit.write.name) == (3, site) * 2
         found["edits"][name] = off(edit.apply(a, a, sent["State"](rows)), expected)
     for name, positions, index, lengths, expected in sent["chosen"]:
         found["chosen"][name] = torch.equal(sent["chosen_by"](positions, index, lengths), expected)
