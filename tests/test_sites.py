@@ -124,6 +124,35 @@ def test_a_method_fitted_where_nothing_is_steered_is_refused():
         ot.CAA.fit(acts).edits(T=1.0)
 
 
+def test_z_that_folding_moved_is_refused(loaded):
+    """With biases, folded weights take a constant out of z; centred ones are refused at any site."""
+    kind, family, model = loaded
+    d, tokens = 32, torch.tensor([[1, 5]])
+    for processing, refused in (("folded", family == "gpt2"), ("raw", False), ("unknown", False)):
+        method = AtZ(d, processing=processing)
+        ways = [lambda method=method: ot.generate(model, tokens, method, T, max_new_tokens=1)]
+
+        def trace(method=method):
+            with model.trace(tokens):
+                ot.intervene(model, method, T)
+
+        ways += [trace] if kind == "nnsight" else []
+        for way in ways:
+            if refused:
+                with pytest.raises(Exception, match="fitted at z on folded weights and this model has raw ones"):
+                    way()
+            else:
+                way()
+    folded = {"llama": AtZ(d, processing="raw"), "gpt2": AtZ(d, processing="folded")}[family]
+    if kind != "nnsight":  # folding leaves z of a Llama, which has no biases, and centring a GPT-2 is refused
+        other = load(kind, family, compatible=True)
+        if family == "llama":
+            ot.generate(other, tokens, folded, T, max_new_tokens=1)
+        else:
+            with pytest.raises(ValueError, match="centred"):
+                ot.generate(other, tokens, folded, T, max_new_tokens=1)
+
+
 # Every architecture
 
 

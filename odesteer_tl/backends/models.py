@@ -9,7 +9,7 @@ import torch
 from odesteer_tl.activations import Origin, Processing, processing_seen_in
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.nnsight.blocks import blocks_of
-from odesteer_tl.backends.nnsight.sites import check_site
+from odesteer_tl.backends.nnsight.sites import check_biases, check_site
 from odesteer_tl.edits import Site
 
 
@@ -167,15 +167,16 @@ def check_there(model: Any, site: Site, blocks: Any = None) -> None:
 
 def check_fit(model: Any, origin: Origin, sites: Iterable[Site], blocks: Any = None) -> None:
     """Raises ValueError for a method fitted at another width or weight processing, or sites that the model has not."""
-    width = width_of(model)
+    width, here = width_of(model), processing_of(model)
     for site in sites:
         check_there(model, site, blocks)
+        block = (blocks_of(model, blocks) if kind_of(model) == "nnsight" else model.blocks)[site.layer]
+        check_biases(getattr(block, "_module", block), site.name, origin.processing, here)
         if width is not None and origin.d_model not in (None, width) and site.name != "z":
             raise ValueError(
                 f"The method was fitted at d_model {origin.d_model}, this model has {width}: "
                 "fit it on activations of this model."
             )
-    here = processing_of(model)
     if origin.processing != "unknown" and (here == "centred") != (origin.processing == "centred"):
         raise ValueError(
             f"The method was fitted on {origin.processing} weights, this model has {here} ones, so that its residual "

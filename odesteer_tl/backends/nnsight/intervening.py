@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.backends.nnsight.blocks import blocks_of, real_tokens
-from odesteer_tl.backends.nnsight.sites import check_site, entering, put_at, value_at
+from odesteer_tl.backends.nnsight.sites import check_biases, check_site, entering, put_at, value_at
 from odesteer_tl.following import Answers, Followed, Pass, follow
 from odesteer_tl.rules import checked, chosen_by, per_row, tells
 from odesteer_tl.strengths import SITES, pairs_of, place_of
@@ -81,8 +81,8 @@ def intervene(
         own = each.edits(T=strength, relative_T=relative_T, layer=layer)
         edits += [(number, edit, (id(each), place)) for place, edit in enumerate(own)]
         memory.setdefault("methods", {})[id(each)] = each  # so that no other gets its id
-    for _, edit, _ in edits:
-        _check_sites(edit, found)
+    for number, edit, _ in edits:
+        _check_sites(edit, found, _fitted_on(pairs[number][0]))
     places = {place_of(site) for _, edit, _ in edits for site in (edit.read, edit.write)}
     chosen, read, states = None, {}, {}
     for at, number_in_block in sorted(places):
@@ -125,19 +125,24 @@ def _worker(model: Any) -> Any:
 
 def _check_processing(method: Any) -> None:
     """A server has raw weights, as nnsight has."""
-    fitted = getattr(method, "processing", None) or getattr(getattr(method, "origin", None), "processing", "unknown")
-    if fitted == "centred":
+    if _fitted_on(method) == "centred":
         raise ValueError(
             "The method was fitted on centred weights, nnsight holds raw ones, so that its residual stream differs: "
             "collect on this model."
         )
 
 
-def _check_sites(edit: Any, found: Any) -> None:
+def _fitted_on(method: Any) -> str:
+    own = getattr(method, "processing", None)
+    return own or getattr(getattr(method, "origin", None), "processing", "unknown")
+
+
+def _check_sites(edit: Any, found: Any, fitted: str) -> None:
     for site in (edit.read, edit.write):
         if not 0 <= site.layer < len(found):
             raise ValueError(f"layer={site.layer} does not exist: this model has layers 0 to {len(found) - 1}.")
         check_site(found[site.layer], site.name)
+        check_biases(found[site.layer]._module, site.name, fitted, "raw")
 
 
 def _check_rows(worker: Any, strengths: list[Any], batch: int) -> None:

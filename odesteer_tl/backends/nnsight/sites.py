@@ -45,6 +45,25 @@ def projection_of(block: Any) -> Any:
     return block.get(found[0])
 
 
+def check_biases(block: Any, name: str, fitted: str, here: str) -> None:
+    """Raise ValueError for z of a `block` (a torch module) whose attention has biases, where a method was fitted on
+    folded weights and these are raw, or the other way round: folding (fold_value_biases) takes a constant out of z."""
+    if name != "z" or fitted == "unknown" or (fitted == "raw") == (here == "raw"):
+        return
+    found = [
+        parameter
+        for part, child in block.named_children()
+        if is_attention(part)
+        for path, parameter in child.named_parameters()
+        if path.rpartition(".")[2] in ("bias", "b_V", "b_O")
+    ]
+    if any(parameter.is_meta or bool(parameter.any()) for parameter in found):
+        raise ValueError(
+            f"The method was fitted at z on {fitted} weights and this model has {here} ones: folding the biases of the "
+            "values moves z by a constant. Collect on this model, or load it with the same processing."
+        )
+
+
 def value_at(block: Any, name: str) -> Tensor:
     """The value [batch, pos, width] at a site of a block in the trace under way, which waits for it."""
     if name == "resid_post":
