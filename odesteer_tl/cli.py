@@ -14,9 +14,20 @@ Folder = Annotated[Path, typer.Argument()]
 ModelName = Annotated[str, typer.Option(help="A name that TransformerLens can load, a local folder, or 'embedded'.")]
 
 
-STARTING_POINTS = dict.fromkeys(
-    ("odesteer", "stepodesteer", "iti"), "--relative-T 0.05 to 0.4 is where to look first."
-) | {"caa": "--T 1 is the published strength; look from 0.25 to 2."}
+BY_LENGTH = "--relative-T 0.05 to 0.4 is where to look first."
+BY_PART = "--T 1 is the published map; less goes a part of the way."
+STARTING_POINTS = {
+    "repe": BY_LENGTH,
+    "iti": BY_LENGTH,
+    "caa": "--T 1 is the published strength; look from 0.25 to 2.",
+    "mimic": BY_PART,
+    "hpr": BY_PART,
+    "recontrol": "--T counts steps of gradient ascent, 30 as published; look from 1 up.",
+    "linearact": BY_PART,
+    "truthflow": "--T counts corrections, 1.5 as published; look from 0.05 up.",
+    "stepodesteer": BY_LENGTH,
+    "odesteer": BY_LENGTH,
+}
 
 
 class Direction(StrEnum):
@@ -27,12 +38,18 @@ class Direction(StrEnum):
 
 
 class MethodName(StrEnum):
-    """The methods that `fit` offers."""
+    """The methods that `fit` offers, in the order of the paper's tables."""
 
-    odesteer = "odesteer"
-    stepodesteer = "stepodesteer"
-    caa = "caa"
+    repe = "repe"
     iti = "iti"
+    caa = "caa"
+    mimic = "mimic"
+    hpr = "hpr"
+    recontrol = "recontrol"
+    linearact = "linearact"
+    truthflow = "truthflow"
+    stepodesteer = "stepodesteer"
+    odesteer = "odesteer"
 
 
 @app.command()
@@ -92,18 +109,26 @@ def fit(
     model: ModelName = EMBEDDED,
     method: Annotated[MethodName, typer.Option()] = MethodName.odesteer,
     position: Annotated[str, typer.Option(help="last, mean, all, or an index such as -2.")] = "last",
+    paired: Annotated[bool, typer.Option("--paired", help="Line i of both files answers the same query.")] = False,
+    queries: Annotated[
+        Path | None, typer.Option(help="A text file, one query per line, that line i of both files answers.")
+    ] = None,
 ) -> None:
-    """Fit a method on your own texts and keep it in a folder."""
+    """Fit a method on your own texts and keep it in a folder; HPR wants --paired or --queries, TruthFlow --queries."""
     import odesteer_tl as ot
+    from odesteer_tl.artefacts import METHODS
 
-    methods = {"odesteer": ot.ODESteer, "stepodesteer": ot.StepODESteer, "caa": ot.CAA, "iti": ot.ITI}
+    methods: dict[str, Any] = {cls.__name__.lower(): cls for cls in METHODS}
     with _clear_errors():
         named = position in ("last", "mean", "all")
         if not named and not position.removeprefix("-").isdigit():
             raise ValueError(f"--position is last, mean, all or an index such as -2, got {position!r}.")
         where: Any = position if named else int(position)
         loaded = _load(model)
-        acts = ot.collect(loaded, _lines(desired), _lines(undesired), layer, position=where)
+        asked = None if queries is None else _lines(queries)
+        acts = ot.collect(
+            loaded, _lines(desired), _lines(undesired), layer, queries=asked, position=where, paired=paired
+        )
         fitted = methods[method].fit(acts)
         ot.save(fitted, out)
         typer.echo(

@@ -6,14 +6,15 @@ import models
 import pytest
 from typer.testing import CliRunner
 
-from odesteer_tl.cli import app
+import odesteer_tl as ot
+from odesteer_tl.cli import STARTING_POINTS, MethodName, app
 from odesteer_tl.evaluation import ablation, contest
 from odesteer_tl.features import Polynomial
 from odesteer_tl.tuning import tune
 
 run = CliRunner()
-GOOD = ["the film is great", "a fine plot", "we saw it and it was good", "truly great", "great and never dull"] * 3
-BAD = ["the film is bad", "a dull plot", "we saw it and it was slow", "truly bad", "slow and never great"] * 3
+GOOD = ["the film is great", "a fine plot", "we saw it and it was good", "truly great", "great and never dull"] * 4
+BAD = ["the film is bad", "a dull plot", "we saw it and it was slow", "truly bad", "slow and never great"] * 4
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_fit_then_generate_on_a_local_folder(model_folder, texts, tmp_path):
     out = str(tmp_path / "method")
     fitted = run.invoke(app, ["fit", *texts, out, "--layer", "1", "--model", model_folder, "--position", "mean"])
     assert fitted.exit_code == 0, fitted.output
-    assert "ODESteer on 15 desired and 15 undesired activations at blocks.1.hook_resid_post" in fitted.output
+    assert "ODESteer on 20 desired and 20 undesired activations at blocks.1.hook_resid_post" in fitted.output
     assert {file.name for file in (tmp_path / "method").iterdir()} == {"config.json", "tensors.safetensors"}
     words = ["generate", out, "the film", "we saw it", "--relative-T", "3", "--max-new-tokens", "6"]
     first = run.invoke(app, [*words, "--model", model_folder])
@@ -54,6 +55,31 @@ def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
     steered = run.invoke(app, ["generate", out, "The film opens with", "--T", "1", "--max-new-tokens", "5"])
     assert steered.exit_code == 0, steered.output
     assert "steered    The film opens with" in steered.output
+
+
+@pytest.mark.parametrize("name", MethodName)
+def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder, texts, tmp_path):
+    (tmp_path / "asked.txt").write_text("\n".join(f"we saw the film {n % 3}" for n in range(20)), encoding="utf-8")
+    out, queries = str(tmp_path / "method"), ["--queries", str(tmp_path / "asked.txt")]
+    asked = {"truthflow": queries, "repe": queries, "hpr": ["--paired"]}.get(name, [])
+    where = ["--layer", "1", "--model", model_folder, "--position", "mean", "--method", name]
+    fitted = run.invoke(app, ["fit", *texts, out, *where, *asked])
+    assert fitted.exit_code == 0, fitted.output
+    assert STARTING_POINTS[name] in fitted.output
+    method = ot.load(out)
+    assert type(method).__name__.lower() == name
+    asked = run.invoke(app, ["generate", out, "the film", "--T", "1", "--max-new-tokens", "3"])
+    assert asked.exit_code == 0 and "steered    thefilm" in asked.output, asked.output
+
+
+def test_fit_says_which_texts_a_method_lacks(model_folder, texts, tmp_path):
+    where = [str(tmp_path / "method"), "--layer", "1", "--model", model_folder, "--method"]
+    for name, message in (("truthflow", "these are not paired"), ("hpr", "paired")):
+        refused = run.invoke(app, ["fit", *texts, *where, name])
+        assert refused.exit_code == 2 and message in refused.output
+    (tmp_path / "asked.txt").write_text("we saw the film", encoding="utf-8")
+    few = run.invoke(app, ["fit", *texts, *where, "truthflow", "--queries", str(tmp_path / "asked.txt")])
+    assert few.exit_code == 2 and "20" in few.output and not (tmp_path / "method").exists()
 
 
 @pytest.mark.parametrize(

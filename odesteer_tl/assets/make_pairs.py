@@ -4,6 +4,8 @@
 
 A pair is a query and two answers to be appended to it as they are (they begin with a space). The answers have one
 syntax; their words differ slot by slot, so that what differs between the two sides is the verdict and little else.
+Queries break off at many kinds of words, as prompts do: a method that learns from the query's last token sees more than
+"was".
 """
 
 import argparse
@@ -23,6 +25,9 @@ PEOPLE = (
     "My daughter",
     "Our neighbour",
 )
+TIMES = ("last night", "yesterday", "on television", "with our friends", "in the cinema", "on the plane", "at school")
+STARTS = ("In the end", "To be honest", "After half an hour", "Compared with the book", "For a rainy evening")
+PLACES = ("in a shop", "on television", "at a friend's house", "on the shelf")
 
 VERDICTS = (
     ("wonderful", "terrible"),
@@ -57,30 +62,37 @@ def both(template: str, *slots: Contrast) -> Contrast:
     return template.format(*(slot[0] for slot in slots)), template.format(*(slot[1] for slot in slots))
 
 
+def lower(text: str) -> str:
+    """The same in the middle of a sentence."""
+    return text[0].lower() + text[1:]
+
+
+def crossed(template: str, *slots: tuple[str, ...]) -> list[str]:
+    """A query for every way to fill the slots of a template."""
+    return [template.format(*words) for words in itertools.product(*slots)]
+
+
 def shapes() -> list[tuple[list[str], list[Contrast]]]:
     """The sentence shapes: all queries of a shape, and all contrasts that complete any of them."""
     verdicts = [both(" {}, {}.", v, t) for v, t in itertools.product(VERDICTS, TAILS)]
     moods = [both(" {}, {}.", m, t) for m, t in itertools.product(MOODS, TAILS)]
     advice = [both(" {}.", a) for a in ADVICE]
+    is_so, was_so, it_was_so = ([both(f" {words}{{}}", slot) for slot in verdicts] for words in ("is", "was", "it was"))
+    felt_so = [both(" was{}", slot) for slot in moods]
+    others = tuple(map(lower, PEOPLE))
     return [
-        ([f"The {part} in this {work} was" for part, work in itertools.product(PARTS, WORKS)], verdicts),
-        ([f"{who} thought that the {part} was" for who, part in itertools.product(PEOPLE, PARTS)], verdicts),
-        (
-            [
-                f"When the {work} was over, {who[0].lower() + who[1:]} felt"
-                for work, who in itertools.product(WORKS, PEOPLE)
-            ],
-            moods,
-        ),
-        (
-            [
-                f"If you find this {work} {place},"
-                for work, place in itertools.product(
-                    WORKS, ("in a shop", "on television", "at a friend's house", "on the shelf")
-                )
-            ],
-            advice,
-        ),
+        (crossed("The {} in this {} was", PARTS, WORKS), verdicts),
+        (crossed("{} thought that the {} was", PEOPLE, PARTS), verdicts),
+        (crossed("When the {} was over, {} felt", WORKS, others), moods),
+        (crossed("If you find this {} {},", WORKS, PLACES), advice),
+        (crossed("The {} that we saw {}", WORKS, TIMES), was_so),
+        (crossed("{} told me that this {}", PEOPLE, WORKS), is_so),
+        (crossed("{}, the {}", STARTS, PARTS), is_so),
+        (crossed("When I had seen the {} {}, I", WORKS, TIMES), felt_so),
+        (crossed("We watched this {} {} and", WORKS, TIMES), it_was_so),
+        (crossed("The {} of the {}", PARTS, WORKS), was_so),
+        (crossed("It is a {} whose {}", WORKS, PARTS), is_so),
+        (crossed("As soon as the {} began, {}", WORKS, others), felt_so),
     ]
 
 

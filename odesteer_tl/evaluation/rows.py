@@ -65,6 +65,6 @@ class ComparedRow:
 
 
 def spread(mean: float, sd: float | None, *, scale: float | int = 1, digits: int = 1, sign: str = "") -> str:
-    """mean ± sd, or the mean alone of one seed."""
-    text = f"{scale * mean:{sign}.{digits}f}"
+    """mean ± sd, or the mean alone of one seed; what rounds to 0 has no minus."""
+    text = f"{scale * mean:{sign}z.{digits}f}"
     return text if sd is None else f"{text} ± {scale * sd:.{digits}f}"
