@@ -22,6 +22,7 @@ from odesteer_tl.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.artefacts import load, save
 from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
 from odesteer_tl.barriers import Barrier, LogRatioBarrier
+from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.demo import load_demo
 from odesteer_tl.edits import Edit, Site, State
 from odesteer_tl.evaluation.compare import compare
@@ -48,10 +49,12 @@ from odesteer_tl.solvers import RK4, Euler, Midpoint, integrate
 from odesteer_tl.tuning import Tuned, tune
 
 __all__ = [
+    "ALQR",
     "CAA",
     "HPR",
     "ITI",
     "RK4",
+    "SPID",
     "Barrier",
     "Constant",
     "ContrastiveActivations",

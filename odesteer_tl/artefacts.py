@@ -13,6 +13,9 @@ from torch import Tensor
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.control import ALQR, SPID
+from odesteer_tl.control.loop import Loop
+from odesteer_tl.edits import State
 from odesteer_tl.features import Fourier, Kernel, Linear, Sketch, Squares
 from odesteer_tl.methods import (
     CAA,
@@ -36,7 +39,7 @@ from odesteer_tl.storage import read_tree, write_tree
 
 METHODS = (
     RepE, ITI, CAA, MiMiC, HPR, REControl, LinearAcT, TruthFlow, StepODESteer, ODESteer, GradientFlow, RandomDirection,
-    HeadShift, Layers,
+    HeadShift, ALQR, SPID, Layers,
 )  # fmt: skip
 """In the order of the ODESteer paper's tables."""
 
@@ -72,6 +75,9 @@ def _try_out(method: Method, folder: str | Path) -> None:
             _try_out(part, folder)
         return
     try:
+        if isinstance(method, Loop):
+            _run_through(method)
+            return
         width = method.origin.d_model
         if width is not None:
             moved_on = method.steer(torch.ones(2, width), T=1.0)
@@ -79,6 +85,14 @@ def _try_out(method: Method, folder: str | Path) -> None:
                 raise ValueError(f"steer gives {tuple(moved_on.shape)}, or numbers that are not finite")
     except Exception as error:
         raise ValueError(f"{folder} holds a {type(method).__name__} whose values do not fit: {error}") from error
+
+
+def _run_through(loop: Loop) -> None:
+    a, state = torch.ones(2, loop.directions.shape[-1]), State(torch.arange(2))
+    for edit in loop.edits(T=1.0):
+        new = edit.apply(a, a, state)
+        if new.shape != a.shape or not bool(torch.isfinite(new).all()):
+            raise ValueError(f"layer {edit.write.layer} gives {tuple(new.shape)}, or numbers that are not finite")
 
 
 def _plain(thing: Any) -> Any:

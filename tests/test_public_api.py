@@ -12,20 +12,20 @@ PACKAGE = Path(__file__).parents[1] / "odesteer_tl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = [
-    "CAA", "HPR", "ITI", "RK4", "Barrier", "Constant", "ContrastiveActivations", "Edit", "Euler", "Flow", "Gradient",
-    "GradientFlow", "HeadShift", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer",
-    "Polynomial", "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State",
-    "StepODESteer", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "collect", "collect_layers",
-    "compare", "generate", "integrate", "intervene", "load", "load_demo", "load_model", "save", "steering",
-    "steering_hook", "tune",
+    "ALQR", "CAA", "HPR", "ITI", "RK4", "SPID", "Barrier", "Constant", "ContrastiveActivations", "Edit", "Euler",
+    "Flow", "Gradient", "GradientFlow", "HeadShift", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC",
+    "Midpoint", "ODESteer", "Polynomial", "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE",
+    "Site", "State", "StepODESteer", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "collect",
+    "collect_layers", "compare", "generate", "integrate", "intervene", "load", "load_demo", "load_model", "save",
+    "steering", "steering_hook", "tune",
 ]  # fmt: skip
 
 ORDER = [
     "numerics", "neural", "vector_flow", "shapes", "storage", "tokens", "activations", "strengths", "slopes",
-    "travelling", "moving", "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending",
-    "edits", "methods", "artefacts", "rules", "following", "positions", "backends", "assets", "demo", "evaluation",
-    "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation", "evaluation.showcase",
-    "evaluation.contest", "parity", "cli",
+    "travelling", "feedback", "moving", "features", "barriers", "tuning", "networks", "fields", "solvers", "flow",
+    "sending", "edits", "methods", "rules", "following", "positions", "backends", "control", "artefacts", "assets",
+    "demo", "evaluation", "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation",
+    "evaluation.showcase", "evaluation.contest", "parity", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. Of the evaluation, what draws
 and prints has entries of its own, after the plots."""

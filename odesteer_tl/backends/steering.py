@@ -78,7 +78,7 @@ def steering_hook(
     slice, or a bool mask ([pos], or [batch, pos]). With the KV cache on, "last" is the rule of `steering`; with it off
     earlier generated tokens lose their steering. Raises ValueError for a method that reads or writes several sites.
     """
-    own = None if hasattr(method, "each_with") else method.origin.layer or 0
+    own = None if getattr(method, "several", False) else method.origin.layer or 0
     edits = method.edits(T=T, relative_T=relative_T, layer=own)
     if len(edits) != 1 or edits[0].read != edits[0].write or edits[0].of_query is not None:
         raise ValueError(

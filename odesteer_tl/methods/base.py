@@ -15,6 +15,7 @@ import torch
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import Barrier
 from odesteer_tl.edits import Edit, Site
+from odesteer_tl.feedback import Feedback
 from odesteer_tl.flow import Flow, Trajectory
 from odesteer_tl.methods.view import View
 from odesteer_tl.moving import moved
@@ -41,9 +42,12 @@ class Method(ABC):
     speed: ClassVar[float | None] = 1.0
     """‖v‖, so that T·speed is about the displacement; None where it varies. CAA overrides it with ‖μ₊ − μ₋‖."""
 
+    several: ClassVar[bool] = False
+    """Whether it acts at several layers, so that no `layer=` can move it."""
+
     @property
     def layer(self) -> int | None:
-        """The 0-based block that the method was fitted at; None where it is not known, or several (`Layers`)."""
+        """The 0-based block that the method was fitted at; None where it is not known, or `several`."""
         return self.origin.layer
 
     def to(self: Some, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Some:
@@ -80,7 +84,7 @@ class Method(ABC):
         apply = TravellingEdit(self._steered, site.layer, T, relative_T, of_query=asks).apply
         return [Edit(read=site, write=site, apply=apply, of_query=asks)]
 
-    def travelling(self) -> Travelling | TravellingLayers:
+    def travelling(self) -> Travelling | TravellingLayers | Feedback:
         """The method in plain numbers: it steers, and gives edits, where this package is not installed.
 
         Its numbers are in the precision of the method's own. Raises ValueError where a part of the method cannot be

@@ -28,6 +28,8 @@ class Layers(Method):
 
     parts: tuple[Any, ...]
 
+    several = True
+
     def __post_init__(self) -> None:
         if not isinstance(self.parts, (tuple, list)) or len(self.parts) == 0:
             raise ValueError(f"Layers need at least one fitted method: ot.Layers(parts=(a, b)); got {self.parts!r}.")
@@ -35,7 +37,7 @@ class Layers(Method):
         for number, part in enumerate(self.parts):
             if not isinstance(part, Method):
                 raise ValueError(f"The parts of Layers are fitted methods; part {number} is a {type(part).__name__}.")
-            if part.layer is None and not isinstance(part, Layers):
+            if part.layer is None and not part.several:
                 raise ValueError(
                     f"Part {number} of Layers, {type(part).__name__}, was fitted without a layer: collect with "
                     "ot.collect, or say layer= where you make its ContrastiveActivations."

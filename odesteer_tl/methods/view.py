@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 Norm = Literal["any", "‖a‖", "√(‖a‖² + T²)", "√(‖a‖² + T²/steps)"]
 """‖a(T)‖, by the rule that holds for every a. The laws with T hold where the features are of a/‖a‖."""
 
-Needs = Literal["one side", "both sides", "pairs", "pairs with queries", "a barrier"]
+Needs = Literal["one side", "both sides", "pairs", "pairs with queries", "a barrier", "texts and the model"]
 """The least that a fit takes. Methods that would rather have more say so in their fit."""
 
 

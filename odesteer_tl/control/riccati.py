@@ -1,0 +1,48 @@
+"""Riccati: the gains of the finite-horizon linear-quadratic regulator, layer by layer from the last to the first.
+
+For δz_{k+1} = A_k δz_k + u_k and the cost Σ (q‖δz_k‖² + r‖u_k‖²) + q_f‖δz_ℓ‖² the best control is u_k = −K_k δz_k:
+
+    S_ℓ = q_f I,   K_k = (S_{k+1} + rI)⁻¹ S_{k+1} A_k,   S_k = qI + r A_kᵀ K_k,
+
+and with no control at a layer S_k = qI + A_kᵀ S_{k+1} A_k. δzᵀ S_k δz is the cost that is still to come.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Square = Float[Tensor, "d_model d_model"]
+
+
+def gains(
+    jacobians: Iterable[Square], q: float, r: float, q_f: float, controlled: Iterable[bool] | None = None
+) -> Iterator[tuple[Square | None, Square]]:
+    """(K_k, S_k) for the A_k given, last layer first, in float64 where the device has it; K_k None where there is no
+    control, as `controlled` says in the same order (None: everywhere).
+
+    Each A_k is asked for when its turn comes and then let go, so that only a few matrices exist at any time. K depends
+    on the ratios q : r : q_f alone. Raises ValueError for weights that are not positive.
+    """
+    check_weights(q, r, q_f)
+    S: Tensor | None = None
+    acts = None if controlled is None else iter(controlled)
+    for given in jacobians:
+        A = given if given.device.type == "mps" else given.double()
+        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+        S = q_f * eye if S is None else S
+        if acts is None or next(acts):
+            K: Tensor | None = torch.cholesky_solve(S @ A, torch.linalg.cholesky(S + r * eye))
+            S = q * eye + r * (A.T @ K)
+        else:
+            K, S = None, q * eye + A.T @ S @ A
+        S = (S + S.T) / 2  # rounding would add up over the layers
+        yield K, S
+
+
+def check_weights(q: float, r: float, q_f: float) -> None:
+    """Raise ValueError unless all three are positive, finite numbers."""
+    for name, value in (("q", q), ("r", r), ("q_f", q_f)):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise ValueError(f"{name} weighs a cost: a positive number, got {value!r}.")

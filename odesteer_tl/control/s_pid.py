@@ -1,0 +1,90 @@
+"""S-PID: a proportional-integral-derivative controller over the layers, on the signal of A-LQR (arXiv:2604.19018).
+
+    u_k = K_p e_k + K_i Σ_{j≤k} e_j + K_d (e_k − e_{k−1}),   e_k = α_k v_k,   α_k = Tλ‖e_k‖ − v_kᵀz_k,
+
+measured at what enters block k, added to what leaves it; sum and difference run over the layers that are steered, from
+0 in every forward pass. There is no model of the blocks: h = −½α², and a proportional controller alone, K_i = K_d = 0,
+is activation addition that knows where it is to arrive.
+
+`parity=True` is the released code: the sum is set to 0, with the error of that layer, at layers 0, 10, 20, …, and
+neither sum nor error is reset between tokens, so that the first layer's difference is to the last layer's error of the
+pass before. What is remembered lasts as long as a block of `ot.steering` or an `ot.generate`, between passes that steer
+as many tokens, as they do with the KV cache on; in a graph, `ot.intervene` begins anew with every pass.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ClassVar
+
+from odesteer_tl.activations import Origin
+from odesteer_tl.backends.texts import ChatTemplate, Texts
+from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, signal
+from odesteer_tl.feedback import proportional_integral_derivative
+from odesteer_tl.methods.view import View
+
+FORGETS_EVERY = 10
+"""Layers after which the released code sets its sum to 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class SPID(Loop):
+    """u_k = kp·e_k + ki·Σe + kd·Δe at each of `layers`, e_k = Σ (T·β*_k − v_kᵀz_k) v_k over the features.
+
+    Raises ValueError for coefficients that are not finite numbers, and where the tensors do not belong together.
+    """
+
+    view: ClassVar[View] = View(
+        "S-PID", "−½αₖ²", "Kₚeₖ + Kᵢ Σeⱼ + K_d(eₖ − eₖ₋₁) at every layer, eₖ = αₖvₖ", "1 a layer",
+        "any", "texts and the model", "arXiv:2604.19018",
+    )  # fmt: skip
+
+    directions: PerFeature
+    set_points: SetPoints
+    layers: tuple[int, ...]
+    kp: float
+    ki: float
+    kd: float
+    origin: Origin
+    parity: bool = False
+
+    def __post_init__(self) -> None:
+        Loop.__post_init__(self)
+        for name in ("kp", "ki", "kd"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
+                raise ValueError(f"{name} is a finite number, got {value!r}.")
+
+    @classmethod
+    def fit(
+        cls,
+        model: Any,
+        desired: Texts,
+        undesired: Texts,
+        *,
+        kp: float = 0.7,
+        ki: float = 0.01,
+        kd: float = 0.1,
+        layers: Iterable[int] | None = None,
+        also: Sequence[tuple[Texts, Texts]] = (),
+        parity: bool = False,
+        batch_size: int = 16,
+        prepend_bos: bool | None = None,
+        chat_template: ChatTemplate = False,
+        progress: bool | None = None,
+        blocks: Any = None,
+    ) -> "SPID":
+        """Means of all texts at the inputs of the blocks: no Jacobians. The defaults are the source's for gemma-2-2b.
+
+        `layers` None: all blocks. `also`: more features (desired, undesired), whose errors are summed. The rest as for
+        `ot.collect`, which also says what is raised; ValueError too for coefficients that are not finite.
+        """
+        reading = {"batch_size": batch_size, "progress": progress}
+        style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
+        found = signal(model, desired, undesired, also, layers, blocks, **reading, **style)
+        return cls(found.directions, found.sizes, found.layers, kp, ki, kd, found.origin, parity)
+
+    def _law(self) -> tuple[Any, tuple[Any, ...], bool]:
+        forgets = tuple(self.parity and layer % FORGETS_EVERY == 0 for layer in self.layers)
+        numbers = (self.directions, self.set_points, float(self.kp), float(self.ki), float(self.kd), forgets)
+        return proportional_integral_derivative, numbers, self.parity
