@@ -19,7 +19,7 @@ Residual = Float[Tensor, "batch pos d_model"]
 Chosen = Float[Tensor, "chosen d_model"]
 TokenIds = Int[Tensor, "batch pos"]
 AnyTokens = Int[Tensor, "_ _"]
-"""Token ids of a text side: two sides of a comparison need not agree in rows or columns."""
+"""Token ids of a text side, or of one text of several: they need not agree in rows or columns."""
 TokenMask = Bool[Tensor, "batch pos"]
 PerRow = Int[Tensor, " batch"]
 Indices = Int[Tensor, " chosen"]

@@ -64,7 +64,7 @@ STEER = """
 
     methods = {name: make() for name, make in instances.METHODS.items()}
     methods |= {name.lower(): table.METHODS[name]("llama") for name in ("MiMiC", "HPR")}  # with open gates
-    methods |= {name: table.METHODS[name]("llama") for name in ("ITI, heads", "RepE, layers")}
+    methods |= {name: table.METHODS[name]("llama") for name in ("ITI, heads", "RepE, layers", "A-LQR", "S-PID")}
     torch.manual_seed(0)
     own = {"own-value": OnlyValue(), "own-grad": WithGrad(), "own-module": Network(), "own-odd": Odd()}
     methods |= {name: ot.GradientFlow(barrier, layer=1) for name, barrier in own.items()}
@@ -74,7 +74,7 @@ STEER = """
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": 10**6, "pad_token_id": 0}
 
     def own_layer(method):  # some were fitted elsewhere
-        return None if isinstance(method, ot.Layers) else 1
+        return None if method.several else 1
 
     def trace(remote, method, T):
         layer = own_layer(method)
@@ -232,7 +232,7 @@ STEER = """
     report(**found)
 """
 
-SEVERAL = ["ITI, heads", "RepE, layers"]
+SEVERAL = ["ITI, heads", "RepE, layers", "A-LQR", "S-PID"]
 OWN = ["own-value", "own-grad", "own-module", "own-odd"]
 
 

@@ -13,7 +13,9 @@ from odesteer_tl.methods.view import View, unified_table
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
 PAPER = ["RepE", "ITI", "CAA", "MiMiC", "HPR", "RE-Control", "Linear-AcT", "TruthFlow", "one-step ODESteer", "ODESteer"]
-FITTED = [cls for cls in METHODS if getattr(cls, "view", None) and hasattr(cls, "fit")]
+FITTED = [
+    cls for cls in METHODS if hasattr(cls, "view") and hasattr(cls, "fit") and cls.view.needs != "texts and the model"
+]
 QUERIES = torch.randn(60, D_MODEL, generator=torch.Generator().manual_seed(9))
 DATA = {
     "both sides": planted(60, 45),

@@ -17,7 +17,7 @@ from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import device_of, load_weights
 from odesteer_tl.backends.nnsight.blocks import blocks_of, value_in
 from odesteer_tl.backends.nnsight.sites import entering, inputs_with
-from odesteer_tl.shapes import TokenIds
+from odesteer_tl.shapes import AnyTokens, TokenIds
 
 Rows = Float[Tensor, "rows d_model"]
 
@@ -93,7 +93,7 @@ def block_maps(model: Any, prompt: TokenIds, layers: list[int], blocks: Any = No
 
 def mean_jacobians(
     model: Any,
-    prompts: list[TokenIds],
+    prompts: list[AnyTokens],
     layers: list[int],
     chunk: int = 64,
     blocks: Any = None,
@@ -129,7 +129,7 @@ def mean_jacobians(
 class Linearised:
     """The mean Jacobians of several layers as products alone: no matrix is formed. All prompts' inputs are kept."""
 
-    def __init__(self, model: Any, prompts: list[TokenIds], layers: list[int], chunk: int = 64, blocks: Any = None):
+    def __init__(self, model: Any, prompts: list[AnyTokens], layers: list[int], chunk: int = 64, blocks: Any = None):
         found = [block_maps(model, prompt, layers, blocks) for prompt in prompts]
         self._maps = list(zip(*found, strict=True))
         self._chunk = chunk

@@ -1,6 +1,6 @@
 """What steered logits should be: those of the plain Hugging Face model, one unpadded row at a time, without a cache,
 under torch hooks, on decoder layers and on the output projections of attention, that steer positions written out one by
-one.
+one. What closed loops do is written out here a second time.
 
 No code of the backends or of `positions` is used.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.edits import Site
 from odesteer_tl.methods import Layers, TruthFlow
 from odesteer_tl.parity.models import Family, hugging_face
@@ -21,7 +22,8 @@ from odesteer_tl.shapes import TokenIds
 
 Place = tuple[int, str, Callable[[Tensor, Tensor], Tensor]]
 """Where a method acts, and what it does there: layer, "resid_post" or "z", and what a becomes, given also the query:
-the unsteered activation of the first token that is steered, the prompt's last."""
+the unsteered activation of the first token that is steered, the prompt's last. At "across" it is what all steered
+tokens [n, d_model] that leave the layer become, given also those that entered it."""
 
 LAYER, STEPS = 1, 5
 PROMPTS = {"single": [[1, 5, 6, 7]], "batch": [[1, 5, 6, 7, 9], [1], [1, 8, 4]]}
@@ -29,6 +31,8 @@ PROMPTS = {"single": [[1, 5, 6, 7]], "batch": [[1, 5, 6, 7, 9], [1], [1, 8, 4]]}
 
 def places(method: Any, T: float) -> list[Place]:
     """Where a method acts, or its parts do, and steers by T."""
+    if isinstance(method, (ALQR, SPID)):
+        return _loop(method, T)
     parts = method.parts if isinstance(method, Layers) else (method,)
     at = [(part.origin.layer, "z" if "attn" in str(part.origin.hook_name) else "resid_post") for part in parts]
     return [(*where, _becomes(part, T)) for where, part in zip(at, parts, strict=True)]
@@ -40,14 +44,42 @@ def _becomes(method: Any, T: float) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda a, query: method.steer(a, T)
 
 
+def _loop(method: ALQR | SPID, T: float) -> list[Place]:
+    """The sums of a controller, from its own numbers: what each layer sees is kept until the next pass begins."""
+    errors: list[Tensor] = []
+
+    def becomes(number: int) -> Callable[[Tensor, Tensor], Tensor]:
+        def add(a: Tensor, z: Tensor) -> Tensor:
+            if number == 0:
+                errors.clear()
+            pairs = list(zip(method.directions[number], method.set_points[number], strict=True))
+            gaps = [T * aim - (z * v).sum(-1, keepdim=True) for v, aim in pairs]
+            if isinstance(method, ALQR):
+                return a + sum(gap * w for gap, w in zip(gaps, method.answers[number], strict=True))
+            errors.append(torch.stack([gap * v for gap, (v, _) in zip(gaps, pairs, strict=True)]).sum(0))
+            change = errors[-1] - errors[-2] if number else errors[-1]
+            return a + method.kp * errors[-1] + method.ki * torch.stack(errors).sum(0) + method.kd * change
+
+        return add
+
+    return [(layer, "across", becomes(number)) for number, layer in enumerate(method.layers)]
+
+
 @contextmanager
-def _replacing(family: Family, layer: int, site: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside it `change` replaces the value [batch, pos, width] at that site of the Hugging Face model."""
+def _replacing(family: Family, layer: int, site: str, change: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside it `change` replaces the value [batch, pos, width] at that site of the Hugging Face model; "across" it is
+    given what entered the layer as well."""
     hf = hugging_face(family)
     block = (hf.model.layers if family == "llama" else hf.transformer.h)[layer]
     if site == "z":
         projection = block.self_attn.o_proj if family == "llama" else block.attn.c_proj
         handle = projection.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))
+    elif site == "across":
+        handle = block.register_forward_hook(
+            lambda module, args, out: (
+                (change(out[0], args[0]), *out[1:]) if isinstance(out, tuple) else change(out, args[0])
+            )
+        )
     else:
         handle = block.register_forward_hook(
             lambda module, args, out: (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
@@ -62,9 +94,12 @@ def _replacing(family: Family, layer: int, site: str, change: Callable[[Tensor],
 def logits(family: Family, row: list[int], where: Sequence[Place], positions: Sequence[int]) -> Tensor:
     """Logits [pos, d_vocab] of one row, what stands at each place replaced, at `positions`, by what it becomes."""
 
-    def changing(steer: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def change(before: Tensor) -> Tensor:
+    def changing(steer: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+        def change(before: Tensor, entered: Tensor | None = None) -> Tensor:
             value = before.clone()
+            if entered is not None:
+                value[0, list(positions)] = steer(before[0, list(positions)], entered[0, list(positions)])
+                return value
             for position in positions:
                 value[0, position] = steer(before[0, position], before[0, positions[0]])
             return value
@@ -77,21 +112,27 @@ def logits(family: Family, row: list[int], where: Sequence[Place], positions: Se
         return hugging_face(family)(torch.tensor([row]), use_cache=False).logits[0]
 
 
+def texts(n: int = 60) -> tuple[TokenIds, TokenIds]:
+    """Random texts of words from the first half of the vocabulary, and from the second."""
+    generator = torch.Generator().manual_seed(0)
+    desired, undesired = (torch.randint(low, low + 10, (n, 6), generator=generator) for low in (4, 14))
+    return desired, undesired
+
+
 @cache
 @torch.no_grad()
 def activations(
     family: Family, layer: int = LAYER, site: Literal["resid_post", "z"] = "resid_post", n: int = 60
 ) -> ContrastiveActivations:
-    """What a site holds after random texts of words from the first half of the vocabulary, and from the second."""
-    generator = torch.Generator().manual_seed(0)
-    sides, found = (torch.randint(low, low + 10, (n, 6), generator=generator) for low in (4, 14)), []
+    """What a site holds at the end of the desired and of the undesired `texts`."""
+    found = []
 
     def read(value: Tensor) -> Tensor:
         found.append(value[:, -1].clone())
         return value
 
     with _replacing(family, layer, site, read):
-        for side in sides:
+        for side in texts(n):
             hugging_face(family)(side, use_cache=False)
     return ContrastiveActivations(
         found[0], found[1], layer=layer, hook_name=Site(layer, site).hook_name, processing="raw"

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import (
     CAA,
@@ -27,8 +28,8 @@ from odesteer_tl.methods import (
     StepODESteer,
     TruthFlow,
 )
-from odesteer_tl.parity.models import Family
-from odesteer_tl.parity.oracle import PROMPTS, activations, differences, places
+from odesteer_tl.parity.models import Family, as_nnsight, hugging_face, tokenizer
+from odesteer_tl.parity.oracle import PROMPTS, activations, differences, places, texts
 from odesteer_tl.parity.running import ways
 
 TOLERANCE, EFFECT = 1e-4, 0.1
@@ -70,6 +71,16 @@ def _heads(family: Family) -> Layers:
     return ITI.fit_heads([activations(family, layer, "z") for layer in range(3)], n_heads=4, top_k=6)
 
 
+def _closed(cls: Any, **options: Any) -> Callable[[Family], Method]:
+    """A loop over all layers, its set-points far enough from what the blocks do by themselves to show a mistake."""
+
+    def fit(family: Family) -> Method:
+        method = cls.fit(as_nnsight(hugging_face(family), tokenizer()), *texts(), progress=False, **options)
+        return method.tracking(2 * method.set_points)
+
+    return fit
+
+
 METHODS: dict[str, Callable[[Family], Method]] = {
     "ODESteer": _at_one(ODESteer.fit),
     "ODESteer, sketch": _at_one(lambda acts: ODESteer.fit(acts, features=PolynomialSketch(n_components=500), tol=1e-4)),
@@ -88,6 +99,8 @@ METHODS: dict[str, Callable[[Family], Method]] = {
     "HPR": _at_one(_hpr),
     "RE-Control": _at_one(REControl.fit),
     "TruthFlow": _at_one(_truth_flow),
+    "A-LQR": _closed(ALQR, q=1.0, n_jacobians=5),
+    "S-PID": _closed(SPID, kp=0.5, ki=0.1, kd=0.1),
     "GradientFlow, degree 3, RK4": _at_one(
         lambda acts: GradientFlow(
             LogRatioBarrier.fit(acts, Polynomial(degree=3)), steps=4, solver="rk4", origin=acts.origin
