@@ -10,8 +10,8 @@ import nnsight
 import pytest
 import torch
 from instances import without_shape_checks
-from models import BACKENDS, load
-from oracle import PROMPTS, STEPS, TOLERANCE, generate, steered_positions
+from models import BACKENDS, hugging_face, load
+from oracle import PROMPTS, STEPS, TOLERANCE, block, generate, steered_positions
 
 import odesteer_tl as ot
 from odesteer_tl.backends.linearising import mean_jacobians
@@ -97,6 +97,90 @@ def test_generate_and_intervene_do_the_same(loaded, name):
             found = model.lm_head.output.save()
         steered = oracle.logits(family, tokens[0].tolist(), oracle.places(method, 1.0), [3])
         assert (found[0] - steered).abs().max() <= TOLERANCE and count == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("family", RANDOM)
+def test_parity_is_the_released_loop_token_by_token(family):
+    """Sum and error in two variables that nobody resets but every tenth layer, at the last column of every pass."""
+    kind, model = "bridge", load("bridge", family)
+    method, row = replace(fitted("S-PID", family), kp=0.4, ki=0.2, kd=0.3, parity=True), ROWS[0]
+    with ot.steering(model, method, 1.5):
+        new, found = generate(model, kind, [row])
+    hf, held = hugging_face(family), {"sum": torch.zeros(1, 32), "last": torch.zeros(1, 32)}
+
+    def hook(layer):
+        def add(module, args, out):
+            z = args[0][:, -1]
+            e = (1.5 * method.set_points[layer] - (z * method.directions[layer, 0]).sum(-1)) * method.directions[layer]
+            held["sum"] = held["sum"] + e if layer % 10 else torch.zeros_like(e)
+            out = out.clone()
+            out[:, -1] += 0.4 * e + 0.2 * held["sum"] + 0.3 * (e - held["last"])
+            held["last"] = e
+            return out
+
+        return block(hf, layer).register_forward_hook(add)
+
+    handles, cache = [hook(layer) for layer in range(3)], None
+    try:
+        for step, tokens in enumerate([row, *([token] for token in new[0, :-1].tolist())]):
+            with torch.no_grad():
+                out = hf(torch.tensor([tokens]), past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            assert (out.logits[0, -1] - found[0, step]).abs().max() <= TOLERANCE
+    finally:
+        for handle in handles:
+            handle.remove()
+    with ot.steering(model, replace(method, parity=False), 1.5):
+        assert (generate(model, kind, [row])[1][:, 1] - found[:, 1]).abs().max() >= 100 * TOLERANCE
+
+
+def at_output(edits):
+    """The mistake of a port: measured one block late."""
+    return [replace(edit, read=edit.write) for edit in edits]
+
+
+def one_layer_late(edits):
+    places = [ot.Site(edit.write.layer + 1) for edit in edits[:-1]]
+    return [replace(edit, write=place) for edit, place in zip(edits, places, strict=False)]
+
+
+def another_layers_numbers(edits):
+    return [replace(edit, apply=other.apply) for edit, other in zip(edits, [*edits[1:], edits[0]], strict=True)]
+
+
+def one_state_for_all_passes(edits):
+    kept = {}
+
+    def held(edit):
+        def apply(read, write, state):
+            if any(value.shape != read.shape for value in kept.values()):
+                kept.clear()
+            return edit.apply(read, write, ot.State(state.rows, kept))
+
+        return apply
+
+    return [replace(edit, apply=held(edit)) for edit in edits]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize(
+    "wrong", [at_output, one_layer_late, another_layers_numbers, one_state_for_all_passes, lambda edits: edits[1:]]
+)
+def test_wrong_loops_deviate(name, wrong):
+    """Each by far more than the tolerance; A-LQR alone keeps no state that could be wrong."""
+    model, right = load("bridge", "gpt2"), fitted(name, "gpt2")
+
+    class Mutant:
+        origin = right.origin
+
+        def edits(self, T=None, *, relative_T=None, layer=None):
+            return wrong(right.edits(T, relative_T=relative_T, layer=layer))
+
+    with ot.steering(model, Mutant(), 1.5):
+        new, found = generate(model, "bridge", ROWS)
+    worst, _ = oracle.differences("gpt2", ROWS, new, found, oracle.places(right, 1.5))
+    stateless = name == "A-LQR" and wrong is one_state_for_all_passes
+    assert worst <= TOLERANCE if stateless else worst >= 100 * TOLERANCE
 
 
 def errors(model, method, tokens, T, steered):
@@ -215,6 +299,12 @@ def test_what_cannot_be_fitted_is_refused_by_name(fit):
 def test_what_a_regulator_cannot_be_is_refused_before_the_model_runs(options, said):
     with pytest.raises(ValueError, match=said):
         ot.ALQR.fit(object(), ["a"], ["b"], **options)
+
+
+@pytest.mark.parametrize("options", [{"kp": float("inf")}, {"ki": "1"}, {"kd": True}], ids=str)
+def test_what_a_controller_cannot_be_is_refused_before_the_model_runs(options):
+    with without_shape_checks(), pytest.raises(ValueError, match="is a finite number"):
+        ot.SPID.fit(object(), ["a"], ["b"], **options)
 
 
 def test_a_loop_of_another_model_or_processing_is_refused(loaded):

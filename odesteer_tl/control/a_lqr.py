@@ -26,7 +26,7 @@ from torch import Tensor
 from odesteer_tl.activations import Origin
 from odesteer_tl.backends.linearising import Linearised, mean_jacobians
 from odesteer_tl.backends.models import layers_of
-from odesteer_tl.backends.texts import ChatTemplate, Texts, check_context, tokenise
+from odesteer_tl.backends.texts import ChatTemplate, Texts, tokenise
 from odesteer_tl.control.conjugate import answers as conjugate_answers
 from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, Signal, signal
 from odesteer_tl.control.riccati import check_weights, gains
@@ -116,7 +116,6 @@ class ALQR(Loop):
         reading = {"batch_size": batch_size, "progress": progress}
         found = signal(model, desired, undesired, also, layers, blocks, **reading, **style)
         texts = tokenise(model, desired, **style)
-        check_context(model, texts)
         chosen = torch.randperm(len(texts.mask), generator=torch.Generator().manual_seed(seed))[:n_jacobians].sort()[0]
         prompts = [texts.tokens[i][texts.mask[i]][:context].unsqueeze(0) for i in chosen.tolist()]
         span = range(found.layers[0], layers_of(model, blocks))

@@ -30,14 +30,17 @@ def gains(
     acts = None if controlled is None else iter(controlled)
     for given in jacobians:
         A = given if given.device.type == "mps" else given.double()
-        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        S = q_f * eye if S is None else S
+        S = q_f * torch.eye(len(A), dtype=A.dtype, device=A.device) if S is None else S
+        K: Tensor | None = None
         if acts is None or next(acts):
-            K: Tensor | None = torch.cholesky_solve(S @ A, torch.linalg.cholesky(S + r * eye))
-            S = q * eye + r * (A.T @ K)
+            P = S.clone()
+            P.diagonal().add_(r)
+            K = torch.cholesky_solve(S @ A, torch.linalg.cholesky(P))
+            S = r * (A.T @ K)
         else:
-            K, S = None, q * eye + A.T @ S @ A
+            S = A.T @ (S @ A)
         S = (S + S.T) / 2  # rounding would add up over the layers
+        S.diagonal().add_(q)
         yield K, S
 
 

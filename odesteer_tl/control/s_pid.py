@@ -50,10 +50,7 @@ class SPID(Loop):
 
     def __post_init__(self) -> None:
         Loop.__post_init__(self)
-        for name in ("kp", "ki", "kd"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
-                raise ValueError(f"{name} is a finite number, got {value!r}.")
+        _check_coefficients(self.kp, self.ki, self.kd)
 
     @classmethod
     def fit(
@@ -79,12 +76,19 @@ class SPID(Loop):
         `layers` None: all blocks. `also`: more features (desired, undesired), whose errors are summed. The rest as for
         `ot.collect`, which also says what is raised; ValueError too for coefficients that are not finite.
         """
+        _check_coefficients(kp, ki, kd)
         reading = {"batch_size": batch_size, "progress": progress}
         style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
         found = signal(model, desired, undesired, also, layers, blocks, **reading, **style)
-        return cls(found.directions, found.sizes, found.layers, kp, ki, kd, found.origin, parity)
+        return cls(found.directions, found.sizes, found.layers, float(kp), float(ki), float(kd), found.origin, parity)
 
     def _law(self) -> tuple[Any, tuple[Any, ...], bool]:
         forgets = tuple(self.parity and layer % FORGETS_EVERY == 0 for layer in self.layers)
         numbers = (self.directions, self.set_points, float(self.kp), float(self.ki), float(self.kd), forgets)
         return proportional_integral_derivative, numbers, self.parity
+
+
+def _check_coefficients(kp: float, ki: float, kd: float) -> None:
+    for name, value in (("kp", kp), ("ki", ki), ("kd", kd)):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
+            raise ValueError(f"{name} is a finite number, got {value!r}.")
