@@ -247,6 +247,24 @@ def test_the_fit_is_its_parts(loaded):
     assert hooks() == before
 
 
+@pytest.mark.parametrize("layers", [[1, 0], [0]])
+def test_blocks_that_are_not_controlled_count_in_those_that_are(layers):
+    """Up to the last block, by texts cut to 4 tokens."""
+    model, (desired, undesired) = load("nnsight", "gpt2"), oracle.texts()
+    options = {"q": 0.5, "r": 2.0, "q_f": 0.25, "n_jacobians": 60, "context": 4}
+    method = ot.ALQR.fit(model, desired, undesired, layers=layers, **options)
+    assert method.layers == tuple(sorted(layers))
+    S, prompts = 0.25 * torch.eye(32, dtype=torch.float64), list(desired[:, :4].split(1))
+    for layer, A in zip((2, 1, 0), mean_jacobians(model, prompts, [2, 1, 0]), strict=True):
+        A = A.double()
+        K = torch.linalg.inv(S + 2.0 * torch.eye(32)) @ S @ A * (layer in layers)
+        S = 0.5 * torch.eye(32) + A.T @ S @ A - A.T @ S @ K
+        if layer in layers:
+            number = method.layers.index(layer)
+            expected = (K @ method.directions[number, 0].double()).float()
+            torch.testing.assert_close(method.answers[number, 0], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layers", [None, [0, 2], [1]])
 def test_a_fit_without_matrices_is_the_exact_one(loaded, layers):
     _, _, model = loaded

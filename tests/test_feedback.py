@@ -167,6 +167,13 @@ def test_dtypes_are_kept_and_what_travels_is_the_method(make, dtype):
     assert isinstance(method.travelling(), Feedback)
 
 
+def test_a_low_precision_is_cast_to_once():
+    """In bfloat16 u itself would lose what the sum keeps."""
+    edit, (z, a) = alqr().edits(T=1.0)[0], states(200, dtype=torch.bfloat16)
+    state, exact = ot.State(torch.arange(200)), edit.apply(z[0].float(), a[0].float(), ot.State(torch.arange(200)))
+    assert torch.equal(edit.apply(z[0], a[0], state), exact.to(torch.bfloat16))
+
+
 def test_derivatives_pass_through():
     method = alqr()
     z, a = (each.requires_grad_() for each in states())
@@ -177,9 +184,7 @@ def test_derivatives_pass_through():
     assert (a.grad[0] == 1).all()
     edits = spid(parity=True).edits(T=1.0)
     for _ in range(2):  # the pass before is not gone through again
-        for k, edit in enumerate(edits):
-            new = edit.apply(z[k], a[k], ot.State(torch.arange(4)))
-        new.sum().backward()
+        added(edits, z, a).sum().backward()
 
 
 @pytest.mark.parametrize("make", [alqr, spid])
@@ -219,6 +224,14 @@ def test_it_is_kept_and_moved_like_any_method(make, tmp_path):
         with without_shape_checks(), pytest.raises(ValueError, match=str(tmp_path)):
             ot.load(tmp_path)
         ot.save(method, tmp_path)
+
+
+@pytest.mark.parametrize("make", [alqr, spid])
+def test_numbers_that_are_not_finite_are_not_loaded(make, tmp_path):
+    method = make()
+    ot.save(replace(method, set_points=method.set_points / 0), tmp_path)
+    with pytest.raises(ValueError, match="do not fit: layer 0 gives"):
+        ot.load(tmp_path)
 
 
 @pytest.mark.parametrize("make", [alqr, spid])

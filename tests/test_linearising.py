@@ -151,17 +151,18 @@ def test_a_float32_model_is_summed_in_float32():
 
 def test_blocks_that_return_tuples_or_keep_a_cache():
     class Block(torch.nn.Module):
-        def forward(self, hidden_states, past_key_values=None, use_cache=True, *, scale, bias):
+        def forward(self, hidden_states, past_key_values=None, use_cache=True, *, scale, bias, gate):
             assert past_key_values is None and use_cache is False and scale.shape == (len(hidden_states), 5, 1)
-            assert bias.shape == (4,)
-            return hidden_states**2 * scale + bias + hidden_states[:, :1], "weights"
+            assert bias.shape == (4,) and gate.shape == (1,)
+            return hidden_states**2 * scale * gate + bias + hidden_states[:, :1], "weights"
 
     class Cache:
         def get_seq_length(self):
             return 5
 
     x = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    given = {"past_key_values": Cache(), "use_cache": True, "scale": torch.full((1, 5, 1), 3.0), "bias": torch.ones(4)}
+    given = {"past_key_values": Cache(), "use_cache": True, "scale": torch.full((1, 5, 1), 3.0)}
+    given |= {"bias": torch.ones(4), "gate": torch.ones(1)}
     found = BlockMap(Block(), ((), {"hidden_states": x, **given}))
     u = torch.eye(4, dtype=torch.float64)
     torch.testing.assert_close(found.pulled(u), torch.diag(6 * x[0, -1]))
