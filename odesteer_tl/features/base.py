@@ -91,7 +91,8 @@ class Squares(FeatureMap):
     normalize: bool = True
 
     def slope(self, w: Weight) -> Slope:
-        return Slope(squares_slope, (w,), self.normalize)
+        quadratic, linear = w.chunk(2)
+        return Slope(squares_slope, (2 * quadratic, linear), self.normalize)
 
     def _phi(self, x: Activations) -> Features:
         return torch.cat([x * x, x], dim=-1)

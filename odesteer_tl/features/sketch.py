@@ -32,7 +32,8 @@ class Sketch(FeatureMap):
         return self.hashes, self.signs, self.n_components, self.gamma, self.coef0
 
     def slope(self, w: Weight) -> Slope:
-        return Slope(sketch_slope, (w, *self._numbers), self.normalize)
+        spectrum = torch.view_as_real(torch.fft.rfft(w)).contiguous()
+        return Slope(sketch_slope, (spectrum, *self._numbers), self.normalize)
 
     def _phi(self, x: Activations) -> Features:
         return torch.fft.irfft(product(sketch_spectra(x, *self._numbers)), n=self.n_components)
