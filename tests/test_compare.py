@@ -4,11 +4,12 @@ of the rule, the seeds and the controls."""
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from instances import activations, planted
+from instances import activations, planted, without_shape_checks
 from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
@@ -21,6 +22,7 @@ from odesteer_tl.evaluation.differences import Difference, difference
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import LITERATURE, PRAISE, Entry, Prompted, controls, opposites, shuffled
 from odesteer_tl.evaluation.material import material_of
+from odesteer_tl.evaluation.metrics import bootstrap_interval
 from odesteer_tl.evaluation.strength import best, reach
 from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, levels_of
 from odesteer_tl.features import Linear, Polynomial
@@ -142,6 +144,19 @@ def test_random_directions_cancel_in_pairs_and_differ_between_seeds():
     assert (together @ together.T - torch.eye(4)).abs().max() < 0.9
 
 
+@pytest.mark.parametrize("name", [*LITERATURE, *controls()])
+def test_rows_of_chance_and_no_others_are_fitted_by_their_seed(name):
+    acts = replace(planted(60, 60), paired=True)
+    acts, entry = replace(acts, queries=acts.undesired.flip(0)), (LITERATURE | controls())[name]
+    same, again, other = (entry.fit(acts, seed) for seed in (0, 0, 1))
+    a = activations(30, dtype=torch.float32)
+    same, again, other = (
+        (method[0] if isinstance(method, tuple) else method).steer(a, T=1.0) for method in (same, again, other)
+    )
+    assert torch.equal(same, again)
+    assert torch.equal(same, other) != entry.by_chance
+
+
 def test_activations_alone_are_split_and_checked():
     acts = planted(120, 120)
     fit, unseen = acts.split(0)
@@ -151,7 +166,8 @@ def test_activations_alone_are_split_and_checked():
     expected = ot.ITI.fit(fit)
     assert torch.equal(found.row("function").method.barrier.weight, expected.barrier.weight)
     assert found.row("entry").conditions == conditions_of(expected, unseen)
-    assert found.row("fitted").conditions.auc > found.row("function").conditions.auc - 0.2
+    assert found.row("fitted").conditions == conditions_of(ot.ITI.fit(acts), unseen)
+    assert [row.fitted_on for row in found.rows] == ["elsewhere", "texts", "texts"]
 
 
 def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
@@ -175,6 +191,18 @@ def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
         ({"data": [1, 2]}, "list lacks desired"),
         ({"judge": JUDGE}, "A judge needs prompts"),
         ({"seeds": ()}, "at least one seed"),
+        ({"methods": {"none": lambda acts: None}}, "'none' cannot be compared: its function returns a fitted method"),
+        ({"methods": {"HPR": ot.HPR.fit}}, "'HPR' cannot be compared: HPR learns"),
+        ({"methods": {"none": lambda acts: Prompted(())}}, "at least one prefix"),
+        ({"methods": {"both": ot.Layers(parts=(ot.CAA.fit(planted()),))}}, "'both' cannot be compared: it acts at sev"),
+        (
+            {"methods": {"far": ot.CAA.fit(replace(planted(), layer=9, hook_name=None))}},
+            "'far' cannot be compared: it was fitted at blocks.9.hook_resid_post, the data are read at blocks.3.hook_",
+        ),
+        (
+            {"methods": {"z": ot.CAA.fit(replace(planted(), hook_name="blocks.3.attn.hook_z"))}},
+            "it was fitted at blocks.3.attn.hook_z",
+        ),
         ({"prefixes": ("one",)}, "3 prefixes or none"),
     ],
 )
@@ -182,6 +210,44 @@ def test_what_cannot_be_compared_ends_in_its_message(change, message):
     arguments = {"data": planted(), "methods": {"ITI": ot.ITI.fit}} | change
     with pytest.raises(ValueError, match=message):
         ot.compare(None, **arguments)
+
+
+def test_one_number_of_seeds_and_a_list_of_methods_are_refused():
+    for wrong in ({"seeds": 3}, {"methods": [ot.ITI.fit]}):
+        with (
+            without_shape_checks(),
+            pytest.raises(ValueError, match=r"such as \(0, 1, 2\), and methods a dict by name"),
+        ):
+            ot.compare(None, planted(), **wrong)
+
+
+def test_a_method_without_a_layer_is_compared_at_that_of_the_data(held_out):
+    near = ot.GradientFlow(Near(planted(60, 60).split(0)[1].undesired))
+    assert ot.compare(None, planted(60, 60), {"near": near}).row("near").conditions.displacement > 0.19
+
+
+def test_a_method_in_another_precision_is_checked_alike(held_out):
+    method = ot.ODESteer.fit(planted())
+    assert conditions_of(method.to(dtype=torch.float64), held_out) == conditions_of(method, held_out)
+
+
+def test_without_a_judge_no_prompts_are_needed_and_nnsight_reads_at_the_same_layer(demo):
+    few = SimpleNamespace(
+        desired=demo.desired[:8], undesired=demo.undesired[:8], pairs=[],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+    )  # fmt: skip
+    one = ot.compare(demo.model, few, {"CAA": ot.CAA.fit}).row("CAA")
+    other = ot.compare(ot.load_demo(library="nnsight").model, few, {"CAA": ot.CAA.fit}).row("CAA")
+    assert one.method.layer == other.method.layer == 2
+
+
+@pytest.mark.parametrize("said", [[0.5], torch.tensor([0.5, float("nan")]), torch.tensor([-3.0, 3.0])], ids=str)
+def test_a_judge_gives_a_probability_for_each_text(demo, said):
+    setting = Setting(demo.model, 2, demo.prompts[:2], [], lambda texts: said, max_new_tokens=2)
+    with pytest.raises(ValueError, match="one probability, from 0 to 1, for each of 2 texts"):
+        continued(setting, setting.prompts, 1, None, None)
+    as_list = replace(setting, judge=lambda texts: [0.2, 0.8])
+    assert continued(as_list, setting.prompts, 1, None, None).desired.tolist() == [[0.0], [1.0]]
 
 
 def test_data_with_prompts_need_a_model(demo):
@@ -388,7 +454,9 @@ def test_differences_are_paired_by_prompt_and_seed(small):
     made = difference(more, less)
     each = [one.share - other.share for one, other in zip(more.runs, less.runs, strict=True)]
     assert (made.mean, made.sd) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
-    assert made.interval[0] <= made.mean <= made.interval[1]
+    both = [np.array([run.desired.mean(1) for run in row.runs]).mean(0) for row in (more, less)]  # a number per prompt
+    drawn = torch.as_tensor(both[0] - both[1]).unsqueeze(1)
+    assert made.interval == pytest.approx(bootstrap_interval(drawn))  # prompts are drawn, with all their seeds
     tried = np.array([[[trial.share for trial in run.trials] for run in row.runs] for row in (more, less)])
     each = (tried[0] - tried[1]).mean(1)
     assert made.equal == pytest.approx((each.mean(), each.std(ddof=1)))

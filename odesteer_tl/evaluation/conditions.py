@@ -45,6 +45,7 @@ class Conditions:
 def conditions_of(method: Method, held_out: ContrastiveActivations, displacement: float = DISPLACEMENT) -> Conditions:
     """Check `method` at the T that moves held-out undesired activations by `displacement`, or a map at T = 1."""
     a = held_out.undesired.float()
+    method = method.to(a.device, a.dtype)  # h is asked of the barrier itself, which casts nothing
     T = 1.0 if isinstance(method, MAPS) else reach(method, a, displacement)[0]
     end = method.steer(a, T=T)
     found = median_displacement(method, a, T)

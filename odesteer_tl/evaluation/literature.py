@@ -36,9 +36,13 @@ PRAISE = (
 
 @dataclass(frozen=True)
 class Prompted:
-    """No steering: one of `prefixes`, the weakest first, stands before the prompt."""
+    """No steering: one of `prefixes`, the weakest first, stands before the prompt. Raises ValueError for none."""
 
     prefixes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prefixes:
+            raise ValueError("Prompted needs at least one prefix to stand before the prompt.")
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def entry_of(name: str, method: Any) -> Entry:
     if isinstance(method, (Entry, Prompted)):
         return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
     if isinstance(method, Method):
-        return Entry(lambda acts, seed: method)
+        return Entry(lambda acts, seed: method, "elsewhere")
     if callable(method) and not isinstance(method, type):
         return Entry(lambda acts, seed: method(acts))
     raise ValueError(
