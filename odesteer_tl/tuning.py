@@ -14,9 +14,9 @@ from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import LogRatioBarrier, auc
-from odesteer_tl.features import FeatureMap, Polynomial, Recipe
+from odesteer_tl.features import FeatureMap, Polynomial, Recipe, fit_to_sides
 from odesteer_tl.moving import moved
-from odesteer_tl.shapes import Samples
+from odesteer_tl.shapes import Desired, Samples, Undesired
 
 DEFAULT_CANDIDATES = tuple(Polynomial(degree, gamma) for degree in (2, 3) for gamma in (0.1, 1.0, 10.0))
 """The paper's features first, then the more curved: degree 2, then 3, and within each γ = 0.1, 1, 10 at c₀ = 1."""
@@ -53,8 +53,11 @@ class _Once:
     found: list[FeatureMap] = field(default_factory=list)
 
     def fit(self, samples: Samples) -> FeatureMap:
+        return self.recipe.fit(samples)
+
+    def fit_sides(self, desired: Desired, undesired: Undesired) -> FeatureMap:
         if not self.found:
-            self.found.append(self.recipe.fit(samples))
+            self.found.append(fit_to_sides(self.recipe, desired, undesired))
         return self.found[0]
 
 

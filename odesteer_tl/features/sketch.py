@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odesteer_tl.features.base import FeatureMap, check_kernel
 from odesteer_tl.numerics import product, sketch_slope, sketch_spectra
-from odesteer_tl.shapes import Activations, Features, Samples, Weight
+from odesteer_tl.shapes import Activations, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.slopes import Slope
 
 
@@ -63,6 +63,10 @@ class PolynomialSketch:
             raise ValueError(f"n_components must be at least 1, got {self.n_components}.")
         if (self.hashes is None) != (self.signs is None):
             raise ValueError("Inject both hashes and signs, or neither.")
+
+    def fit_sides(self, desired: Desired, undesired: Undesired) -> Sketch:
+        """Only the width of the samples matters."""
+        return self.fit(desired[:1].double())
 
     def fit(self, samples: Samples) -> Sketch:
         shape = (self.degree, samples.shape[1] + (self.coef0 != 0))
