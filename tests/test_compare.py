@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from instances import activations, planted, without_shape_checks
+from instances import activations, planted, with_queries, without_shape_checks
 from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
@@ -180,6 +180,12 @@ def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
     assert (tmp_path / "checks.png").read_bytes()[:4] == b"\x89PNG"
     paired = ot.compare(None, replace(planted(60, 60), paired=True), {"HPR": LITERATURE["HPR"]})
     assert paired.row("HPR").conditions.norm_ratio == pytest.approx(1, abs=1e-5)
+
+
+def test_few_pairs_with_queries_serve_every_row():
+    found = ot.compare(None, with_queries(10, d_model=8))
+    assert [row.name for row in found.rows] == [*LITERATURE, *controls()] and not found.left_out
+    assert found.row("TruthFlow").method.basis.shape == (8, 8)
 
 
 @pytest.mark.parametrize(
