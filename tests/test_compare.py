@@ -13,6 +13,7 @@ from instances import activations, planted, with_queries, without_shape_checks
 from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
+from odesteer_tl.artefacts import METHODS
 from odesteer_tl.evaluation import ablation, contest, continuing
 from odesteer_tl.evaluation.ablation import Barriers, Candidate, agreement
 from odesteer_tl.evaluation.comparison import spread
@@ -20,16 +21,29 @@ from odesteer_tl.evaluation.conditions import conditions_of
 from odesteer_tl.evaluation.continuing import UNSTEERED, Setting, continued
 from odesteer_tl.evaluation.differences import Difference, difference
 from odesteer_tl.evaluation.judge import Judge
-from odesteer_tl.evaluation.literature import LITERATURE, PRAISE, Entry, Prompted, controls, opposites, shuffled
+from odesteer_tl.evaluation.literature import (
+    LITERATURE,
+    PRAISE,
+    Entry,
+    Prompted,
+    controls,
+    entry_of,
+    opposites,
+    shuffled,
+)
 from odesteer_tl.evaluation.material import material_of
 from odesteer_tl.evaluation.metrics import bootstrap_interval
 from odesteer_tl.evaluation.strength import best, reach
 from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, levels_of
 from odesteer_tl.features import Linear, Polynomial
+from odesteer_tl.methods import Method
 from odesteer_tl.tuning import tune
 
 SEEDS = 2
 JUDGE = Judge.load_embedded().positive_probability
+
+
+CLASSES = [cls for cls in METHODS if hasattr(cls, "fit")]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +212,8 @@ def test_few_pairs_with_queries_serve_every_row():
         ({"judge": JUDGE}, "A judge needs prompts"),
         ({"seeds": ()}, "at least one seed"),
         ({"methods": {"none": lambda acts: None}}, "'none' cannot be compared: its function returns a fitted method"),
-        ({"methods": {"HPR": ot.HPR.fit}}, "'HPR' cannot be compared: HPR learns"),
+        ({"methods": {"HPR": ot.HPR.fit}}, "'HPR' cannot be fitted: it is fitted on pairs"),
+        ({"methods": {"HPR": lambda acts: ot.HPR.fit(acts)}}, "'HPR' cannot be compared: HPR learns"),
         ({"methods": {"none": lambda acts: Prompted(())}}, "at least one prefix"),
         ({"methods": {"both": ot.Layers(parts=(ot.CAA.fit(planted()),))}}, "'both' cannot be compared: it acts at sev"),
         (
@@ -282,6 +297,47 @@ def test_a_method_of_queries_is_fitted_on_pairs_with_their_queries(demo):
         ot.compare(None, replace(planted(60, 60), paired=True), {"of queries": entry})
     with pytest.raises(ValueError, match="on pairs of answers"):
         ot.compare(demo.model, replace(few, pairs=[]), {"of queries": entry})
+
+
+class Mine(ot.CAA):
+    """A class of a user's own."""
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, Mine], ids=lambda cls: cls.__name__)
+def test_the_fit_of_a_class_is_fitted_on_what_it_needs_by_each_seed_that_it_takes(cls):
+    acts = with_queries()
+    entry = entry_of("row", cls.fit)
+    takes_seed = cls in (ot.HPR, ot.REControl, ot.TruthFlow, ot.RandomDirection)
+    assert (entry.on, entry.by_chance) == ({ot.HPR: "pairs", ot.TruthFlow: "queries"}.get(cls, "texts"), takes_seed)
+    a = activations(9, dtype=torch.float32)
+    seeded = [cls.fit(acts, **({"seed": seed} if takes_seed else {})).steer(a, T=1.0) for seed in (0, 1)]
+    assert all(torch.equal(entry.fit(acts, seed).steer(a, T=1.0), seeded[seed]) for seed in (0, 1))
+    assert torch.equal(*seeded) != takes_seed
+
+
+def test_a_class_without_a_view_is_fitted_on_texts():
+    class Plain(Method):
+        @classmethod
+        def fit(cls, acts):
+            return acts
+
+    entry = entry_of("plain", Plain.fit)
+    assert (entry.on, entry.by_chance, entry.fit("acts", 1)) == ("texts", False, "acts")
+
+
+def test_classes_are_compared_by_their_own_fit_alone(demo):
+    few = replace(
+        demo, pairs=demo.pairs[:12], desired=demo.desired[:12], undesired=demo.undesired[:12], prompts=demo.prompts[:1],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+        validation_prompts=demo.validation_prompts[:1],
+    )  # fmt: skip
+    methods = {"HPR": ot.HPR.fit, "TruthFlow": ot.TruthFlow.fit, "RC": ot.REControl.fit}
+    found = ot.compare(
+        demo.model, few, methods, judge=JUDGE, seeds=(0, 1), samples=1, validation_samples=1, max_new_tokens=2
+    )
+    assert [row.fitted_on for row in found.rows[1:]] == ["pairs", "queries", "texts"]
+    for row in found.rows[2:]:  # the T of TruthFlow and RE-Control depends on how steep the network of a seed is
+        assert row.runs[0].trials[0].T != row.runs[1].trials[0].T
 
 
 def test_the_perplexity_of_a_prompted_continuation_is_that_after_the_prompt_alone(demo, monkeypatch):

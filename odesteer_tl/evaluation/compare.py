@@ -33,9 +33,11 @@ def compare(
 
     `data`: `ot.load_demo()` or an object with its fields, read at `layer` (a third of the way unless given); or
     `ContrastiveActivations`, a fifth of them held out, for the checks alone (`model` may be None). `methods`: name to a
-    fitted method (whose AUC flatters it where it was fitted on what is held out here), or to what fits one to the
-    texts' activations, such as `ot.CAA.fit`, once, whatever the seeds; None for the methods of the literature and three
-    controls (the prompt-only one needs three `prefixes`, the weakest first).
+    fitted method (whose AUC flatters it where it was fitted on what is held out here), or to what fits one: a class's
+    own `fit`, such as `ot.HPR.fit`, which gets texts, pairs or pairs with queries by what `odesteer-tl methods` says it
+    needs, and each seed where it takes one; or a function, which gets the texts' activations once, whatever the seeds.
+    None for the methods of the literature and three controls (the prompt-only one needs three `prefixes`, the weakest
+    first).
 
     `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
     median displacements .1, .2, .4, or fractions .25, .5, 1 of a map (LinearAcT, MiMiC, HPR), or the prefixes. The rule
