@@ -24,6 +24,7 @@ from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import (
     LITERATURE,
     PRAISE,
+    TRIALS,
     Entry,
     Prompted,
     controls,
@@ -129,7 +130,7 @@ def test_a_displacement_that_cannot_be_had_is_said(held_out):
 def test_every_kind_of_row_has_as_many_strengths(held_out):
     acts, a = planted(), activations(30, dtype=torch.float32)
     caa, act = levels_of(ot.CAA.fit(acts), a), levels_of(ot.LinearAcT.fit(acts), a)
-    assert len(caa) == len(act) == len(levels_of(Prompted(PRAISE), a)) == 3
+    assert len(caa) == len(act) == len(levels_of(Prompted(PRAISE), a)) == TRIALS == 3
     assert [level.displacement for level in caa] == list(DISPLACEMENTS)
     assert [level.T for level in act] == list(FRACTIONS)
     moved = (ot.LinearAcT.fit(acts).steer(a, T=0.5) - a).norm(dim=1) / a.norm(dim=1)
@@ -214,7 +215,15 @@ def test_few_pairs_with_queries_serve_every_row():
         ({"methods": {"none": lambda acts: None}}, "'none' cannot be compared: its function returns a fitted method"),
         ({"methods": {"HPR": ot.HPR.fit}}, "'HPR' cannot be fitted: it is fitted on pairs"),
         ({"methods": {"HPR": lambda acts: ot.HPR.fit(acts)}}, "'HPR' cannot be compared: HPR learns"),
-        ({"methods": {"none": lambda acts: Prompted(())}}, "at least one prefix"),
+        (
+            {"methods": {"none": lambda acts: Prompted(())}},
+            "'none' cannot be compared: 3 prefixes stand before .* got 0",
+        ),
+        ({"methods": {"two": lambda acts: Prompted(("one", "two"))}}, "every row has 3 trials; got 2"),
+        ({"methods": None, "prefixes": ("one",)}, "every row has 3 trials; got 1"),
+        ({"prefixes": PRAISE}, "leave out methods, or name a Prompted"),
+        ({"layer": 3}, "these activations were read at blocks.3.hook_resid_post: leave it out"),
+        ({"data": planted(layer=None), "layer": 3}, "these activations were read already: leave it out"),
         ({"methods": {"both": ot.Layers(parts=(ot.CAA.fit(planted()),))}}, "'both' cannot be compared: it acts at sev"),
         (
             {"methods": {"far": ot.CAA.fit(replace(planted(), layer=9, hook_name=None))}},
@@ -224,7 +233,6 @@ def test_few_pairs_with_queries_serve_every_row():
             {"methods": {"z": ot.CAA.fit(replace(planted(), hook_name="blocks.3.attn.hook_z"))}},
             "it was fitted at blocks.3.attn.hook_z",
         ),
-        ({"prefixes": ("one",)}, "3 prefixes or none"),
     ],
 )
 def test_what_cannot_be_compared_ends_in_its_message(change, message):
@@ -449,7 +457,7 @@ def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(
     names = ["CAA", "shuffled labels", "random direction", "prompt only"]
     again = ot.compare(
         demo.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
-        prefixes=PRAISE, seeds=range(SEEDS), samples=4, validation_samples=2, max_new_tokens=6,
+        seeds=range(SEEDS), samples=4, validation_samples=2, max_new_tokens=6,
     )  # fmt: skip
     for name in names:
         for run, other in zip(found.row(name).runs, again.row(name).runs, strict=True):

@@ -11,7 +11,7 @@ from odesteer_tl.evaluation.continuing import UNSTEERED, Judge, Setting, Steerer
 from odesteer_tl.evaluation.literature import LITERATURE, Entry, Prompted, controls, entry_of
 from odesteer_tl.evaluation.material import Material, check_place, material_of
 from odesteer_tl.evaluation.rows import ComparedRow
-from odesteer_tl.evaluation.trials import DISPLACEMENTS, Base, base_of, run_row, unsteered
+from odesteer_tl.evaluation.trials import Base, base_of, run_row, unsteered
 from odesteer_tl.methods import Method
 
 
@@ -46,7 +46,7 @@ def compare(
 
     Rows of the literature that the data do not serve are left out, and `left_out` says why. Raises ValueError for data
     or methods of another kind, methods fitted at another site than the data are read at, a judge without prompts, no
-    seeds, and as the methods' own `fit`.
+    seeds, `prefixes` beside `methods` or another number of them, a `layer` for activations, and as the methods' `fit`.
     """
     if judge is not None and not (hasattr(data, "prompts") and hasattr(data, "validation_prompts")):
         raise ValueError(
@@ -54,10 +54,12 @@ def compare(
         )
     if isinstance(seeds, int) or not isinstance(methods, (Mapping, type(None))):
         raise ValueError(f"seeds are numbers, such as (0, 1, 2), and methods a dict by name; got {seeds}, {methods}.")
-    if not len(seeds) or len(prefixes) not in (0, len(DISPLACEMENTS)):
+    if not len(seeds):
+        raise ValueError("compare needs at least one seed, got none.")
+    if methods is not None and len(prefixes):
         raise ValueError(
-            f"compare needs at least one seed, and {len(DISPLACEMENTS)} prefixes or none: each row has as many trials; "
-            f"got {len(seeds)} and {len(prefixes)}."
+            "prefixes are those of the prompt-only control, which stands beside the literature's methods: leave out "
+            "methods, or name a Prompted(prefixes) of odesteer_tl.evaluation.literature among them."
         )
     named = {**LITERATURE, **controls(prefixes)} if methods is None else methods
     entries = {name: entry_of(name, method) for name, method in named.items()}

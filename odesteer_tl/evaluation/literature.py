@@ -27,6 +27,9 @@ from odesteer_tl.methods import (
 MAPS = (LinearAcT, MiMiC, HPR)
 """Methods whose T is a fraction of a map's way; of all others the strength is counted in displacement."""
 
+TRIALS = 3
+"""How many strengths every row tries, or prefixes."""
+
 PRAISE = (
     "I enjoyed this film.",
     "This is one of the best films I have seen this year, and I loved it.",
@@ -37,13 +40,17 @@ PRAISE = (
 
 @dataclass(frozen=True)
 class Prompted:
-    """No steering: one of `prefixes`, the weakest first, stands before the prompt. Raises ValueError for none."""
+    """No steering: one of `prefixes`, the weakest first, stands before the prompt. Raises ValueError for others than
+    `TRIALS` of them."""
 
     prefixes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.prefixes:
-            raise ValueError("Prompted needs at least one prefix to stand before the prompt.")
+        if len(self.prefixes) != TRIALS:
+            raise ValueError(
+                f"{TRIALS} prefixes stand before the prompt in turn, the weakest first, as every row has {TRIALS} "
+                f"trials; got {len(self.prefixes)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -100,13 +107,14 @@ LITERATURE: dict[str, Entry] = {
 def controls(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
     """What a method has to beat: any push, the same fit to labels that mean nothing, and words before the prompt.
 
-    Without `prefixes` there is nothing to say before the prompt, and the third is left out.
+    Without `prefixes` there is nothing to say before the prompt, and the third is left out. Raises ValueError for
+    another number of them than `TRIALS`.
     """
     rows = {
         "random direction": Entry(lambda acts, seed: opposites(acts, seed, pairs=2), by_chance=True),
         "shuffled labels": Entry(lambda acts, seed: ODESteer.fit(shuffled(acts, seed)), by_chance=True),
     }
-    return rows | ({"prompt only": Entry(lambda acts, seed: Prompted(tuple(prefixes)))} if prefixes else {})
+    return rows | ({"prompt only": entry_of("prompt only", Prompted(tuple(prefixes)))} if prefixes else {})
 
 
 def opposites(acts: ContrastiveActivations, seed: int, pairs: int) -> tuple[RandomDirection, ...]:
