@@ -433,6 +433,9 @@ def test_no_cell_is_blank_and_none_holds_a_filler(small):
     for sentence in (found.table(NAMES), "its published numbers are not reproduced here", "cos(v_linear, v_nonlinear)"):
         assert sentence in said
     assert said.count("Does tuned nonlinearity pay? ") == 1
+    verdicts = [line for line in said.splitlines() if line.endswith(("more", "less", "to be seen")) and "[" in line]
+    cautions = f"{len(verdicts)} are looked at without correction, and a deviation over two seeds says little."
+    assert len(verdicts) == 10 and cautions in " ".join(said.split())
 
 
 def test_the_figures_are_numpy_s_mean_and_deviation_over_seeds(small):

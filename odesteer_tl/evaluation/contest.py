@@ -98,7 +98,7 @@ def run_contest(
                 "",
                 ablation_table(comparison, ablation),
                 "",
-                *map(wrapped, _how_to_read(comparison, judge)),
+                *map(wrapped, _how_to_read(comparison, judge, len(ablation.differences))),
             ]
         )
     )
@@ -113,7 +113,7 @@ def _heading(name: str, layer: int, counts: Counts, seeds: int) -> str:
     )
 
 
-def _how_to_read(comparison: Comparison, judge: Judge) -> list[str]:
+def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list[str]:
     """What the columns are, how strengths were chosen, and what the numbers are not."""
     said = comparison.row("prompt only").typical.prefix
     displacements, fractions = (", ".join(f"{level:g}" for level in levels) for levels in (DISPLACEMENTS, FRACTIONS))
@@ -133,7 +133,8 @@ def _how_to_read(comparison: Comparison, judge: Judge) -> list[str]:
         "held out: on texts that took no part. γ/c₀ is what bends h, so c₀ stays 1. Tried: the trials on the "
         f"validation prompts at displacements {displacements}, and their mean. Chosen: the test prompts at the "
         "strength that each row chose, which differs between rows and seeds; mean ± sd over seeds, and a 95 % "
-        "bootstrap over prompts. A difference is one where that leaves out 0 and the mean is more than two deviations.",
+        "bootstrap over prompts. A difference is one where that leaves out 0 and the mean is more than two deviations; "
+        f"{differences} are looked at without correction, and a deviation over two seeds says little.",
         f"Judge: accuracy {judge.heldout_accuracy():.3f} on 500 held-out reviews, "
         f"{judge.heldout_accuracy(words=40):.3f} on 40 words of each.",
         "These are not the paper's models, data or judges, and its published numbers are not reproduced here.",
