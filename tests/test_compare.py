@@ -183,6 +183,10 @@ def test_activations_alone_are_split_and_checked():
     assert found.row("entry").conditions == conditions_of(expected, unseen)
     assert found.row("fitted").conditions == conditions_of(ot.ITI.fit(acts), unseen)
     assert [row.fitted_on for row in found.rows] == ["elsewhere", "texts", "texts"]
+    lasted = [line.split()[-1] for line in found.table().splitlines()[1:]]
+    assert lasted[0] == "given" and all(float(seconds) >= 0 for seconds in lasted[1:])
+    kept = [row["seconds"] for row in json.loads(json.dumps(found.as_json()))["rows"]]
+    assert kept[0] is None and all(seconds > 0 for seconds in kept[1:])
 
 
 def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):

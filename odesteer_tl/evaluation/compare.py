@@ -125,7 +125,7 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
         raise ValueError(f"{name!r} cannot be fitted: {missing}.") from missing
     start = time.perf_counter()
     steerer = _fitted(name, entry, acts, seed)
-    seconds = time.perf_counter() - start
+    seconds = None if entry.on == "elsewhere" else time.perf_counter() - start
     if isinstance(steerer, Prompted):
         return ComparedRow(name, "words", None, seconds, None, tuple(run_row(base, steerer) for base in bases))
     method = first_of(steerer)
