@@ -86,12 +86,24 @@ def test_the_conditions_of_caa_are_its_closed_form(held_out):
     cosines = (end * a).sum(1) / end.norm(dim=1) / a.norm(dim=1)
     assert found.angle == pytest.approx(math.degrees(float(cosines.arccos().median())), rel=2e-3)
     h = a @ v + method.barrier.bias
-    assert found.h_before == pytest.approx(float(h.median()), rel=1e-4)
-    assert found.h_after == pytest.approx(float(h.median() + T * v @ v), abs=2e-3 * float(T * v @ v))
+    rise = float(T * v @ v)  # by which CAA's h rises for every activation, at any place alike
+    along = [float(h.median()) + part * rise for part in (0, 0.25, 0.5, 0.75, 1)]
+    assert found.h_along == pytest.approx(along, abs=2e-3 * rise)
     assert found.rising == 1.0
     assert found.inside == pytest.approx(float((h + T * v @ v >= 0).double().mean()), abs=1 / len(a))
     labels = [1] * len(held_out.desired) + [0] * len(a)
     assert found.auc == pytest.approx(roc_auc_score(labels, torch.cat([held_out.desired.double(), a]) @ v), abs=1e-6)
+
+
+def test_h_is_kept_at_every_step_of_a_flow_in_the_rows_and_the_json(held_out):
+    method = ot.ODESteer.fit(planted(), steps=4)
+    found = ot.compare(None, planted(), {"given": method})
+    (kept,) = json.loads(json.dumps(found.as_json()))["rows"]
+    c, a = found.row("given").conditions, planted().split(0)[1].undesired
+    ways = [method.barrier.value(point).median() for point in method.trajectory(a, c.T).activations]
+    assert c.h_along == pytest.approx([float(h) for h in ways]) and len(c.h_along) == 5
+    assert kept["conditions"]["h_along"] == list(c.h_along)
+    assert f"{c.h_along[0]:+.2g} → {c.h_along[-1]:+.2g}" in found.table()
 
 
 def test_hpr_is_checked_at_its_own_angles_and_keeps_lengths(held_out):
@@ -113,7 +125,7 @@ def test_a_method_that_passes_the_top_of_h_does_not_rise_all_the_way(steps):
 
 def test_what_has_no_barrier_has_no_h(held_out):
     found = conditions_of(ot.RandomDirection.fit(planted()), held_out)
-    assert (found.auc, found.h_before, found.h_after, found.rising, found.inside) == (None,) * 5
+    assert (found.auc, found.h_along, found.rising, found.inside) == (None,) * 4
     assert found.displacement == pytest.approx(0.2, rel=2e-3)
 
 
