@@ -14,8 +14,9 @@ from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
 from odesteer_tl.artefacts import METHODS
+from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.evaluation import ablation, contest, continuing
-from odesteer_tl.evaluation.ablation import Barriers, Candidate, agreement
+from odesteer_tl.evaluation.ablation import Barriers, agreement, barriers_of
 from odesteer_tl.evaluation.comparison import spread
 from odesteer_tl.evaluation.conditions import conditions_of
 from odesteer_tl.evaluation.continuing import UNSTEERED, Setting, continued
@@ -38,7 +39,7 @@ from odesteer_tl.evaluation.strength import best, reach
 from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, levels_of
 from odesteer_tl.features import Linear, Polynomial
 from odesteer_tl.methods import Method
-from odesteer_tl.tuning import tune
+from odesteer_tl.tuning import Trial, folds_of, tune
 
 SEEDS = 2
 JUDGE = Judge.load_embedded().positive_probability
@@ -404,7 +405,7 @@ def small(tmp_path_factory):
 
 
 def few_candidates(acts, features=None, seed=0):
-    curved = [Polynomial(2, 1.0), Polynomial(3, 1.0)]
+    curved = [Polynomial(), Polynomial(2, 1.0), Polynomial(3, 1.0)]
     return tune(acts, curved if features is None else features, Cs=(1, 10), folds=2, seed=seed)
 
 
@@ -500,10 +501,28 @@ def test_linear_cells_differ_in_their_features_alone(small):
     assert agreement(linear, other, a) == pytest.approx(float(cosine))
 
 
+def test_the_paper_s_values_and_the_tuned_ones_are_measured_on_the_same_folds():
+    acts = planted()
+    paper, tuned = barriers_of(acts, seed=2)
+    assert (paper.linear.features, paper.nonlinear.features) == (Linear(), Polynomial())
+    assert paper.linear.C == paper.nonlinear.C == 1.0
+    for each in (paper.linear, paper.nonlinear, tuned.linear, tuned.nonlinear):
+        expected = []
+        for fit, held in folds_of(acts, seed=2):
+            h = LogRatioBarrier.fit(fit, each.features, C=each.C)
+            labels = [1] * len(held.desired) + [0] * len(held.undesired)
+            expected.append(roc_auc_score(labels, h.value(torch.cat([held.desired, held.undesired]))))
+        assert each.aucs == pytest.approx(expected, abs=0.01)  # one pair of a fold's 108 in the order of another
+        assert (each.auc, each.sd) == pytest.approx((np.mean(each.aucs), np.std(each.aucs, ddof=1)))
+    assert tuned.linear.auc >= paper.linear.auc and tuned.nonlinear.auc >= paper.nonlinear.auc
+    gains = np.subtract(tuned.nonlinear.aucs, tuned.linear.aucs)
+    assert tuned.gain == pytest.approx((gains.mean(), gains.std(ddof=1)))
+
+
 def test_a_linear_h_regularised_alike_is_the_linear_part_of_the_nonlinear_one():
     """With a small γ/c₀ the nonlinearity vanishes, and what is left is a linear h with the C that `alike` says."""
     acts, features = planted(), Polynomial(2, gamma=1e-3, coef0=1.0)
-    alike = Barriers("tuned", Candidate(Linear(), 1.0, ()), Candidate(features, 50.0, ())).alike
+    alike = Barriers("tuned", Trial(Linear(), 1.0, ()), Trial(features, 50.0, ())).alike
     assert alike == pytest.approx(0.1)
     curved, linear = (ot.ODESteer.fit(acts, features=f, C=C) for f, C in ((features, 50.0), (Linear(), alike)))
     a = activations(20, dtype=torch.float32)

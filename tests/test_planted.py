@@ -12,11 +12,11 @@ from odesteer_tl.evaluation.planted import (
     D_MODEL,
     GRID,
     PROBLEMS,
-    Comparison,
+    Found,
     Mixture,
     Planted,
     Truth,
-    compare,
+    judged,
     ring,
     share_reached,
     strengths,
@@ -35,8 +35,8 @@ def problem(name: str, seed: int = 0) -> Planted:
 
 
 @cache
-def compared(name: str, seed: int) -> Comparison:
-    return compare(problem(name, seed))
+def compared(name: str, seed: int) -> Found:
+    return judged(problem(name, seed))
 
 
 def nonlinear(planted: Planted) -> LogRatioBarrier:

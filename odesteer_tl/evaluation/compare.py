@@ -70,16 +70,21 @@ def compare(
     if judge is not None:
         if methods is None and not prefixes:
             left_out["prompt only"] = "no prefixes were given"
-        site = material.texts.layer
-        assert site is not None  # material_of has read the texts there
-        settings = [
-            Setting(
-                model, site, list(data.prompts), list(data.validation_prompts), judge, samples, validation_samples,
-                max_new_tokens, seed=seed,
-            )
-            for seed in seeds
-        ]  # fmt: skip
+        settings = settings_of(
+            model, data, material, judge, seeds,
+            samples=samples, validation_samples=validation_samples, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
     return compared(material, entries, left_out, seeds[0], settings, progress)
+
+
+def settings_of(
+    model: Any, data: Any, material: Material, judge: Judge, seeds: Sequence[int], **counts: Any
+) -> list[Setting]:
+    """A setting per seed, to continue the prompts of `data` where the material was read; `counts` are its fields."""
+    site = material.texts.layer
+    assert site is not None  # material_of has read the texts there
+    prompts, others = list(data.prompts), list(data.validation_prompts)
+    return [Setting(model, site, prompts, others, judge, seed=seed, **counts) for seed in seeds]
 
 
 def compared(

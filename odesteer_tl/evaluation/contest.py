@@ -9,10 +9,10 @@ from pathlib import Path
 from odesteer_tl.backends import load_model
 from odesteer_tl.demo import Demo, load_demo
 from odesteer_tl.evaluation.ablation import ablation_of, ablation_table, barriers_of, entries_of
-from odesteer_tl.evaluation.compare import compared
+from odesteer_tl.evaluation.compare import compared, settings_of
 from odesteer_tl.evaluation.comparison import Comparison, wrapped
 from odesteer_tl.evaluation.conditions import DISPLACEMENT
-from odesteer_tl.evaluation.continuing import UNSTEERED, Setting
+from odesteer_tl.evaluation.continuing import UNSTEERED
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import LITERATURE, PRAISE, controls
 from odesteer_tl.evaluation.material import material_of
@@ -65,15 +65,11 @@ def run_contest(
     barriers = barriers_of(material.texts)
     rows = LITERATURE | controls(PRAISE)
     judge = Judge.load_embedded()
-    site = material.texts.layer
-    assert site is not None  # material_of has read the texts there
-    settings = [
-        Setting(
-            demo.model, site, demo.prompts, demo.validation_prompts, judge.positive_probability, counts.samples,
-            counts.validation_samples, counts.max_new_tokens, seed=seed,
-        )
-        for seed in chosen
-    ]  # fmt: skip
+    settings = settings_of(
+        demo.model, demo, material, judge.positive_probability, chosen,
+        samples=counts.samples, validation_samples=counts.validation_samples, max_new_tokens=counts.max_new_tokens,
+    )  # fmt: skip
+    site = settings[0].layer
     entries = rows | entries_of(barriers, rows)
     comparison = compared(material, entries, {}, 0, settings, lambda name: say(f"comparing: {name}"))
     ablation = ablation_of(comparison, barriers, material)
