@@ -24,12 +24,21 @@ DEFAULT_CANDIDATES = tuple(Polynomial(degree, gamma) for degree in (2, 3) for ga
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate, with the mean and the sample standard deviation over folds of its AUC on held-out rows."""
+    """One candidate, with the AUC of its h on the held-out rows of each fold."""
 
     features: Recipe
     C: float
-    auc: float
-    sd: float
+    aucs: tuple[float, ...]
+
+    @property
+    def auc(self) -> float:
+        """The mean over the folds."""
+        return fmean(self.aucs)
+
+    @property
+    def sd(self) -> float:
+        """The sample standard deviation over the folds."""
+        return stdev(self.aucs)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,10 @@ class Tuned:
     C: float
     auc: float
     trials: tuple[Trial, ...]
+
+    def trial(self, features: Recipe, C: float) -> Trial:
+        """The trial of a candidate. Raises KeyError for one that was not tried."""
+        return {(trial.features, trial.C): trial for trial in self.trials}[features, C]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +102,7 @@ def tune(
             for (fit, held), once in zip(parts, recipes, strict=True):
                 barrier = moved(LogRatioBarrier.fit(fit, once, C=C), dtype=torch.float64)
                 found.append(auc(barrier, held.desired.double(), held.undesired.double()))
-            trials.append(Trial(recipe, C, fmean(found), stdev(found)))
+            trials.append(Trial(recipe, C, tuple(found)))
     best = max(trials, key=lambda trial: trial.auc)  # the first of equal ones
     return Tuned(best.features, best.C, best.auc, tuple(trials))
 

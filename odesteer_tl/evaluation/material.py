@@ -40,9 +40,15 @@ def material_of(model: Any, data: Any, layer: int | None = None, seed: int = 0) 
     """Read a `Demo` or its like with `model` at `layer` (a third of the way unless given), or split activations.
 
     Texts are read at the mean of their tokens, as the demo reads them. Of `ContrastiveActivations` a fifth of the rows
-    is held out by `seed`, and `model` is not used. Raises ValueError for data that are neither.
+    is held out by `seed`, and `model` is not used. Raises ValueError for data that are neither, and for a `layer` for
+    activations, which have theirs.
     """
     if isinstance(data, ContrastiveActivations):
+        if layer is not None:
+            where = f"at {data.hook_name}" if data.hook_name else "already"
+            raise ValueError(
+                f"layer says where a model is read, and these activations were read {where}: leave it out."
+            )
         fit, held_out = data.split(seed)
         return Material(fit, held_out, fit if fit.paired else None)
     missing = [name for name in PARTS if not hasattr(data, name)]
