@@ -22,7 +22,7 @@ from statistics import mean, stdev
 import torch
 
 from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.evaluation.planted import GRID, PROBLEMS, Planted, compare, share_reached, strengths, vectors
+from odesteer_tl.evaluation.planted import GRID, PROBLEMS, Planted, judged, share_reached, strengths, vectors
 from odesteer_tl.methods import MiMiC, StepODESteer
 
 COLUMNS = (
@@ -33,7 +33,7 @@ COLUMNS = (
 
 def row(problem: Planted) -> list[float]:
     """The numbers of `COLUMNS` for one problem and seed."""
-    found = compare(problem)
+    found = judged(problem)
     one = StepODESteer(LogRatioBarrier.fit(problem.acts, problem.features), problem.acts.origin)
     anywhere = torch.stack([problem.truth.inside(moved) for moved in strengths(problem, one)]).any(0)
     mimic = MiMiC.fit(problem.acts, gate=False)

@@ -95,7 +95,7 @@ class ContrastiveActivations:
     @property
     def origin(self) -> Origin:
         """The site and model of these activations, with their median norm, as fitted methods remember it."""
-        norms = torch.cat([self.desired, self.undesired]).float().norm(dim=1)
+        norms = torch.cat([side.float().norm(dim=1) for side in (self.desired, self.undesired)])
         shared = {f.name: getattr(self, f.name) for f in fields(Origin) if hasattr(self, f.name)}
         return Origin(d_model=self.desired.shape[1], typical_norm=float(norms.median()), **shared)
 

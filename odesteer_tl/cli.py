@@ -111,7 +111,10 @@ def fit(
     position: Annotated[str, typer.Option(help="last, mean, all, or an index such as -2.")] = "last",
     paired: Annotated[bool, typer.Option("--paired", help="Line i of both files answers the same query.")] = False,
     queries: Annotated[
-        Path | None, typer.Option(help="A text file, one query per line, that line i of both files answers.")
+        Path | None,
+        typer.Option(
+            help="A text file: line i of both files goes on where its line i ends. Begin answers with a space."
+        ),
     ] = None,
 ) -> None:
     """Fit a method on your own texts and keep it in a folder; HPR wants --paired or --queries, TruthFlow --queries."""
@@ -124,11 +127,10 @@ def fit(
         if not named and not position.removeprefix("-").isdigit():
             raise ValueError(f"--position is last, mean, all or an index such as -2, got {position!r}.")
         where: Any = position if named else int(position)
-        loaded = _load(model)
-        asked = None if queries is None else _lines(queries)
-        acts = ot.collect(
-            loaded, _lines(desired), _lines(undesired), layer, queries=asked, position=where, paired=paired
-        )
+        loaded, aligned = _load(model), paired or queries is not None
+        asked = None if queries is None else _lines(queries, aligned)
+        sides = _lines(desired, aligned), _lines(undesired, aligned)
+        acts = ot.collect(loaded, *sides, layer=layer, queries=asked, position=where, paired=paired)
         fitted = methods[method].fit(acts)
         ot.save(fitted, out)
         typer.echo(
@@ -194,10 +196,19 @@ def _load(model: str) -> Any:
     return ot.load_demo().model if model == EMBEDDED else ot.load_model(model)
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path, aligned: bool = False) -> list[str]:
+    """The lines that are not blank. `aligned`: line i belongs to line i of other files, so that only the last may be;
+    an answer keeps the space that it begins with, as it goes on where its query ends."""
     if not file.is_file():
         raise ValueError(f"{file} is not a file; it should hold one text per line.")
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    read = file.read_text(encoding="utf-8").rstrip().split("\n")
+    lines = [line.rstrip() if aligned else line.strip() for line in read]
+    if aligned and "" in lines:
+        raise ValueError(
+            f"Line {lines.index('') + 1} of {file} is blank: line i of one file answers to line i of another, so "
+            "remove that line from all of them."
+        )
+    return [line for line in lines if line]
 
 
 class _clear_errors:

@@ -1,11 +1,12 @@
 """Fields v(a): the velocity that a flow follows."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from odesteer_tl.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace
 from odesteer_tl.networks import NetworkBarrier
-from odesteer_tl.numerics import linear_slope, slope_given, unit_length
+from odesteer_tl.numerics import linear_slope, slope_given
 from odesteer_tl.shapes import Activations, Direction
 from odesteer_tl.slopes import Slope
 
@@ -44,9 +45,9 @@ class UnitGradient:
     barrier: Barrier
 
     def __call__(self, a: Activations) -> Activations:
-        return unit_length(self.barrier.grad(a))
+        return self.slope(a)
 
-    @property
+    @cached_property
     def slope(self) -> Slope:
         """The field in plain numbers, as Gradient's."""
         return Gradient(self.barrier).slope.at_unit_speed()

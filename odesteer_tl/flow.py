@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from odesteer_tl.barriers import Barrier, Subspace
 from odesteer_tl.fields import Constant, Field, Gradient, UnitGradient
@@ -29,12 +30,12 @@ class Trajectory:
     so T/steps is too long for this activation: it has passed an extremum of h, and further time only adds norm.
     """
 
-    activations: Float[torch.Tensor, "times *batch d_model"]
-    h: Float[torch.Tensor, "times *batch"] | None
-    forward: Bool[torch.Tensor, "*#batch"] | bool = True
+    activations: Float[Tensor, "times *batch d_model"]
+    h: Float[Tensor, "times *batch"] | None
+    forward: Bool[Tensor, "*#batch"] | bool = True
 
     @property
-    def chatters(self) -> Bool[torch.Tensor, "*batch"]:
+    def chatters(self) -> Bool[Tensor, "*batch"]:
         if self.h is None:
             return torch.zeros(self.activations.shape[1:-1], dtype=torch.bool, device=self.activations.device)
         rounding = 16 * torch.finfo(self.h.dtype).eps * (1 + self.h.abs().amax(0))
@@ -42,7 +43,7 @@ class Trajectory:
         return (torch.where(torch.as_tensor(self.forward, device=rise.device), rise, -rise) < -rounding).any(0)
 
     @property
-    def reaches(self) -> Bool[torch.Tensor, "*batch"]:
+    def reaches(self) -> Bool[Tensor, "*batch"]:
         """h ≥ 0 at the end: the activation lies in the desired region. All False without a barrier."""
         return torch.zeros_like(self.chatters) if self.h is None else self.h[-1] >= 0
 
@@ -67,17 +68,16 @@ class Flow:
     def __call__(self, a: Activations, T: Time) -> Activations:
         if self._reduced is None:
             return flowed(a, T, self.field, self.solver.step, self.steps)
-        return flowed(a, T, self._reduced.inner, self.solver.step, self.steps, self._reduced.basis)
+        return flowed(a, T, self._reduced.inner, self.solver.step, self.steps, self._reduced.basis, self._rows)
 
     def path(self, a: Activations, T: Time) -> Iterator[Activations]:
         """a(t) at every step, the start included."""
         if self._reduced is None:
             yield from path(self.field, a, T, self.solver.step, self.steps)
             return
-        basis, field = self._reduced.basis, self._reduced.inner
-        start = enter(a, basis)
-        for now in path(field, start, T, self.solver.step, self.steps):
-            yield leave(a, start, now, basis)
+        start = enter(a, self._reduced.basis)
+        for now in path(self._reduced.inner, start, T, self.solver.step, self.steps):
+            yield leave(a, start, now, self._rows)
 
     def trajectory(self, a: Activations, T: Time, barrier: Barrier | None) -> Trajectory:
         """a(t) and h(a(t)) at every step."""
@@ -121,6 +121,13 @@ class Flow:
         if self.coordinates == "reduced" and found is None:
             raise ValueError("This field has no reduced form; use coordinates='direct'.")
         return found if found is None or self.coordinates == "reduced" or self._pays(found) else None
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """The basis once more, row by row: see `numerics.leave`."""
+        assert self._reduced is not None
+        with torch.inference_mode(False):
+            return self._reduced.basis.T.contiguous()
 
     def _pays(self, found: Subspace[Field]) -> bool:
         """The way there and back costs what one direct step with m landmarks costs."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 Activations = Float[Tensor, "*batch d_model"]
 PerActivation = Float[Tensor, "*batch"]
+Desired = Float[Tensor, "n_desired d_model"]
+Undesired = Float[Tensor, "n_undesired d_model"]
 Samples = Float[Tensor, "n d_model"]
 Direction = Float[Tensor, " d_model"]
 Features = Float[Tensor, "*batch k"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.numerics import on_sphere, unit_length
+from odesteer_tl.numerics import along_sphere, on_sphere, unit_length
 
 
 class Slope:
@@ -27,7 +27,9 @@ class Slope:
         self.function, self.numbers, self.normalize, self.unit_speed = function, numbers, normalize, unit_speed
 
     def __call__(self, a: Tensor) -> Tensor:
-        g = on_sphere(a, self.function, self.numbers) if self.normalize else self.function(a, *self.numbers)
+        if self.normalize:
+            return (along_sphere if self.unit_speed else on_sphere)(a, self.function, self.numbers)
+        g = self.function(a, *self.numbers)
         return unit_length(g) if self.unit_speed else g
 
     def over(self, numbers: tuple[Any, ...]) -> Slope:

@@ -5,6 +5,7 @@ A method at home and the one that a server gets say the same in the same words, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +70,8 @@ def check_strength(T: Any, relative_T: Any) -> None:
     strength = relative_T if T is None else T
     if not isinstance(strength, (int, float, Tensor)):
         raise ValueError(f"T is a number or a tensor, one value per row; got a {type(strength).__name__}.")
-    if not bool(torch.isfinite(torch.as_tensor(strength)).all()):
+    finite = bool(torch.isfinite(strength).all()) if isinstance(strength, Tensor) else math.isfinite(strength)
+    if not finite:
         raise ValueError(f"T and relative_T must be finite, got {strength}.")
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import LogRatioBarrier, auc
-from odesteer_tl.features import FeatureMap, Polynomial, Recipe
+from odesteer_tl.features import FeatureMap, Polynomial, Recipe, fit_to_sides
 from odesteer_tl.moving import moved
-from odesteer_tl.shapes import Samples
+from odesteer_tl.shapes import Desired, Samples, Undesired
 
 DEFAULT_CANDIDATES = tuple(Polynomial(degree, gamma) for degree in (2, 3) for gamma in (0.1, 1.0, 10.0))
 """The paper's features first, then the more curved: degree 2, then 3, and within each γ = 0.1, 1, 10 at c₀ = 1."""
@@ -24,12 +24,21 @@ DEFAULT_CANDIDATES = tuple(Polynomial(degree, gamma) for degree in (2, 3) for ga
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate, with the mean and the sample standard deviation over folds of its AUC on held-out rows."""
+    """One candidate, with the AUC of its h on the held-out rows of each fold."""
 
     features: Recipe
     C: float
-    auc: float
-    sd: float
+    aucs: tuple[float, ...]
+
+    @property
+    def auc(self) -> float:
+        """The mean over the folds."""
+        return fmean(self.aucs)
+
+    @property
+    def sd(self) -> float:
+        """The sample standard deviation over the folds."""
+        return stdev(self.aucs)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,10 @@ class Tuned:
     auc: float
     trials: tuple[Trial, ...]
 
+    def trial(self, features: Recipe, C: float) -> Trial:
+        """The trial of a candidate. Raises KeyError for one that was not tried."""
+        return {(trial.features, trial.C): trial for trial in self.trials}[features, C]
+
 
 @dataclass(frozen=True, eq=False)
 class _Once:
@@ -53,8 +66,11 @@ class _Once:
     found: list[FeatureMap] = field(default_factory=list)
 
     def fit(self, samples: Samples) -> FeatureMap:
+        return self.recipe.fit(samples)
+
+    def fit_sides(self, desired: Desired, undesired: Undesired) -> FeatureMap:
         if not self.found:
-            self.found.append(self.recipe.fit(samples))
+            self.found.append(fit_to_sides(self.recipe, desired, undesired))
         return self.found[0]
 
 
@@ -86,7 +102,7 @@ def tune(
             for (fit, held), once in zip(parts, recipes, strict=True):
                 barrier = moved(LogRatioBarrier.fit(fit, once, C=C), dtype=torch.float64)
                 found.append(auc(barrier, held.desired.double(), held.undesired.double()))
-            trials.append(Trial(recipe, C, fmean(found), stdev(found)))
+            trials.append(Trial(recipe, C, tuple(found)))
     best = max(trials, key=lambda trial: trial.auc)  # the first of equal ones
     return Tuned(best.features, best.C, best.auc, tuple(trials))
 

@@ -82,6 +82,25 @@ def test_fit_says_which_texts_a_method_lacks(model_folder, texts, tmp_path):
     assert few.exit_code == 2 and "20" in few.output and not (tmp_path / "method").exists()
 
 
+def test_answers_go_on_where_their_queries_end_and_no_line_is_skipped(texts, tmp_path, monkeypatch):
+    seen, collect = [], ot.collect
+    monkeypatch.setattr(ot, "collect", lambda *a, **k: seen.append(collect(*a, **k)) or seen[-1])
+    good, bad, asked = (tmp_path / name for name in ("good.txt", "bad.txt", "asked.txt"))
+    good.write_text(" great\n" * 20, encoding="utf-8")
+    bad.write_text(" bad\u2028indeed\n" * 20 + "\n", encoding="utf-8")
+    asked.write_text("The film was\n" * 20, encoding="utf-8")
+    words = ["fit", *texts, str(tmp_path / "method"), "--layer", "1", "--method", "caa"]
+    assert run.invoke(app, [*words, "--queries", str(asked)]).exit_code == 0
+    ((tokens, mask), _) = seen[0].tokens
+    tokenizer = ot.load_demo().model.tokenizer
+    assert tokenizer.decode(tokens[0][mask[0]], skip_special_tokens=True) == "The film was great"
+    bad.write_text(" bad\n\n" + " bad\n" * 19, encoding="utf-8")
+    for pairs in (["--paired"], ["--queries", str(asked)]):
+        refused = run.invoke(app, [*words, *pairs])
+        assert refused.exit_code == 2 and "Line 2 of" in refused.output
+    assert run.invoke(app, words).exit_code == 0  # texts that are not paired may have blank lines between them
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

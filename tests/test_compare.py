@@ -4,30 +4,48 @@ of the rule, the seeds and the controls."""
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from instances import activations, planted
+from instances import activations, planted, with_queries, without_shape_checks
 from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
+from odesteer_tl.artefacts import METHODS
+from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.evaluation import ablation, contest, continuing
-from odesteer_tl.evaluation.ablation import Barriers, Candidate, agreement
+from odesteer_tl.evaluation.ablation import Barriers, agreement, barriers_of
 from odesteer_tl.evaluation.comparison import spread
 from odesteer_tl.evaluation.conditions import conditions_of
 from odesteer_tl.evaluation.continuing import UNSTEERED, Setting, continued
 from odesteer_tl.evaluation.differences import Difference, difference
 from odesteer_tl.evaluation.judge import Judge
-from odesteer_tl.evaluation.literature import LITERATURE, PRAISE, Entry, Prompted, controls, opposites, shuffled
+from odesteer_tl.evaluation.literature import (
+    LITERATURE,
+    PRAISE,
+    TRIALS,
+    Entry,
+    Prompted,
+    controls,
+    entry_of,
+    opposites,
+    shuffled,
+)
 from odesteer_tl.evaluation.material import material_of
+from odesteer_tl.evaluation.metrics import bootstrap_interval
 from odesteer_tl.evaluation.strength import best, reach
 from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, levels_of
 from odesteer_tl.features import Linear, Polynomial
-from odesteer_tl.tuning import tune
+from odesteer_tl.methods import Method
+from odesteer_tl.tuning import Trial, folds_of, tune
 
 SEEDS = 2
 JUDGE = Judge.load_embedded().positive_probability
+
+
+CLASSES = [cls for cls in METHODS if hasattr(cls, "fit")]
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +87,24 @@ def test_the_conditions_of_caa_are_its_closed_form(held_out):
     cosines = (end * a).sum(1) / end.norm(dim=1) / a.norm(dim=1)
     assert found.angle == pytest.approx(math.degrees(float(cosines.arccos().median())), rel=2e-3)
     h = a @ v + method.barrier.bias
-    assert found.h_before == pytest.approx(float(h.median()), rel=1e-4)
-    assert found.h_after == pytest.approx(float(h.median() + T * v @ v), abs=2e-3 * float(T * v @ v))
+    rise = float(T * v @ v)  # by which CAA's h rises for every activation, at any place alike
+    along = [float(h.median()) + part * rise for part in (0, 0.25, 0.5, 0.75, 1)]
+    assert found.h_along == pytest.approx(along, abs=2e-3 * rise)
     assert found.rising == 1.0
     assert found.inside == pytest.approx(float((h + T * v @ v >= 0).double().mean()), abs=1 / len(a))
     labels = [1] * len(held_out.desired) + [0] * len(a)
     assert found.auc == pytest.approx(roc_auc_score(labels, torch.cat([held_out.desired.double(), a]) @ v), abs=1e-6)
+
+
+def test_h_is_kept_at_every_step_of_a_flow_in_the_rows_and_the_json(held_out):
+    method = ot.ODESteer.fit(planted(), steps=4)
+    found = ot.compare(None, planted(), {"given": method})
+    (kept,) = json.loads(json.dumps(found.as_json()))["rows"]
+    c, a = found.row("given").conditions, planted().split(0)[1].undesired
+    ways = [method.barrier.value(point).median() for point in method.trajectory(a, c.T).activations]
+    assert c.h_along == pytest.approx([float(h) for h in ways]) and len(c.h_along) == 5
+    assert kept["conditions"]["h_along"] == list(c.h_along)
+    assert f"{c.h_along[0]:+.2g} → {c.h_along[-1]:+.2g}" in found.table()
 
 
 def test_hpr_is_checked_at_its_own_angles_and_keeps_lengths(held_out):
@@ -96,7 +126,7 @@ def test_a_method_that_passes_the_top_of_h_does_not_rise_all_the_way(steps):
 
 def test_what_has_no_barrier_has_no_h(held_out):
     found = conditions_of(ot.RandomDirection.fit(planted()), held_out)
-    assert (found.auc, found.h_before, found.h_after, found.rising, found.inside) == (None,) * 5
+    assert (found.auc, found.h_along, found.rising, found.inside) == (None,) * 4
     assert found.displacement == pytest.approx(0.2, rel=2e-3)
 
 
@@ -113,7 +143,7 @@ def test_a_displacement_that_cannot_be_had_is_said(held_out):
 def test_every_kind_of_row_has_as_many_strengths(held_out):
     acts, a = planted(), activations(30, dtype=torch.float32)
     caa, act = levels_of(ot.CAA.fit(acts), a), levels_of(ot.LinearAcT.fit(acts), a)
-    assert len(caa) == len(act) == len(levels_of(Prompted(PRAISE), a)) == 3
+    assert len(caa) == len(act) == len(levels_of(Prompted(PRAISE), a)) == TRIALS == 3
     assert [level.displacement for level in caa] == list(DISPLACEMENTS)
     assert [level.T for level in act] == list(FRACTIONS)
     moved = (ot.LinearAcT.fit(acts).steer(a, T=0.5) - a).norm(dim=1) / a.norm(dim=1)
@@ -142,6 +172,19 @@ def test_random_directions_cancel_in_pairs_and_differ_between_seeds():
     assert (together @ together.T - torch.eye(4)).abs().max() < 0.9
 
 
+@pytest.mark.parametrize("name", [*LITERATURE, *controls()])
+def test_rows_of_chance_and_no_others_are_fitted_by_their_seed(name):
+    acts = replace(planted(60, 60), paired=True)
+    acts, entry = replace(acts, queries=acts.undesired.flip(0)), (LITERATURE | controls())[name]
+    same, again, other = (entry.fit(acts, seed) for seed in (0, 0, 1))
+    a = activations(30, dtype=torch.float32)
+    same, again, other = (
+        (method[0] if isinstance(method, tuple) else method).steer(a, T=1.0) for method in (same, again, other)
+    )
+    assert torch.equal(same, again)
+    assert torch.equal(same, other) != entry.by_chance
+
+
 def test_activations_alone_are_split_and_checked():
     acts = planted(120, 120)
     fit, unseen = acts.split(0)
@@ -151,7 +194,12 @@ def test_activations_alone_are_split_and_checked():
     expected = ot.ITI.fit(fit)
     assert torch.equal(found.row("function").method.barrier.weight, expected.barrier.weight)
     assert found.row("entry").conditions == conditions_of(expected, unseen)
-    assert found.row("fitted").conditions.auc > found.row("function").conditions.auc - 0.2
+    assert found.row("fitted").conditions == conditions_of(ot.ITI.fit(acts), unseen)
+    assert [row.fitted_on for row in found.rows] == ["elsewhere", "texts", "texts"]
+    lasted = [line.split()[-1] for line in found.table().splitlines()[1:]]
+    assert lasted[0] == "given" and all(float(seconds) >= 0 for seconds in lasted[1:])
+    kept = [row["seconds"] for row in json.loads(json.dumps(found.as_json()))["rows"]]
+    assert kept[0] is None and all(seconds > 0 for seconds in kept[1:])
 
 
 def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
@@ -166,6 +214,12 @@ def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
     assert paired.row("HPR").conditions.norm_ratio == pytest.approx(1, abs=1e-5)
 
 
+def test_few_pairs_with_queries_serve_every_row():
+    found = ot.compare(None, with_queries(10, d_model=8))
+    assert [row.name for row in found.rows] == [*LITERATURE, *controls()] and not found.left_out
+    assert found.row("TruthFlow").method.basis.shape == (8, 8)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -175,13 +229,71 @@ def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
         ({"data": [1, 2]}, "list lacks desired"),
         ({"judge": JUDGE}, "A judge needs prompts"),
         ({"seeds": ()}, "at least one seed"),
-        ({"prefixes": ("one",)}, "3 prefixes or none"),
+        ({"methods": {"none": lambda acts: None}}, "'none' cannot be compared: its function returns a fitted method"),
+        ({"methods": {"HPR": ot.HPR.fit}}, "'HPR' cannot be fitted: it is fitted on pairs"),
+        ({"methods": {"HPR": lambda acts: ot.HPR.fit(acts)}}, "'HPR' cannot be compared: HPR learns"),
+        (
+            {"methods": {"none": lambda acts: Prompted(())}},
+            "'none' cannot be compared: 3 prefixes stand before .* got 0",
+        ),
+        ({"methods": {"two": lambda acts: Prompted(("one", "two"))}}, "every row has 3 trials; got 2"),
+        ({"methods": None, "prefixes": ("one",)}, "every row has 3 trials; got 1"),
+        ({"prefixes": PRAISE}, "leave out methods, or name a Prompted"),
+        ({"layer": 3}, "these activations were read at blocks.3.hook_resid_post: leave it out"),
+        ({"data": planted(layer=None), "layer": 3}, "these activations were read already: leave it out"),
+        ({"methods": {"both": ot.Layers(parts=(ot.CAA.fit(planted()),))}}, "'both' cannot be compared: it acts at sev"),
+        (
+            {"methods": {"far": ot.CAA.fit(replace(planted(), layer=9, hook_name=None))}},
+            "'far' cannot be compared: it was fitted at blocks.9.hook_resid_post, the data are read at blocks.3.hook_",
+        ),
+        (
+            {"methods": {"z": ot.CAA.fit(replace(planted(), hook_name="blocks.3.attn.hook_z"))}},
+            "it was fitted at blocks.3.attn.hook_z",
+        ),
     ],
 )
 def test_what_cannot_be_compared_ends_in_its_message(change, message):
     arguments = {"data": planted(), "methods": {"ITI": ot.ITI.fit}} | change
     with pytest.raises(ValueError, match=message):
         ot.compare(None, **arguments)
+
+
+def test_one_number_of_seeds_and_a_list_of_methods_are_refused():
+    for wrong in ({"seeds": 3}, {"methods": [ot.ITI.fit]}):
+        with (
+            without_shape_checks(),
+            pytest.raises(ValueError, match=r"such as \(0, 1, 2\), and methods a dict by name"),
+        ):
+            ot.compare(None, planted(), **wrong)
+
+
+def test_a_method_without_a_layer_is_compared_at_that_of_the_data(held_out):
+    near = ot.GradientFlow(Near(planted(60, 60).split(0)[1].undesired))
+    assert ot.compare(None, planted(60, 60), {"near": near}).row("near").conditions.displacement > 0.19
+
+
+def test_a_method_in_another_precision_is_checked_alike(held_out):
+    method = ot.ODESteer.fit(planted())
+    assert conditions_of(method.to(dtype=torch.float64), held_out) == conditions_of(method, held_out)
+
+
+def test_without_a_judge_no_prompts_are_needed_and_nnsight_reads_at_the_same_layer(demo):
+    few = SimpleNamespace(
+        desired=demo.desired[:8], undesired=demo.undesired[:8], pairs=[],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+    )  # fmt: skip
+    one = ot.compare(demo.model, few, {"CAA": ot.CAA.fit}).row("CAA")
+    other = ot.compare(ot.load_demo(library="nnsight").model, few, {"CAA": ot.CAA.fit}).row("CAA")
+    assert one.method.layer == other.method.layer == 2
+
+
+@pytest.mark.parametrize("said", [[0.5], torch.tensor([0.5, float("nan")]), torch.tensor([-3.0, 3.0])], ids=str)
+def test_a_judge_gives_a_probability_for_each_text(demo, said):
+    setting = Setting(demo.model, 2, demo.prompts[:2], [], lambda texts: said, max_new_tokens=2)
+    with pytest.raises(ValueError, match="one probability, from 0 to 1, for each of 2 texts"):
+        continued(setting, setting.prompts, 1, None, None)
+    as_list = replace(setting, judge=lambda texts: [0.2, 0.8])
+    assert continued(as_list, setting.prompts, 1, None, None).desired.tolist() == [[0.0], [1.0]]
 
 
 def test_data_with_prompts_need_a_model(demo):
@@ -210,6 +322,47 @@ def test_a_method_of_queries_is_fitted_on_pairs_with_their_queries(demo):
         ot.compare(None, replace(planted(60, 60), paired=True), {"of queries": entry})
     with pytest.raises(ValueError, match="on pairs of answers"):
         ot.compare(demo.model, replace(few, pairs=[]), {"of queries": entry})
+
+
+class Mine(ot.CAA):
+    """A class of a user's own."""
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, Mine], ids=lambda cls: cls.__name__)
+def test_the_fit_of_a_class_is_fitted_on_what_it_needs_by_each_seed_that_it_takes(cls):
+    acts = with_queries()
+    entry = entry_of("row", cls.fit)
+    takes_seed = cls in (ot.HPR, ot.REControl, ot.TruthFlow, ot.RandomDirection)
+    assert (entry.on, entry.by_chance) == ({ot.HPR: "pairs", ot.TruthFlow: "queries"}.get(cls, "texts"), takes_seed)
+    a = activations(9, dtype=torch.float32)
+    seeded = [cls.fit(acts, **({"seed": seed} if takes_seed else {})).steer(a, T=1.0) for seed in (0, 1)]
+    assert all(torch.equal(entry.fit(acts, seed).steer(a, T=1.0), seeded[seed]) for seed in (0, 1))
+    assert torch.equal(*seeded) != takes_seed
+
+
+def test_a_class_without_a_view_is_fitted_on_texts():
+    class Plain(Method):
+        @classmethod
+        def fit(cls, acts):
+            return acts
+
+    entry = entry_of("plain", Plain.fit)
+    assert (entry.on, entry.by_chance, entry.fit("acts", 1)) == ("texts", False, "acts")
+
+
+def test_classes_are_compared_by_their_own_fit_alone(demo):
+    few = replace(
+        demo, pairs=demo.pairs[:12], desired=demo.desired[:12], undesired=demo.undesired[:12], prompts=demo.prompts[:1],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+        validation_prompts=demo.validation_prompts[:1],
+    )  # fmt: skip
+    methods = {"HPR": ot.HPR.fit, "TruthFlow": ot.TruthFlow.fit, "RC": ot.REControl.fit}
+    found = ot.compare(
+        demo.model, few, methods, judge=JUDGE, seeds=(0, 1), samples=1, validation_samples=1, max_new_tokens=2
+    )
+    assert [row.fitted_on for row in found.rows[1:]] == ["pairs", "queries", "texts"]
+    for row in found.rows[2:]:  # the T of TruthFlow and RE-Control depends on how steep the network of a seed is
+        assert row.runs[0].trials[0].T != row.runs[1].trials[0].T
 
 
 def test_the_perplexity_of_a_prompted_continuation_is_that_after_the_prompt_alone(demo, monkeypatch):
@@ -252,7 +405,7 @@ def small(tmp_path_factory):
 
 
 def few_candidates(acts, features=None, seed=0):
-    curved = [Polynomial(2, 1.0), Polynomial(3, 1.0)]
+    curved = [Polynomial(), Polynomial(2, 1.0), Polynomial(3, 1.0)]
     return tune(acts, curved if features is None else features, Cs=(1, 10), folds=2, seed=seed)
 
 
@@ -297,6 +450,9 @@ def test_no_cell_is_blank_and_none_holds_a_filler(small):
     for sentence in (found.table(NAMES), "its published numbers are not reproduced here", "cos(v_linear, v_nonlinear)"):
         assert sentence in said
     assert said.count("Does tuned nonlinearity pay? ") == 1
+    verdicts = [line for line in said.splitlines() if line.endswith(("more", "less", "to be seen")) and "[" in line]
+    cautions = f"{len(verdicts)} are looked at without correction, and a deviation over two seeds says little."
+    assert len(verdicts) == 10 and cautions in " ".join(said.split())
 
 
 def test_the_figures_are_numpy_s_mean_and_deviation_over_seeds(small):
@@ -321,7 +477,7 @@ def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(
     names = ["CAA", "shuffled labels", "random direction", "prompt only"]
     again = ot.compare(
         demo.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
-        prefixes=PRAISE, seeds=range(SEEDS), samples=4, validation_samples=2, max_new_tokens=6,
+        seeds=range(SEEDS), samples=4, validation_samples=2, max_new_tokens=6,
     )  # fmt: skip
     for name in names:
         for run, other in zip(found.row(name).runs, again.row(name).runs, strict=True):
@@ -345,10 +501,28 @@ def test_linear_cells_differ_in_their_features_alone(small):
     assert agreement(linear, other, a) == pytest.approx(float(cosine))
 
 
+def test_the_paper_s_values_and_the_tuned_ones_are_measured_on_the_same_folds():
+    acts = planted()
+    paper, tuned = barriers_of(acts, seed=2)
+    assert (paper.linear.features, paper.nonlinear.features) == (Linear(), Polynomial())
+    assert paper.linear.C == paper.nonlinear.C == 1.0
+    for each in (paper.linear, paper.nonlinear, tuned.linear, tuned.nonlinear):
+        expected = []
+        for fit, held in folds_of(acts, seed=2):
+            h = LogRatioBarrier.fit(fit, each.features, C=each.C)
+            labels = [1] * len(held.desired) + [0] * len(held.undesired)
+            expected.append(roc_auc_score(labels, h.value(torch.cat([held.desired, held.undesired]))))
+        assert each.aucs == pytest.approx(expected, abs=0.01)  # one pair of a fold's 108 in the order of another
+        assert (each.auc, each.sd) == pytest.approx((np.mean(each.aucs), np.std(each.aucs, ddof=1)))
+    assert tuned.linear.auc >= paper.linear.auc and tuned.nonlinear.auc >= paper.nonlinear.auc
+    gains = np.subtract(tuned.nonlinear.aucs, tuned.linear.aucs)
+    assert tuned.gain == pytest.approx((gains.mean(), gains.std(ddof=1)))
+
+
 def test_a_linear_h_regularised_alike_is_the_linear_part_of_the_nonlinear_one():
     """With a small γ/c₀ the nonlinearity vanishes, and what is left is a linear h with the C that `alike` says."""
     acts, features = planted(), Polynomial(2, gamma=1e-3, coef0=1.0)
-    alike = Barriers("tuned", Candidate(Linear(), 1.0, ()), Candidate(features, 50.0, ())).alike
+    alike = Barriers("tuned", Trial(Linear(), 1.0, ()), Trial(features, 50.0, ())).alike
     assert alike == pytest.approx(0.1)
     curved, linear = (ot.ODESteer.fit(acts, features=f, C=C) for f, C in ((features, 50.0), (Linear(), alike)))
     a = activations(20, dtype=torch.float32)
@@ -388,7 +562,9 @@ def test_differences_are_paired_by_prompt_and_seed(small):
     made = difference(more, less)
     each = [one.share - other.share for one, other in zip(more.runs, less.runs, strict=True)]
     assert (made.mean, made.sd) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
-    assert made.interval[0] <= made.mean <= made.interval[1]
+    both = [np.array([run.desired.mean(1) for run in row.runs]).mean(0) for row in (more, less)]  # a number per prompt
+    drawn = torch.as_tensor(both[0] - both[1]).unsqueeze(1)
+    assert made.interval == pytest.approx(bootstrap_interval(drawn))  # prompts are drawn, with all their seeds
     tried = np.array([[[trial.share for trial in run.trials] for run in row.runs] for row in (more, less)])
     each = (tried[0] - tried[1]).mean(1)
     assert made.equal == pytest.approx((each.mean(), each.std(ddof=1)))

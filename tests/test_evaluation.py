@@ -172,8 +172,8 @@ def test_the_study_repeats_exactly(study):
         assert (row.T, row.share, row.perplexity, row.trials) == (other.T, other.share, other.perplexity, other.trials)
 
 
-def test_several_methods_take_turns_over_the_continuations_of_a_prompt(demo, acts):
-    """Row r of a prompt's samples is what its own method alone makes of it, under greedy decoding."""
+def test_several_methods_take_turns_over_the_continuations(demo, acts):
+    """Each is what its own method alone makes of it, under greedy decoding; turns go on from prompt to prompt."""
     directions = tuple(ot.RandomDirection.fit(acts, seed=seed) for seed in range(2))
     setting = Setting(
         demo.model, 2, demo.prompts[:2], demo.validation_prompts[:2], Judge.load_embedded().positive_probability,
@@ -185,7 +185,7 @@ def test_several_methods_take_turns_over_the_continuations_of_a_prompt(demo, act
         for method in directions
     ]
     assert alone[0] != alone[1]
-    assert row.continuations == [alone[turn % 2][prompt] for prompt in range(2) for turn in range(3)]
+    assert row.continuations == [alone[(3 * prompt + turn) % 2][prompt] for prompt in range(2) for turn in range(3)]
 
 
 def test_the_study_prints_and_draws(study, tmp_path):

@@ -8,7 +8,18 @@ import torch
 from instances import ALL_FEATURES, D_MODEL, ON_THE_SPHERE, RECIPES, REDUCIBLE, activations, in_float64, planted
 from torch.func import grad
 
-from odesteer_tl.features import Fourier, Kernel, Polynomial, PolynomialSketch, RandomFourier, Sketch, norm
+from odesteer_tl.barriers import LogRatioBarrier
+from odesteer_tl.features import (
+    Fourier,
+    Kernel,
+    Polynomial,
+    PolynomialSketch,
+    RandomFourier,
+    Sketch,
+    fit_to_sides,
+    norm,
+)
+from odesteer_tl.fields import UnitGradient
 
 
 def fit(name):
@@ -232,3 +243,51 @@ def test_a_recipe_becomes_a_complete_map_and_stays_as_it_was(recipe, complete):
     before = repr(recipe)
     assert isinstance(recipe.fit(activations(20)), complete)
     assert repr(recipe) == before
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_FEATURES if getattr(RECIPES[name], "rank", 1000) >= 105])
+def test_a_fit_to_the_sides_is_a_fit_to_all_rows_where_none_is_left_out(name):
+    acts, a = planted(), activations(5)
+    together = RECIPES[name].fit(torch.cat([acts.desired, acts.undesired]).double())
+    apart = fit_to_sides(RECIPES[name], acts.desired, acts.undesired)
+    assert type(apart) is type(together)
+    assert torch.equal(in_float64(apart)(a), in_float64(together)(a))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_where_rows_are_left_out_the_means_of_the_sides_are_landmarks(normalize):
+    acts = planted(300, 200)
+    phi = fit_to_sides(Polynomial(rank=12, normalize=normalize), acts.desired, acts.undesired)
+    assert phi.landmarks.shape == (12, D_MODEL)
+    for landmark, side in zip(phi.landmarks, (acts.desired, acts.undesired), strict=False):
+        rows = side.double().numpy()
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
+        mean = rows.mean(0)
+        expected = mean / np.linalg.norm(mean) if normalize else mean
+        np.testing.assert_allclose(landmark.numpy(), expected, rtol=0, atol=5e-12)  # r + 1e-12 stands for r, twice
+    rows = torch.cat([acts.desired, acts.undesired]).double()
+    rows = unit(rows) if normalize else rows
+    apart, found = (phi.landmarks[2:].unsqueeze(1) - rows).norm(dim=-1).min(1)
+    assert apart.max() < 5e-12 * rows.norm(dim=-1).max() and len(set(found.tolist())) == 10
+    assert {bool(row < 300) for row in found} == {True, False}  # drawn from both sides
+
+
+def test_the_means_bring_the_field_of_few_landmarks_near_to_that_of_all_rows():
+    acts, a = planted(300, 300, d_model=200), activations(40, d_model=200)
+    rows = torch.cat([acts.desired, acts.undesired]).double()
+
+    def field(features):
+        barrier = in_float64(LogRatioBarrier.fit(acts, features))
+        return UnitGradient(barrier)(a)
+
+    class Drawn:
+        """The same features without `fit_sides`: rows alone."""
+
+        def fit(self, samples):
+            return Polynomial(rank=20).fit(samples)
+
+    everything = field(Polynomial(rank=len(rows)))
+    near, far = (
+        torch.cosine_similarity(field(each), everything, dim=-1).mean() for each in (Polynomial(rank=20), Drawn())
+    )
+    assert near > 0.98 and far < 0.8

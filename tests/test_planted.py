@@ -12,17 +12,18 @@ from odesteer_tl.evaluation.planted import (
     D_MODEL,
     GRID,
     PROBLEMS,
-    Comparison,
+    Found,
     Mixture,
     Planted,
     Truth,
-    compare,
+    judged,
     ring,
     share_reached,
     strengths,
     vectors,
     xor,
 )
+from odesteer_tl.features import Linear
 from odesteer_tl.methods import CAA, GradientFlow, ODESteer, StepODESteer
 
 SEEDS = (0, 1, 2)
@@ -35,8 +36,8 @@ def problem(name: str, seed: int = 0) -> Planted:
 
 
 @cache
-def compared(name: str, seed: int) -> Comparison:
-    return compare(problem(name, seed))
+def compared(name: str, seed: int) -> Found:
+    return judged(problem(name, seed))
 
 
 def nonlinear(planted: Planted) -> LogRatioBarrier:
@@ -151,6 +152,20 @@ def test_why_one_step_misses(name):
 def test_walking_up_the_true_log_ratio_gets_nearly_all_there(name):
     planted = problem(name)
     assert share_reached(planted, strengths(planted, GradientFlow(planted.truth), GRID[4::3])) > 0.9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("cls", [StepODESteer, ODESteer])
+def test_the_field_and_the_way_of_the_true_log_ratio_are_recovered_by_a_fit(cls, seed):
+    """Equal means: the features hold the true h exactly, and what is left is the error of 4,000 samples a side."""
+    planted = problem("equal means", seed)
+    method, linear = (cls.fit(planted.acts, features=f) for f in (planted.features, Linear(normalize=False)))
+    truth, a = GradientFlow(planted.truth, steps=method.flow.steps), planted.start
+    fields = torch.cosine_similarity(method.vector_field(a), truth.vector_field(a), dim=1)
+    assert fields.mean() > 0.95 and fields.median() > 0.99
+    ends = truth.steer(a, T=4.0)
+    assert (method.steer(a, T=4.0) - ends).norm(dim=1).median() < 0.8
+    assert (linear.steer(a, T=4.0) - ends).norm(dim=1).median() > 4
 
 
 def test_the_strength_is_chosen_on_one_half_and_judged_on_the_other():

@@ -113,6 +113,14 @@ def test_vectors_lie_in_the_span_of_the_first_right_singular_vectors(rank):
         assert gap(method.vector(queries), sampled(queries, *numbers)) > 0.01
 
 
+@pytest.mark.parametrize(("pairs", "width", "expected"), [(40, D, 20), (12, D, 12), (40, 9, 9), (6, 9, 6)])
+def test_the_rank_is_20_or_as_many_as_the_corrections_can_have(pairs, width, expected):
+    queries, corrections = (side[:, :width] for side in two_kinds(pairs, noise=1.0))
+    basis = TruthFlow.fit(asked(queries, corrections), epochs=1).basis
+    assert basis.shape == (width, expected)
+    assert (basis.T @ basis - torch.eye(expected)).abs().max() < 1e-5
+
+
 class Block(torch.nn.Module):
     """A linear layer and a residual block behind it, which hears of the time."""
 

@@ -1,5 +1,7 @@
-"""Laws of the unified view: the table of the docs is the code's, and its columns are what the methods do."""
+"""Laws of the unified view: the tables of the docs are the code's and the tests', and their columns hold."""
 
+import ast
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +32,20 @@ def fitted(cls, data):
 
 
 def test_the_table_of_the_docs_is_the_codes():
-    """To write it anew: odesteer-tl methods > docs/methods.md"""
+    """To write it anew, put what `odesteer-tl methods` prints in its place."""
     assert unified_table(METHODS) in DOCS.read_text(encoding="utf-8")
+
+
+def test_every_class_has_a_test_with_a_planted_answer_that_is_there():
+    _, _, table = DOCS.read_text(encoding="utf-8").partition("## Planted answers")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == [f"`{cls.__name__}`" for cls in METHODS]
+    for name, planted_there, cited in rows:
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cited)
+        assert planted_there and tests and len(tests) == cited.count("::"), name
+        for file, function in tests:
+            tree = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
+            assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (name, function)
 
 
 def test_the_papers_methods_are_all_there_in_its_order():

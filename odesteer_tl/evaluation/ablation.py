@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.barriers import LogRatioBarrier, auc
 from odesteer_tl.evaluation.comparison import Comparison, wrapped
 from odesteer_tl.evaluation.differences import Difference, difference
 from odesteer_tl.evaluation.literature import Entry
@@ -21,18 +20,9 @@ from odesteer_tl.evaluation.rows import ComparedRow, spread
 from odesteer_tl.features import Linear, Polynomial, Recipe
 from odesteer_tl.methods import Method, ODESteer, StepODESteer
 from odesteer_tl.shapes import Samples
-from odesteer_tl.tuning import folds_of, tune
+from odesteer_tl.tuning import Trial, tune
 
 STEPS = {"one step": StepODESteer, "ten steps": ODESteer}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Features and C of a log ratio, with the AUC of h on each held-out fold of the fitting texts."""
-
-    features: Recipe
-    C: float
-    aucs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -40,8 +30,8 @@ class Barriers:
     """One pair of barriers that differ in nonlinearity."""
 
     values: str
-    linear: Candidate
-    nonlinear: Candidate
+    linear: Trial
+    nonlinear: Trial
 
     @property
     def gain(self) -> tuple[float, float]:
@@ -64,27 +54,18 @@ class Barriers:
 
 
 def barriers_of(acts: ContrastiveActivations, seed: int = 0) -> tuple[Barriers, Barriers]:
-    """The paper's values and the tuned ones, both chosen and measured on the same folds, parted by `seed`."""
-    parts = folds_of(acts, seed=seed)
-
-    def candidate(features: Recipe, C: float) -> Candidate:
-        fitted = [LogRatioBarrier.fit(fit, features, C=C) for fit, _ in parts]
-        aucs = (
-            auc(h, held.desired.float(), held.undesired.float()) for h, (_, held) in zip(fitted, parts, strict=True)
-        )
-        return Candidate(features, C, tuple(aucs))
-
+    """The paper's values, which are among the candidates, and the tuned ones: all by the folds of `seed`."""
     linear, nonlinear = tune(acts, features=[Linear()], seed=seed), tune(acts, seed=seed)
     return (
-        Barriers("paper", candidate(Linear(), 1.0), candidate(Polynomial(), 1.0)),
-        Barriers("tuned", candidate(linear.features, linear.C), candidate(nonlinear.features, nonlinear.C)),
+        Barriers("paper", linear.trial(Linear(), 1.0), nonlinear.trial(Polynomial(), 1.0)),
+        Barriers("tuned", *(found.trial(found.features, found.C) for found in (linear, nonlinear))),
     )
 
 
 def entries_of(barriers: tuple[Barriers, ...], present: Mapping[str, Entry]) -> dict[str, Entry]:
     """The rows of the cells that are not among the rows already `present`."""
 
-    def entry(kind: Any, trial: Candidate) -> Entry:
+    def entry(kind: Any, trial: Trial) -> Entry:
         return Entry(lambda acts, seed: kind.fit(acts, features=trial.features, C=trial.C))
 
     rows = {
@@ -166,11 +147,11 @@ def ablation_table(comparison: Comparison, ablation: Ablation) -> str:
     return "\n".join([*lines, "", wrapped(_answer(comparison, ablation))])
 
 
-def _cell(candidate: Candidate, row: ComparedRow) -> str:
+def _cell(candidate: Trial, row: ComparedRow) -> str:
     tried = zip(*([trial.share for trial in run.trials] for run in row.runs), strict=True)
     return (
         f"{_words(candidate.features):<20}{candidate.C:>4g} "
-        f"{spread(fmean(candidate.aucs), stdev(candidate.aucs), digits=3):>13} {_auc(row):>8.3f} "
+        f"{spread(candidate.auc, candidate.sd, digits=3):>13} {_auc(row):>8.3f} "
         f"{' '.join(f'{100 * fmean(shares):.1f}' for shares in tried):>16} {row.typical.displacement:>6.3f} "
         f"{spread(*row.over_seeds('share'), scale=100):>11} "
         f"{spread(*row.over_seeds('shift'), scale=100, sign='+'):>12} "

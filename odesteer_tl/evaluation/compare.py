@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.evaluation.comparison import Comparison
 from odesteer_tl.evaluation.conditions import conditions_of
-from odesteer_tl.evaluation.continuing import UNSTEERED, Judge, Setting, first_of
+from odesteer_tl.evaluation.continuing import UNSTEERED, Judge, Setting, Steerer, first_of
 from odesteer_tl.evaluation.literature import LITERATURE, Entry, Prompted, controls, entry_of
-from odesteer_tl.evaluation.material import Material, material_of
+from odesteer_tl.evaluation.material import Material, check_place, material_of
 from odesteer_tl.evaluation.rows import ComparedRow
-from odesteer_tl.evaluation.trials import DISPLACEMENTS, Base, base_of, run_row, unsteered
+from odesteer_tl.evaluation.trials import Base, base_of, run_row, unsteered
+from odesteer_tl.methods import Method
 
 
 def compare(
@@ -31,8 +33,11 @@ def compare(
 
     `data`: `ot.load_demo()` or an object with its fields, read at `layer` (a third of the way unless given); or
     `ContrastiveActivations`, a fifth of them held out, for the checks alone (`model` may be None). `methods`: name to a
-    fitted method, or to what fits one to the texts' activations, such as `ot.CAA.fit`; None for the methods of the
-    literature and three controls (the prompt-only one needs three `prefixes`, the weakest first).
+    fitted method (whose AUC flatters it where it was fitted on what is held out here), or to what fits one: a class's
+    own `fit`, such as `ot.HPR.fit`, which gets texts, pairs or pairs with queries by what `odesteer-tl methods` says it
+    needs, and each seed where it takes one; or a function, which gets the texts' activations once, whatever the seeds.
+    None for the methods of the literature and three controls (the prompt-only one needs three `prefixes`, the weakest
+    first).
 
     `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
     median displacements .1, .2, .4, or fractions .25, .5, 1 of a map (LinearAcT, MiMiC, HPR), or the prefixes. The rule
@@ -40,14 +45,21 @@ def compare(
     directions and shuffled labels start from it. Checks are made with the fit of the first seed.
 
     Rows of the literature that the data do not serve are left out, and `left_out` says why. Raises ValueError for data
-    or methods of another kind, a judge without prompts, no seeds, and as the methods' own `fit`.
+    or methods of another kind, methods fitted at another site than the data are read at, a judge without prompts, no
+    seeds, `prefixes` beside `methods` or another number of them, a `layer` for activations, and as the methods' `fit`.
     """
-    if judge is not None and not hasattr(data, "prompts"):
-        raise ValueError("A judge needs prompts to be continued: pass data with the fields of ot.load_demo().")
-    if not len(seeds) or len(prefixes) not in (0, len(DISPLACEMENTS)):
+    if judge is not None and not (hasattr(data, "prompts") and hasattr(data, "validation_prompts")):
         raise ValueError(
-            f"compare needs at least one seed, and {len(DISPLACEMENTS)} prefixes or none: each row has as many trials; "
-            f"got {len(seeds)} and {len(prefixes)}."
+            "A judge needs prompts and validation_prompts to be continued: pass data with the fields of ot.load_demo()."
+        )
+    if isinstance(seeds, int) or not isinstance(methods, (Mapping, type(None))):
+        raise ValueError(f"seeds are numbers, such as (0, 1, 2), and methods a dict by name; got {seeds}, {methods}.")
+    if not len(seeds):
+        raise ValueError("compare needs at least one seed, got none.")
+    if methods is not None and len(prefixes):
+        raise ValueError(
+            "prefixes are those of the prompt-only control, which stands beside the literature's methods: leave out "
+            "methods, or name a Prompted(prefixes) of odesteer_tl.evaluation.literature among them."
         )
     named = {**LITERATURE, **controls(prefixes)} if methods is None else methods
     entries = {name: entry_of(name, method) for name, method in named.items()}
@@ -58,16 +70,21 @@ def compare(
     if judge is not None:
         if methods is None and not prefixes:
             left_out["prompt only"] = "no prefixes were given"
-        site = material.texts.layer
-        assert site is not None  # material_of has read the texts there
-        settings = [
-            Setting(
-                model, site, list(data.prompts), list(data.validation_prompts), judge, samples, validation_samples,
-                max_new_tokens, seed=seed,
-            )
-            for seed in seeds
-        ]  # fmt: skip
+        settings = settings_of(
+            model, data, material, judge, seeds,
+            samples=samples, validation_samples=validation_samples, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
     return compared(material, entries, left_out, seeds[0], settings, progress)
+
+
+def settings_of(
+    model: Any, data: Any, material: Material, judge: Judge, seeds: Sequence[int], **counts: Any
+) -> list[Setting]:
+    """A setting per seed, to continue the prompts of `data` where the material was read; `counts` are its fields."""
+    site = material.texts.layer
+    assert site is not None  # material_of has read the texts there
+    prompts, others = list(data.prompts), list(data.validation_prompts)
+    return [Setting(model, site, prompts, others, judge, seed=seed, **counts) for seed in seeds]
 
 
 def compared(
@@ -112,14 +129,28 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
     except ValueError as missing:
         raise ValueError(f"{name!r} cannot be fitted: {missing}.") from missing
     start = time.perf_counter()
-    steerer = entry.fit(acts, seed)
-    seconds = time.perf_counter() - start
+    steerer = _fitted(name, entry, acts, seed)
+    seconds = None if entry.on == "elsewhere" else time.perf_counter() - start
     if isinstance(steerer, Prompted):
         return ComparedRow(name, "words", None, seconds, None, tuple(run_row(base, steerer) for base in bases))
     method = first_of(steerer)
     runs = []
     for base in bases:
         again = entry.by_chance and base.setting.seed != seed
-        runs.append(run_row(base, entry.fit(acts, base.setting.seed) if again else steerer))
+        runs.append(run_row(base, _fitted(name, entry, acts, base.setting.seed) if again else steerer))
     checked = conditions_of(method, material.held_out)
     return ComparedRow(name, entry.on, method, seconds, checked, tuple(runs))
+
+
+def _fitted(name: str, entry: Entry, acts: ContrastiveActivations, seed: int) -> Steerer | Prompted:
+    """What `entry` fits. Raises ValueError, with the row's name, for what cannot be fitted or compared."""
+    try:
+        steerer = entry.fit(acts, seed)
+        for method in steerer if isinstance(steerer, tuple) and steerer else (steerer,):
+            if isinstance(method, Method):
+                check_place(method, acts)
+            elif not isinstance(method, Prompted):
+                raise ValueError(f"its function returns a fitted method, this one {method!r}")
+    except ValueError as error:
+        raise ValueError(f"{name!r} cannot be compared: {error}") from error
+    return steerer

@@ -72,11 +72,12 @@ def conditions_table(rows: Sequence[ComparedRow]) -> str:
         c = row.conditions
         if c is None:
             continue
-        h = f"{c.h_before:+.2g} → {c.h_after:+.2g}" if c.h_before is not None else "no h"
+        h = "no h" if c.h_along is None else f"{c.h_along[0]:+.2g} → {c.h_along[-1]:+.2g}"
+        seconds = "given" if row.seconds is None else f"{row.seconds:.2f}"
         auc, rising, inside = ("no h" if x is None else f"{x:.2f}" for x in (c.auc, c.rising, c.inside))
         lines.append(
             f"{row.name:<20}{row.fitted_on:>10} {c.T:>8.4g} {c.displacement:>7.3f} {auc:>9} {h:>17} "
-            f"{rising:>8} {inside:>6} {c.norm_ratio:>11.3f} {f'{c.angle:.1f}°':>7} {row.seconds:>7.2f}"
+            f"{rising:>8} {inside:>6} {c.norm_ratio:>11.3f} {f'{c.angle:.1f}°':>7} {seconds:>7}"
         )
     return "\n".join(lines)
 

@@ -25,9 +25,9 @@ PARTS = (0.25, 0.5, 0.75, 1.0)
 class Conditions:
     """A method at T on held-out undesired activations; what concerns h is None where the method has none.
 
-    `auc`: of h, held-out desired against undesired. `h_before`, `h_after`: its medians. `rising`: share for which h
-    never falls on the way. `inside`: share with h ≥ 0 at the end. `norm_ratio`: median ‖a(T)‖/‖a‖. `angle`: median, in
-    degrees. `reached`: whether the displacement asked for can be had; `displacement` is the median one found.
+    `auc`: of h, held-out desired against undesired. `h_along`: its medians on the way, start to end. `rising`: share
+    for which h never falls on the way. `inside`: share with h ≥ 0 at the end. `norm_ratio`: median ‖a(T)‖/‖a‖. `angle`:
+    median, in degrees. `reached`: whether the displacement asked for can be had; `displacement` is the median found.
     """
 
     T: float
@@ -36,8 +36,7 @@ class Conditions:
     norm_ratio: float
     angle: float
     auc: float | None
-    h_before: float | None
-    h_after: float | None
+    h_along: tuple[float, ...] | None
     rising: float | None
     inside: float | None
 
@@ -45,6 +44,7 @@ class Conditions:
 def conditions_of(method: Method, held_out: ContrastiveActivations, displacement: float = DISPLACEMENT) -> Conditions:
     """Check `method` at the T that moves held-out undesired activations by `displacement`, or a map at T = 1."""
     a = held_out.undesired.float()
+    method = method.to(a.device, a.dtype)  # h is asked of the barrier itself, which casts nothing
     T = 1.0 if isinstance(method, MAPS) else reach(method, a, displacement)[0]
     end = method.steer(a, T=T)
     found = median_displacement(method, a, T)
@@ -57,8 +57,7 @@ def conditions_of(method: Method, held_out: ContrastiveActivations, displacement
         norm_ratio=float((end.norm(dim=1) / a.norm(dim=1)).median()),
         angle=float(angle_between(a, end).rad2deg().median()),
         auc=None if method.barrier is None else auc(method.barrier, held_out.desired.float(), a),
-        h_before=None if h is None else float(h[0].median()),
-        h_after=None if h is None else float(h[-1].median()),
+        h_along=None if h is None else tuple(h.median(dim=1).values.tolist()),
         rising=None if h is None else float((~way.chatters).double().mean()),
         inside=None if h is None else float(way.reaches.double().mean()),
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 from odesteer_tl.backends import load_model
 from odesteer_tl.demo import Demo, load_demo
 from odesteer_tl.evaluation.ablation import ablation_of, ablation_table, barriers_of, entries_of
-from odesteer_tl.evaluation.compare import compared
+from odesteer_tl.evaluation.compare import compared, settings_of
 from odesteer_tl.evaluation.comparison import Comparison, wrapped
 from odesteer_tl.evaluation.conditions import DISPLACEMENT
-from odesteer_tl.evaluation.continuing import UNSTEERED, Setting
+from odesteer_tl.evaluation.continuing import UNSTEERED
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import LITERATURE, PRAISE, controls
 from odesteer_tl.evaluation.material import material_of
@@ -65,15 +65,11 @@ def run_contest(
     barriers = barriers_of(material.texts)
     rows = LITERATURE | controls(PRAISE)
     judge = Judge.load_embedded()
-    site = material.texts.layer
-    assert site is not None  # material_of has read the texts there
-    settings = [
-        Setting(
-            demo.model, site, demo.prompts, demo.validation_prompts, judge.positive_probability, counts.samples,
-            counts.validation_samples, counts.max_new_tokens, seed=seed,
-        )
-        for seed in chosen
-    ]  # fmt: skip
+    settings = settings_of(
+        demo.model, demo, material, judge.positive_probability, chosen,
+        samples=counts.samples, validation_samples=counts.validation_samples, max_new_tokens=counts.max_new_tokens,
+    )  # fmt: skip
+    site = settings[0].layer
     entries = rows | entries_of(barriers, rows)
     comparison = compared(material, entries, {}, 0, settings, lambda name: say(f"comparing: {name}"))
     ablation = ablation_of(comparison, barriers, material)
@@ -98,7 +94,7 @@ def run_contest(
                 "",
                 ablation_table(comparison, ablation),
                 "",
-                *map(wrapped, _how_to_read(comparison, judge)),
+                *map(wrapped, _how_to_read(comparison, judge, len(ablation.differences))),
             ]
         )
     )
@@ -113,7 +109,7 @@ def _heading(name: str, layer: int, counts: Counts, seeds: int) -> str:
     )
 
 
-def _how_to_read(comparison: Comparison, judge: Judge) -> list[str]:
+def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list[str]:
     """What the columns are, how strengths were chosen, and what the numbers are not."""
     said = comparison.row("prompt only").typical.prefix
     displacements, fractions = (", ".join(f"{level:g}" for level in levels) for levels in (DISPLACEMENTS, FRACTIONS))
@@ -133,7 +129,8 @@ def _how_to_read(comparison: Comparison, judge: Judge) -> list[str]:
         "held out: on texts that took no part. γ/c₀ is what bends h, so c₀ stays 1. Tried: the trials on the "
         f"validation prompts at displacements {displacements}, and their mean. Chosen: the test prompts at the "
         "strength that each row chose, which differs between rows and seeds; mean ± sd over seeds, and a 95 % "
-        "bootstrap over prompts. A difference is one where that leaves out 0 and the mean is more than two deviations.",
+        "bootstrap over prompts. A difference is one where that leaves out 0 and the mean is more than two deviations; "
+        f"{differences} are looked at without correction, and a deviation over two seeds says little.",
         f"Judge: accuracy {judge.heldout_accuracy():.3f} on 500 held-out reviews, "
         f"{judge.heldout_accuracy(words=40):.3f} on 40 words of each.",
         "These are not the paper's models, data or judges, and its published numbers are not reproduced here.",

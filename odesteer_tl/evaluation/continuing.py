@@ -20,7 +20,7 @@ Judge = Callable[[Sequence[str]], Float[Tensor, " n"]]
 """Texts to the probability that each is as desired."""
 
 Steerer = Method | tuple[Method, ...]
-"""A method, or several of one kind that take turns over the continuations of a prompt: one random direction can move
+"""A method, or several of one kind that take turns over the continuations: one random direction can move
 the judge by chance, so the control averages over several."""
 
 
@@ -66,9 +66,7 @@ def continued(
     after the prompt itself, so that rows with and without one are measured by the same yardstick.
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    each, strength = (
-        (method, T) if method is None or isinstance(method, Method) else _turns(method, T, samples, repeated)
-    )
+    each, strength = (method, T) if method is None or isinstance(method, Method) else _turns(method, T, len(repeated))
     start = time.perf_counter()
     out = generate(
         setting.model,
@@ -84,9 +82,8 @@ def continued(
     )
     seconds = time.perf_counter() - start
     losses, counted = token_losses(setting.model, _after(setting.model, repeated, out) if prefix else out)
-    probability = setting.judge(out.continuations).reshape(len(prompts), samples)
     return Outcome(
-        desired=(probability > 0.5).double(),
+        desired=(_judged(setting.judge, out.continuations) > 0.5).double().reshape(len(prompts), samples),
         perplexity=float((losses.sum() / counted.sum()).exp()),
         distinct2=distinct(out.continuations),
         tokens_per_second=int(counted.sum()) / seconds,
@@ -114,9 +111,21 @@ def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:
     return replace(out, tokens=tokens, mask=mask, prompt_lengths=read.mask.sum(1))
 
 
-def _turns(
-    methods: tuple[Method, ...], T: float | None, samples: int, repeated: Sequence[str]
-) -> tuple[list[tuple[Method, Tensor]], None]:
-    """A strength per row, T for the method whose turn it is and 0 for the others."""
-    turn = torch.arange(len(repeated)) % samples % len(methods)
+def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
+    """What the judge says, on the CPU. Raises ValueError for what is not one probability per text."""
+    found = torch.as_tensor(judge(texts)).cpu()
+    if found.shape != (len(texts),) or not bool(((found >= 0) & (found <= 1)).all()):
+        raise ValueError(
+            f"A judge gives one probability, from 0 to 1, for each of {len(texts)} texts; got {tuple(found.shape)}: "
+            f"{found.flatten()[:4].tolist()}."
+        )
+    return found
+
+
+def _turns(methods: tuple[Method, ...], T: float | None, rows: int) -> tuple[list[tuple[Method, Tensor]], None]:
+    """A strength per row, T for the method whose turn it is and 0 for the others.
+
+    Turns go on from prompt to prompt, so that all have theirs where a prompt has fewer continuations than methods.
+    """
+    turn = torch.arange(rows) % len(methods)
     return [(method, (turn == number) * torch.as_tensor(T)) for number, method in enumerate(methods)], None

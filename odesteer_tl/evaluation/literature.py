@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from odesteer_tl.methods import (
 MAPS = (LinearAcT, MiMiC, HPR)
 """Methods whose T is a fraction of a map's way; of all others the strength is counted in displacement."""
 
+TRIALS = 3
+"""How many strengths every row tries, or prefixes."""
+
 PRAISE = (
     "I enjoyed this film.",
     "This is one of the best films I have seen this year, and I loved it.",
@@ -36,9 +40,17 @@ PRAISE = (
 
 @dataclass(frozen=True)
 class Prompted:
-    """No steering: one of `prefixes`, the weakest first, stands before the prompt."""
+    """No steering: one of `prefixes`, the weakest first, stands before the prompt. Raises ValueError for others than
+    `TRIALS` of them."""
 
     prefixes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.prefixes) != TRIALS:
+            raise ValueError(
+                f"{TRIALS} prefixes stand before the prompt in turn, the weakest first, as every row has {TRIALS} "
+                f"trials; got {len(self.prefixes)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -53,17 +65,41 @@ class Entry:
     by_chance: bool = False
 
 
+def entry_of(name: str, method: Any) -> Entry:
+    """The row for what a user names: an `Entry`, a fitted method, or a function of the activations that fits one.
+
+    The own `fit` of a method's class says on what it is fitted, by the class's `view`, and whether by a `seed`. Raises
+    ValueError for anything else.
+    """
+    if isinstance(method, (Entry, Prompted)):
+        return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
+    if isinstance(method, Method):
+        return Entry(lambda acts, seed: method, "elsewhere")
+    if callable(method) and not isinstance(method, type):
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, type) and issubclass(owner, Method) and method.__name__ == "fit":
+            return _own(owner, method)
+        return Entry(lambda acts, seed: method(acts))
+    raise ValueError(
+        f"{name!r} is a fitted method, such as ot.CAA.fit(acts), or what fits one, such as ot.CAA.fit; got {method!r}."
+    )
+
+
+def _own(kind: type[Method], fit: Callable[..., Any]) -> Entry:
+    """The row of a class by its own `fit`; a class without a `view` is fitted on texts."""
+    needs: dict[str, On] = {"pairs": "pairs", "pairs with queries": "queries"}
+    on = needs.get(kind.view.needs, "texts") if hasattr(kind, "view") else "texts"
+    if "seed" in signature(fit).parameters:
+        return Entry(lambda acts, seed: fit(acts, seed=seed), on, by_chance=True)
+    return Entry(lambda acts, seed: fit(acts), on)
+
+
 LITERATURE: dict[str, Entry] = {
-    "RepE": Entry(lambda acts, seed: RepE.fit(acts), "pairs"),
-    "ITI": Entry(lambda acts, seed: ITI.fit(acts)),
-    "CAA": Entry(lambda acts, seed: CAA.fit(acts)),
-    "MiMiC": Entry(lambda acts, seed: MiMiC.fit(acts)),
-    "HPR": Entry(lambda acts, seed: HPR.fit(acts, seed=seed), "pairs", by_chance=True),
-    "RE-Control": Entry(lambda acts, seed: REControl.fit(acts, seed=seed), by_chance=True),
-    "Linear-AcT": Entry(lambda acts, seed: LinearAcT.fit(acts)),
-    "TruthFlow": Entry(lambda acts, seed: TruthFlow.fit(acts, seed=seed), "queries", by_chance=True),
-    "one-step ODESteer": Entry(lambda acts, seed: StepODESteer.fit(acts)),
-    "ODESteer": Entry(lambda acts, seed: ODESteer.fit(acts)),
+    RepE.view.name: Entry(lambda acts, seed: RepE.fit(acts), "pairs"),  # which it would rather have; it needs none
+    **{
+        cls.view.name: entry_of(cls.view.name, cls.fit)
+        for cls in (ITI, CAA, MiMiC, HPR, REControl, LinearAcT, TruthFlow, StepODESteer, ODESteer)
+    },
 }
 """The rows of Table 2 in its order, the unsteered one apart."""
 
@@ -71,13 +107,14 @@ LITERATURE: dict[str, Entry] = {
 def controls(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
     """What a method has to beat: any push, the same fit to labels that mean nothing, and words before the prompt.
 
-    Without `prefixes` there is nothing to say before the prompt, and the third is left out.
+    Without `prefixes` there is nothing to say before the prompt, and the third is left out. Raises ValueError for
+    another number of them than `TRIALS`.
     """
     rows = {
         "random direction": Entry(lambda acts, seed: opposites(acts, seed, pairs=2), by_chance=True),
         "shuffled labels": Entry(lambda acts, seed: ODESteer.fit(shuffled(acts, seed)), by_chance=True),
     }
-    return rows | ({"prompt only": Entry(lambda acts, seed: Prompted(tuple(prefixes)))} if prefixes else {})
+    return rows | ({"prompt only": entry_of("prompt only", Prompted(tuple(prefixes)))} if prefixes else {})
 
 
 def opposites(acts: ContrastiveActivations, seed: int, pairs: int) -> tuple[RandomDirection, ...]:
@@ -97,20 +134,4 @@ def shuffled(acts: ContrastiveActivations, seed: int) -> ContrastiveActivations:
     desired, undesired = rows[order].split([len(acts.desired), len(acts.undesired)])
     return replace(
         acts, desired=desired, undesired=undesired, paired=False, groups=None, rewards=None, queries=None, tokens=None
-    )
-
-
-def entry_of(name: str, method: Any) -> Entry:
-    """The row for what a user names: an `Entry`, a fitted method, or a function of the activations that fits one.
-
-    Raises ValueError for anything else.
-    """
-    if isinstance(method, (Entry, Prompted)):
-        return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
-    if isinstance(method, Method):
-        return Entry(lambda acts, seed: method)
-    if callable(method) and not isinstance(method, type):
-        return Entry(lambda acts, seed: method(acts))
-    raise ValueError(
-        f"{name!r} is a fitted method, such as ot.CAA.fit(acts), or what fits one, such as ot.CAA.fit; got {method!r}."
     )

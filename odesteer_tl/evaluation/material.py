@@ -5,12 +5,16 @@ from typing import Any, Literal
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.backends import collect
+from odesteer_tl.backends.models import layers_of
+from odesteer_tl.methods import Layers, Method
+from odesteer_tl.strengths import site_name
 
-On = Literal["texts", "pairs", "queries"]
-"""What a method is fitted on: desired and undesired texts, pairs of answers, or pairs with their queries read too."""
+On = Literal["texts", "pairs", "queries", "elsewhere"]
+"""What a method is fitted on: desired and undesired texts, pairs of answers, pairs with their queries read too, or
+elsewhere, by the user, who alone knows on what."""
 
-PARTS = ("desired", "undesired", "validation_desired", "validation_undesired", "prompts", "validation_prompts", "pairs")
-"""The fields of a `Demo` that a comparison reads."""
+PARTS = ("desired", "undesired", "validation_desired", "validation_undesired", "pairs")
+"""The fields of a `Demo` that methods are fitted and checked on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,7 @@ class Material:
 
     def on(self, what: On) -> ContrastiveActivations:
         """The activations for a method that is fitted on `what`. Raises ValueError where the data have none."""
-        if what == "texts":
+        if what in ("texts", "elsewhere"):
             return self.texts
         if self.pairs is None:
             raise ValueError("it is fitted on pairs of answers to one query, and the data have none")
@@ -36,9 +40,15 @@ def material_of(model: Any, data: Any, layer: int | None = None, seed: int = 0) 
     """Read a `Demo` or its like with `model` at `layer` (a third of the way unless given), or split activations.
 
     Texts are read at the mean of their tokens, as the demo reads them. Of `ContrastiveActivations` a fifth of the rows
-    is held out by `seed`, and `model` is not used. Raises ValueError for data that are neither.
+    is held out by `seed`, and `model` is not used. Raises ValueError for data that are neither, and for a `layer` for
+    activations, which have theirs.
     """
     if isinstance(data, ContrastiveActivations):
+        if layer is not None:
+            where = f"at {data.hook_name}" if data.hook_name else "already"
+            raise ValueError(
+                f"layer says where a model is read, and these activations were read {where}: leave it out."
+            )
         fit, held_out = data.split(seed)
         return Material(fit, held_out, fit if fit.paired else None)
     missing = [name for name in PARTS if not hasattr(data, name)]
@@ -47,7 +57,7 @@ def material_of(model: Any, data: Any, layer: int | None = None, seed: int = 0) 
         raise ValueError(
             f"compare takes ContrastiveActivations, or a model and data with the fields of ot.load_demo(): {what}."
         )
-    site = model.cfg.n_layers // 3 if layer is None else layer
+    site = layers_of(model) // 3 if layer is None else layer
     return Material(
         collect(model, data.desired, data.undesired, site, position="mean", progress=False),
         collect(model, data.validation_desired, data.validation_undesired, site, position="mean", progress=False),
@@ -59,3 +69,15 @@ def pairs_of(model: Any, pairs: list[dict[str, str]], layer: int) -> Contrastive
     """Activations of answers after their queries, the mean over the answer, with those of the queries' ends."""
     queries, desired, undesired = ([pair[side] for pair in pairs] for side in ("query", "desired", "undesired"))
     return collect(model, desired, undesired, layer, queries=queries, position="mean", progress=False)
+
+
+def check_place(method: Method, acts: ContrastiveActivations) -> None:
+    """Raise ValueError for a method of another site, or of several: what it does to `acts` would mean nothing.
+
+    Where one of the two does not know its layer, there is nothing to compare.
+    """
+    if isinstance(method, Layers):
+        raise ValueError("it acts at several sites, and a comparison is at one: compare its parts, each at its own")
+    here, there = ((each.layer, site_name(each.hook_name)) for each in (acts.origin, method.origin))
+    if None not in (here[0], there[0]) and here != there:
+        raise ValueError(f"it was fitted at {method.origin.hook_name}, the data are read at {acts.hook_name}")

@@ -100,8 +100,8 @@ class Planted:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What `compare` found. `agreement`: share of held-out activations where nonlinear h has the sign of the truth."""
+class Found:
+    """What `judged` found. `agreement`: share of held-out activations where nonlinear h has the sign of the truth."""
 
     linear_auc: float
     nonlinear_auc: float
@@ -156,7 +156,7 @@ def vectors(problem: Planted, directions: int = 12) -> Iterator[Samples]:
     return (problem.start + T * direction for direction in unit for T in GRID)
 
 
-def compare(problem: Planted, steps: int = 10) -> Comparison:
+def judged(problem: Planted, steps: int = 10) -> Found:
     """{linear, nonlinear} barrier × {one, `steps`} steps at unit speed, fitted to the same data, normalised alike.
 
     Why one step misses. XOR: the gradient turns on the way. From an undesired cloud it points at the saddle between the
@@ -174,7 +174,7 @@ def compare(problem: Planted, steps: int = 10) -> Comparison:
     for name, h in fitted.items():
         methods = {"one step": StepODESteer(h, acts.origin), f"{steps} steps": ODESteer(h, acts.origin, steps)}
         reached |= {f"{name}, {way}": share_reached(problem, strengths(problem, m)) for way, m in methods.items()}
-    return Comparison(*aucs, agreement=float(same.double().mean()), reached=reached)
+    return Found(*aucs, agreement=float(same.double().mean()), reached=reached)
 
 
 def _clouds(centres: Sequence[Pair], spread: Pair) -> Mixture:

@@ -21,15 +21,17 @@ MARKS = {
 
 @dataclass(frozen=True, eq=False)
 class ComparedRow:
-    """One row: `fitted_on` texts, pairs or queries; the method of the first seed; a run per seed where texts were made.
+    """One row: `fitted_on` texts, pairs, queries or elsewhere; the method of the first seed; a run
+    per seed where texts were made.
 
-    `method` and `conditions` are None where nothing steers; of methods that take turns they are the first's.
+    `method` and `conditions` are None where nothing steers; of methods that take turns they are the first's. `seconds`:
+    what the fit took, None of a method that was given fitted.
     """
 
     name: str
     fitted_on: str
     method: Method | None
-    seconds: float
+    seconds: float | None
     conditions: Conditions | None
     runs: tuple[Run, ...] = ()
 

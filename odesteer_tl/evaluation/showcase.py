@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends import collect, load_model
+from odesteer_tl.backends.models import layers_of
 from odesteer_tl.barriers import auc
 from odesteer_tl.demo import load_demo
 from odesteer_tl.evaluation.continuing import UNSTEERED, Setting, Steerer
@@ -45,7 +46,7 @@ def run_showcase(
 
     say("loading the model")
     demo = load_demo(None if model is None else load_model(model))
-    site = int(demo.model.cfg.n_layers) // 3 if layer is None else layer
+    site = layers_of(demo.model) // 3 if layer is None else layer
     sides = (demo.desired, demo.undesired) if towards_praise else (demo.undesired, demo.desired)
     held_out = (demo.validation_desired, demo.validation_undesired)
     held_out = held_out if towards_praise else held_out[::-1]

@@ -9,13 +9,16 @@ Nothing in this file, or in the files it imports, knows that a language model ex
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from odesteer_tl.numerics import linear_slope, squares_slope, unit
-from odesteer_tl.shapes import Activations, Basis, Features, Samples, Weight
+from odesteer_tl.shapes import Activations, Basis, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.slopes import Slope
+
+ROWS = 128
+"""How many activations are in float64 at once while something is fitted to them; more are not faster."""
 
 
 class Reduced(NamedTuple):
@@ -57,9 +60,21 @@ class FeatureMap(ABC):
 
 @runtime_checkable
 class Recipe(Protocol):
-    """Anything whose `fit` turns samples [n, d_model] into a complete feature map."""
+    """Anything whose `fit` turns samples [n, d_model] into a complete feature map.
+
+    One that needs few rows, or the two sides apart, may have `fit_sides(desired, undesired)`, which a barrier's fit
+    then calls instead: all rows together in float64 are three times the memory of the activations.
+    """
 
     def fit(self, samples: Samples) -> FeatureMap: ...
+
+
+def fit_to_sides(recipe: Recipe, desired: Desired, undesired: Undesired) -> FeatureMap:
+    """The recipe fitted to both sides: by its `fit_sides`, or by `fit` to all rows in float64."""
+    apart: Any = getattr(recipe, "fit_sides", None)
+    if apart is None:
+        return recipe.fit(torch.cat([desired, undesired]).double())
+    return apart(desired, undesired)
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,9 @@ class Linear(FeatureMap):
     normalize: bool = True
 
     def fit(self, samples: Samples) -> "Linear":
+        return self
+
+    def fit_sides(self, desired: Desired, undesired: Undesired) -> "Linear":
         return self
 
     def slope(self, w: Weight) -> Slope:
@@ -91,7 +109,8 @@ class Squares(FeatureMap):
     normalize: bool = True
 
     def slope(self, w: Weight) -> Slope:
-        return Slope(squares_slope, (w,), self.normalize)
+        quadratic, linear = w.chunk(2)
+        return Slope(squares_slope, (2 * quadratic, linear), self.normalize)
 
     def _phi(self, x: Activations) -> Features:
         return torch.cat([x * x, x], dim=-1)

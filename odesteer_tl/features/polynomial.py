@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel
+from odesteer_tl.features.base import ROWS, FeatureMap, Linear, Reduced, Squares, check_kernel
 from odesteer_tl.numerics import kernel_slope, unit
-from odesteer_tl.shapes import Activations, Features, Samples, Weight
+from odesteer_tl.shapes import Activations, Desired, Direction, Features, Samples, Undesired, Weight
 from odesteer_tl.slopes import Slope
 
 
@@ -63,7 +63,8 @@ class Polynomial:
     """The exact polynomial kernel (γ xᵀy + c₀)^degree, through m = min(n, rank) landmarks (Nyström).
 
     φ(a) = K_mm^(−1/2) k_m(a), by a float64 eigen-decomposition with relative cut-off 1e-12. With m = n it *is* kernel
-    logistic regression; below, landmarks are drawn from the samples without replacement by `seed`, evenly at random.
+    logistic regression; below, landmarks are drawn from the samples without replacement by `seed`, evenly at random,
+    and a barrier's fit takes the means of the two sides beside them.
     Raises ValueError for a degree outside 1, 2, 3, or gamma, coef0 or rank that define no kernel.
     Source: Williams & Seeger, Using the Nyström method to speed up kernel machines, 2001.
     """
@@ -81,10 +82,41 @@ class Polynomial:
             raise ValueError(f"rank must be at least 1, got {self.rank}.")
 
     def fit(self, samples: Samples) -> Kernel:
-        samples = samples.double()
-        z = unit(samples)[0] if self.normalize else samples
-        if self.rank < len(z):
-            z = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed))[: self.rank].to(z.device)]
+        rows = samples[self._drawn(len(samples), self.rank).to(samples.device)].double()
+        return self._through(unit(rows)[0] if self.normalize else rows)
+
+    def fit_sides(self, desired: Desired, undesired: Undesired) -> Kernel:
+        """As `fit`, but where rows are left out two landmarks are the means of the sides.
+
+        The difference of the means is most of what a regularised fit finds, and few rows do not hold it in their span:
+        of the demo's 600 texts, 64 rows leave the field at cosine .90 to that of all, 62 and the means at .999.
+        """
+        sides, n_desired = (desired, undesired), len(desired)
+        n = n_desired + len(undesired)
+        if n <= self.rank or self.rank < 3:
+            return self.fit(torch.cat(sides))
+        drawn = self._drawn(n, self.rank - 2).tolist()
+        rows = torch.stack([desired[i] if i < n_desired else undesired[i - n_desired] for i in drawn]).double()
+        rows = unit(rows)[0] if self.normalize else rows
+        means = torch.stack([self._mean(side) for side in sides])
+        return self._through(torch.cat([unit(means)[0] if self.normalize else means, rows]))
+
+    def _drawn(self, n: int, most: int) -> Int[Tensor, " rows"]:
+        """Which of n rows are landmarks: all in their order, or `most` drawn by `seed`."""
+        return (
+            torch.arange(n)
+            if n <= most
+            else torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:most]
+        )
+
+    def _mean(self, side: Samples) -> Direction:
+        """The mean of the rows, on the sphere where they are; few are in float64 at once."""
+        parts = [part.double() for part in side.split(ROWS)]
+        sums = [(unit(part)[0] if self.normalize else part).sum(0) for part in parts]
+        return torch.stack(sums).sum(0) / len(side)
+
+    def _through(self, z: Samples) -> Kernel:
+        """The kernel through landmarks z, in float64."""
         values, vectors = torch.linalg.eigh((self.gamma * z @ z.T + self.coef0) ** self.degree)
         kept = values > 1e-12 * values[-1]
         whitening = vectors[:, kept] * values[kept].rsqrt()

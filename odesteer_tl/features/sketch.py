@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odesteer_tl.features.base import FeatureMap, check_kernel
 from odesteer_tl.numerics import product, sketch_slope, sketch_spectra
-from odesteer_tl.shapes import Activations, Features, Samples, Weight
+from odesteer_tl.shapes import Activations, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.slopes import Slope
 
 
@@ -32,7 +32,8 @@ class Sketch(FeatureMap):
         return self.hashes, self.signs, self.n_components, self.gamma, self.coef0
 
     def slope(self, w: Weight) -> Slope:
-        return Slope(sketch_slope, (w, *self._numbers), self.normalize)
+        spectrum = torch.view_as_real(torch.fft.rfft(w)).contiguous()
+        return Slope(sketch_slope, (spectrum, *self._numbers), self.normalize)
 
     def _phi(self, x: Activations) -> Features:
         return torch.fft.irfft(product(sketch_spectra(x, *self._numbers)), n=self.n_components)
@@ -62,6 +63,10 @@ class PolynomialSketch:
             raise ValueError(f"n_components must be at least 1, got {self.n_components}.")
         if (self.hashes is None) != (self.signs is None):
             raise ValueError("Inject both hashes and signs, or neither.")
+
+    def fit_sides(self, desired: Desired, undesired: Undesired) -> Sketch:
+        """Only the width of the samples matters."""
+        return self.fit(desired[:1].double())
 
     def fit(self, samples: Samples) -> Sketch:
         shape = (self.degree, samples.shape[1] + (self.coef0 != 0))

@@ -50,6 +50,9 @@ from odesteer_tl.vector_flow import corrected, correction, unet
 DEPTH, NARROWEST, TIMES = 4, 16, 128
 """Of the U-Net: its levels below the full width, the least width of one, and the size of the embedding of t."""
 
+RANK = 20
+"""The published k: how many singular vectors of the corrections P keeps."""
+
 REPEATS = 4
 """How often a held-out pair is looked at, at times spread evenly over [0, 1]."""
 
@@ -88,7 +91,7 @@ class TruthFlow(Method):
         cls,
         acts: ContrastiveActivations,
         *,
-        rank: int = 20,
+        rank: int | None = None,
         epochs: int | None = None,
         batch: int = 136,
         lr: float | None = None,
@@ -98,6 +101,7 @@ class TruthFlow(Method):
     ) -> "TruthFlow":
         """Fit u in float32, on the device of the activations; `seed` is all the chance there is.
 
+        `rank=None` is 20 as published, or min(pairs, d_model), which the corrections can have at most, where fewer.
         `lr=None` is 0.4/d_model, at most 3e-3; `epochs=None` is 40, or what makes 1,000 steps of few pairs;
         `patience=None` a fifth of the epochs. Raises ValueError for activations that are not paired or have no queries,
         queries that are not finite, a `rank` that the corrections cannot have, and too few pairs to hold out
@@ -105,8 +109,10 @@ class TruthFlow(Method):
         """
         queries = _queries(acts)
         d_model = queries.shape[1]
-        if not 1 <= rank <= min(queries.shape):
-            raise ValueError(f"rank is from 1 to min(pairs, d_model) = {min(queries.shape)}, got {rank}.")
+        most = min(queries.shape)
+        rank = min(RANK, most) if rank is None else rank
+        if not 1 <= rank <= most:
+            raise ValueError(f"rank is from 1 to min(pairs, d_model) = {most}, got {rank}.")
         parts = held_out(acts, validation, seed, "TruthFlow")
         (x0, x1), (held0, held1) = ((_queries(part).float(), _corrections(part)) for part in parts)
         source, scale = centred(x0)
