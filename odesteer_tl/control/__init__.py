@@ -1,6 +1,19 @@
 """Control: steering as feedback over the layers; a fit needs the model, so that it comes after the backends."""
 
 from odesteer_tl.control.a_lqr import ALQR
+from odesteer_tl.control.bound import Bound, tracking_bound
+from odesteer_tl.control.linearity import Linearity, local_linearity, similarity
 from odesteer_tl.control.s_pid import SPID
+from odesteer_tl.control.tracking import Tracking, set_point_tracking
 
-__all__ = ["ALQR", "SPID"]
+__all__ = [
+    "ALQR",
+    "SPID",
+    "Bound",
+    "Linearity",
+    "Tracking",
+    "local_linearity",
+    "set_point_tracking",
+    "similarity",
+    "tracking_bound",
+]

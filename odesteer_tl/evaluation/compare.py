@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.control.loop import Loop
 from odesteer_tl.evaluation.comparison import Comparison
-from odesteer_tl.evaluation.conditions import conditions_of
+from odesteer_tl.evaluation.conditions import closed_conditions_of, conditions_of
 from odesteer_tl.evaluation.continuing import UNSTEERED, Judge, Setting, Steerer, first_of
-from odesteer_tl.evaluation.literature import LITERATURE, Entry, Prompted, controls, entry_of
-from odesteer_tl.evaluation.material import Material, check_place, material_of
+from odesteer_tl.evaluation.literature import LITERATURE, LOOPS, Entry, Prompted, controls, entry_of
+from odesteer_tl.evaluation.material import Material, Source, check_place, material_of
 from odesteer_tl.evaluation.rows import ComparedRow
 from odesteer_tl.evaluation.trials import Base, base_of, run_row, unsteered
 from odesteer_tl.methods import Method
@@ -36,13 +37,14 @@ def compare(
     fitted method (whose AUC flatters it where it was fitted on what is held out here), or to what fits one: a class's
     own `fit`, such as `ot.HPR.fit`, which gets texts, pairs or pairs with queries by what `odesteer-tl methods` says it
     needs, and each seed where it takes one; or a function, which gets the texts' activations once, whatever the seeds.
-    None for the methods of the literature and three controls (the prompt-only one needs three `prefixes`, the weakest
-    first).
+    None for the methods of the literature, closed loops (where a model read the data), and three controls (the
+    prompt-only one needs three `prefixes`, the weakest first). A closed loop's own fit gets the model and the texts.
 
     `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
-    median displacements .1, .2, .4, or fractions .25, .5, 1 of a map (LinearAcT, MiMiC, HPR), or the prefixes. The rule
-    of `evaluation.strength` chooses one, which is judged on the test prompts, once per seed: sampling, networks, random
-    directions and shuffled labels start from it. Checks are made with the fit of the first seed.
+    median displacements .1, .2, .4, or fractions .25, .5, 1 of a map (LinearAcT, MiMiC, HPR), or multiples 1, 2, 4 of
+    a closed loop's set-points, or the prefixes. The rule of `evaluation.strength` chooses one, which is judged on the
+    test prompts, once per seed: sampling, networks, random directions and shuffled labels start from it. Checks are
+    made with the fit of the first seed.
 
     Rows of the literature that the data do not serve are left out, and `left_out` says why. Raises ValueError for data
     or methods of another kind, methods fitted at another site than the data are read at, a judge without prompts, no
@@ -61,7 +63,7 @@ def compare(
             "prefixes are those of the prompt-only control, which stands beside the literature's methods: leave out "
             "methods, or name a Prompted(prefixes) of odesteer_tl.evaluation.literature among them."
         )
-    named = {**LITERATURE, **controls(prefixes)} if methods is None else methods
+    named = LITERATURE | LOOPS | controls(prefixes) if methods is None else methods
     entries = {name: entry_of(name, method) for name, method in named.items()}
     progress("reading")
     material = material_of(model, data, layer)
@@ -129,7 +131,7 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
     except ValueError as missing:
         raise ValueError(f"{name!r} cannot be fitted: {missing}.") from missing
     start = time.perf_counter()
-    steerer = _fitted(name, entry, acts, seed)
+    steerer = _fitted(name, entry, acts, material, seed)
     seconds = None if entry.on == "elsewhere" else time.perf_counter() - start
     if isinstance(steerer, Prompted):
         return ComparedRow(name, "words", None, seconds, None, tuple(run_row(base, steerer) for base in bases))
@@ -137,18 +139,26 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
     runs = []
     for base in bases:
         again = entry.by_chance and base.setting.seed != seed
-        runs.append(run_row(base, _fitted(name, entry, acts, base.setting.seed) if again else steerer))
-    checked = conditions_of(method, material.held_out)
+        own = _fitted(name, entry, acts, material, base.setting.seed) if again else steerer
+        runs.append(run_row(base, own, entry.positions))
+    source, site = material.source, material.texts.layer
+    if isinstance(method, Loop):
+        assert source is not None and site is not None  # _fitted has asked for them
+        checked = closed_conditions_of(method, source.model, source.held_out, site, entry.positions)
+    else:
+        checked = conditions_of(method, material.held_out)
     return ComparedRow(name, entry.on, method, seconds, checked, tuple(runs))
 
 
-def _fitted(name: str, entry: Entry, acts: ContrastiveActivations, seed: int) -> Steerer | Prompted:
+def _fitted(
+    name: str, entry: Entry, acts: ContrastiveActivations | Source, material: Material, seed: int
+) -> Steerer | Prompted:
     """What `entry` fits. Raises ValueError, with the row's name, for what cannot be fitted or compared."""
     try:
         steerer = entry.fit(acts, seed)
         for method in steerer if isinstance(steerer, tuple) and steerer else (steerer,):
             if isinstance(method, Method):
-                check_place(method, acts)
+                check_place(method, material)
             elif not isinstance(method, Prompted):
                 raise ValueError(f"its function returns a fitted method, this one {method!r}")
     except ValueError as error:

@@ -1,21 +1,27 @@
 """What a fitted method does to activations that no fit has seen: does h tell the sides apart, does it rise on the way,
 is the goal reached, what becomes of length and direction? Nothing is generated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import auc
+from odesteer_tl.control.loop import Loop
+from odesteer_tl.control.watching import watched
+from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.literature import MAPS
 from odesteer_tl.evaluation.strength import median_displacement, reach
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods import FlowMethod, Method
 from odesteer_tl.neural import angle_between
+from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Samples
 
 DISPLACEMENT = 0.2
-"""The median displacement at which methods are checked; maps are checked where they lead, at T = 1."""
+"""The median displacement at which methods are checked; maps and closed loops where they lead, at T = 1."""
 
 PARTS = (0.25, 0.5, 0.75, 1.0)
 """Where h is looked at on the way of a method that has no steps of its own."""
@@ -60,6 +66,27 @@ def conditions_of(method: Method, held_out: ContrastiveActivations, displacement
         h_along=None if h is None else tuple(h.median(dim=1).values.tolist()),
         rising=None if h is None else float((~way.chatters).double().mean()),
         inside=None if h is None else float(way.reaches.double().mean()),
+    )
+
+
+def closed_conditions_of(
+    method: Loop, model: Any, held_out: Sequence[str], layer: int, positions: Positions = "decoding"
+) -> Conditions:
+    """Check a closed loop at T = 1 in the model: the last tokens of held-out undesired texts, where they leave block
+    `layer`. Its h is of the state at every layer, so that there is none at one."""
+    texts, site = list(held_out), [Site(layer)]
+    a = watched(model, texts, site, positions=positions)[0]
+    end = watched(model, texts, site, method, 1.0, positions=positions)[0]
+    return Conditions(
+        T=1.0,
+        displacement=float(((end - a).norm(dim=1) / a.norm(dim=1)).median()),
+        reached=True,
+        norm_ratio=float((end.norm(dim=1) / a.norm(dim=1)).median()),
+        angle=float(angle_between(a, end).rad2deg().median()),
+        auc=None,
+        h_along=None,
+        rising=None,
+        inside=None,
     )
 
 

@@ -13,6 +13,7 @@ from odesteer_tl.backends import Generation, generate, token_losses, tokenise
 from odesteer_tl.evaluation.metrics import distinct
 from odesteer_tl.evaluation.strength import GRID, Trial
 from odesteer_tl.methods import Method
+from odesteer_tl.positions import Positions
 
 UNSTEERED = "no steering"
 
@@ -58,9 +59,15 @@ class Outcome:
 
 
 def continued(
-    setting: Setting, prompts: Sequence[str], samples: int, method: Steerer | None, T: float | None, prefix: str = ""
+    setting: Setting,
+    prompts: Sequence[str],
+    samples: int,
+    method: Steerer | None,
+    T: float | None,
+    prefix: str = "",
+    positions: Positions = "decoding",
 ) -> Outcome:
-    """Continue every prompt `samples` times. The judge sees continuations alone.
+    """Continue every prompt `samples` times, steered at `positions`. The judge sees continuations alone.
 
     With a `prefix` the model reads it and a space before each prompt; perplexity is still that of the continuation
     after the prompt itself, so that rows with and without one are measured by the same yardstick.
@@ -73,7 +80,8 @@ def continued(
         [f"{prefix} {prompt}" for prompt in repeated] if prefix else repeated,
         each,
         strength,
-        layer=None if method is None else setting.layer,
+        positions=positions,
+        layer=None if method is None or first_of(method).several else setting.layer,
         max_new_tokens=setting.max_new_tokens,
         do_sample=True,
         temperature=setting.temperature,
@@ -91,10 +99,19 @@ def continued(
     )
 
 
-def trial_of(setting: Setting, method: Steerer | None, T: float, displacement: float, prefix: str = "") -> Trial:
+def trial_of(
+    setting: Setting,
+    method: Steerer | None,
+    T: float,
+    displacement: float,
+    prefix: str = "",
+    positions: Positions = "decoding",
+) -> Trial:
     """What one strength, or one prefix, does on the validation prompts."""
     strength = None if method is None else T
-    out = continued(setting, setting.validation_prompts, setting.validation_samples, method, strength, prefix)
+    out = continued(
+        setting, setting.validation_prompts, setting.validation_samples, method, strength, prefix, positions
+    )
     return Trial(displacement, T, out.share, out.perplexity, out.distinct2)
 
 

@@ -1,4 +1,4 @@
-"""The rows of a comparison: the methods of the paper's Table 2, and three controls that know less."""
+"""The rows of a comparison: the methods of the paper's Table 2, closed loops, and three controls that know less."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.evaluation.material import On
+from odesteer_tl.control import ALQR, SPID
+from odesteer_tl.evaluation.material import On, Source
 from odesteer_tl.methods import (
     CAA,
     HPR,
@@ -23,6 +24,7 @@ from odesteer_tl.methods import (
     StepODESteer,
     TruthFlow,
 )
+from odesteer_tl.positions import Positions
 
 MAPS = (LinearAcT, MiMiC, HPR)
 """Methods whose T is a fraction of a map's way; of all others the strength is counted in displacement."""
@@ -57,12 +59,14 @@ class Prompted:
 class Entry:
     """How a row comes to its method: `fit(acts, seed)`, on what, and whether `seed` changes it (else one fit serves).
 
-    What `fit` returns is a method, several that take turns over a prompt's continuations, or `Prompted`.
+    What `fit` returns is a method, several that take turns over a prompt's continuations, or `Prompted`. On "model" it
+    gets a `Source` instead of activations. `positions`: the tokens that the method steers.
     """
 
-    fit: Callable[[ContrastiveActivations, int], Any]
+    fit: Callable[[Any, int], Any]
     on: On = "texts"
     by_chance: bool = False
+    positions: Positions = "decoding"
 
 
 def entry_of(name: str, method: Any) -> Entry:
@@ -87,8 +91,10 @@ def entry_of(name: str, method: Any) -> Entry:
 
 def _own(kind: type[Method], fit: Callable[..., Any]) -> Entry:
     """The row of a class by its own `fit`; a class without a `view` is fitted on texts."""
-    needs: dict[str, On] = {"pairs": "pairs", "pairs with queries": "queries"}
+    needs: dict[str, On] = {"pairs": "pairs", "pairs with queries": "queries", "texts and the model": "model"}
     on = needs.get(kind.view.needs, "texts") if hasattr(kind, "view") else "texts"
+    if on == "model":  # a seed chooses texts there, and one fit serves all
+        return Entry(lambda source, seed: _closed(fit, source), on)
     if "seed" in signature(fit).parameters:
         return Entry(lambda acts, seed: fit(acts, seed=seed), on, by_chance=True)
     return Entry(lambda acts, seed: fit(acts), on)
@@ -102,6 +108,21 @@ LITERATURE: dict[str, Entry] = {
     },
 }
 """The rows of Table 2 in its order, the unsteered one apart."""
+
+FEW: dict[str, Any] = {"n_jacobians": 5, "context": 16}
+"""Of A-LQR's rows: few Jacobians, of short beginnings, so that a comparison stays short."""
+
+
+def _closed(fit: Callable[..., Any], source: Source, **options: Any) -> Any:
+    return fit(source.model, source.desired, source.undesired, progress=False, **options)
+
+
+LOOPS: dict[str, Entry] = {
+    "A-LQR": Entry(lambda source, seed: _closed(ALQR.fit, source, **FEW), "model"),
+    "A-LQR+": Entry(lambda source, seed: _closed(ALQR.fit, source, **FEW), "model", positions="all"),
+    "S-PID": Entry(lambda source, seed: _closed(SPID.fit, source), "model"),
+}
+"""The closed loops, at all layers; A-LQR+ steers every token."""
 
 
 def controls(prefixes: Sequence[str] = ()) -> dict[str, Entry]:

@@ -1,34 +1,51 @@
 """What a comparison fits its methods on, and what it checks them on."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.backends import collect
 from odesteer_tl.backends.models import layers_of
+from odesteer_tl.control.loop import Loop
 from odesteer_tl.methods import Layers, Method
 from odesteer_tl.strengths import site_name
 
-On = Literal["texts", "pairs", "queries", "elsewhere"]
-"""What a method is fitted on: desired and undesired texts, pairs of answers, pairs with their queries read too, or
-elsewhere, by the user, who alone knows on what."""
+On = Literal["texts", "pairs", "queries", "model", "elsewhere"]
+"""What a method is fitted on: desired and undesired texts, pairs of answers, pairs with their queries read too, the
+texts themselves with the model that reads them, or elsewhere, by the user, who alone knows on what."""
 
 PARTS = ("desired", "undesired", "validation_desired", "validation_undesired", "pairs")
 """The fields of a `Demo` that methods are fitted and checked on."""
 
 
+class Source(NamedTuple):
+    """A model and its texts, for closed loops; `held_out` are undesired ones."""
+
+    model: Any
+    desired: list[str]
+    undesired: list[str]
+    held_out: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Activations at one site: `texts` to fit on, `held_out` to check on, and `pairs` where there are any."""
+    """Activations at one site: `texts` to fit on, `held_out` to check on, and `pairs` where there are any; the model
+    and the texts that were read, where they were."""
 
     texts: ContrastiveActivations
     held_out: ContrastiveActivations
     pairs: ContrastiveActivations | None
+    source: Source | None = None
 
-    def on(self, what: On) -> ContrastiveActivations:
-        """The activations for a method that is fitted on `what`. Raises ValueError where the data have none."""
+    def on(self, what: On) -> ContrastiveActivations | Source:
+        """The activations, or model and texts, for a method that is fitted on `what`. Raises ValueError where the data
+        have none."""
         if what in ("texts", "elsewhere"):
             return self.texts
+        if what == "model":
+            if self.source is None:
+                raise ValueError("it is fitted on texts and the model, and the data are activations")
+            return self.source
         if self.pairs is None:
             raise ValueError("it is fitted on pairs of answers to one query, and the data have none")
         if what == "queries" and self.pairs.queries is None:
@@ -62,6 +79,7 @@ def material_of(model: Any, data: Any, layer: int | None = None, seed: int = 0) 
         collect(model, data.desired, data.undesired, site, position="mean", progress=False),
         collect(model, data.validation_desired, data.validation_undesired, site, position="mean", progress=False),
         pairs_of(model, data.pairs, site) if data.pairs else None,
+        Source(model, list(data.desired), list(data.undesired), list(data.validation_undesired)),
     )
 
 
@@ -71,11 +89,15 @@ def pairs_of(model: Any, pairs: list[dict[str, str]], layer: int) -> Contrastive
     return collect(model, desired, undesired, layer, queries=queries, position="mean", progress=False)
 
 
-def check_place(method: Method, acts: ContrastiveActivations) -> None:
-    """Raise ValueError for a method of another site, or of several: what it does to `acts` would mean nothing.
+def check_place(method: Method, material: Material) -> None:
+    """Raise ValueError for a method of another site, or of several: what it does to the activations would mean nothing;
+    and for a closed loop without a model.
 
     Where one of the two does not know its layer, there is nothing to compare.
     """
+    acts = material.texts
+    if isinstance(method, Loop) and material.source is None:
+        raise ValueError("it steers a model over its layers, and there is none: pass a model, and data with texts")
     if isinstance(method, Layers):
         raise ValueError("it acts at several sites, and a comparison is at one: compare its parts, each at its own")
     here, there = ((each.layer, site_name(each.hook_name)) for each in (acts.origin, method.origin))

@@ -6,16 +6,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends import read_site
+from odesteer_tl.control.loop import Loop
+from odesteer_tl.control.watching import watched
+from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.continuing import Outcome, Setting, Steerer, continued, first_of, trial_of
 from odesteer_tl.evaluation.literature import MAPS, Prompted
 from odesteer_tl.evaluation.metrics import distinct
 from odesteer_tl.evaluation.strength import Trial, best, median_displacement, reach
+from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Samples
 
 DISPLACEMENTS = (0.1, 0.2, 0.4)
 """The strengths tried, in median displacement of the validation prompts' last tokens."""
 FRACTIONS = (0.25, 0.5, 1.0)
 """The strengths tried of a map, in fractions of its way."""
+MULTIPLES = (1.0, 2.0, 4.0)
+"""The strengths tried of a closed loop, in multiples of its set-points: the λ of its paper."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +86,38 @@ def unsteered(base: Base) -> Run:
     return _run(base, base.outcome, Level(0.0, 0.0), 0.0, (base.trial,), allowed=True, reached=True)
 
 
-def run_row(base: Base, steerer: Steerer | Prompted) -> Run:
+def run_row(base: Base, steerer: Steerer | Prompted, positions: Positions = "decoding") -> Run:
     """Try every level on the validation prompts, take the one that the rule chooses, and judge the test prompts."""
     setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
-    levels = levels_of(steerer, base.validation)
-    trials = [trial_of(setting, method, level.T, level.displacement, level.prefix) for level in levels]
+    if method is not None and isinstance(first_of(method), Loop):
+        levels = [Level(T, _moved(base, method, T, positions, test=False)) for T in MULTIPLES]
+    else:
+        levels = levels_of(steerer, base.validation)
+    trials = [trial_of(setting, method, level.T, level.displacement, level.prefix, positions) for level in levels]
     chosen = best(trials, base.trial)
     level = next(level for level, trial in zip(levels, trials, strict=True) if trial is chosen)
     outcome = continued(
-        setting, setting.prompts, setting.samples, method, None if method is None else level.T, level.prefix
+        setting, setting.prompts, setting.samples, method, None if method is None else level.T, level.prefix, positions
     )
-    displacement = None
-    if method is not None:
-        moved = first_of(method).steer(base.test, T=level.T) - base.test
-        displacement = float((moved.norm(dim=1) / base.test.norm(dim=1)).mean())
+    displacement = None if method is None else _moved(base, method, level.T, positions, test=True)
     return _run(
         base, outcome, level, displacement, tuple(trials),
         allowed=any(trial.allowed(base.trial) for trial in trials), reached=all(level.reached for level in levels),
     )  # fmt: skip
+
+
+def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: bool) -> float:
+    """‖a(T) − a‖/‖a‖ of the prompts' last tokens: the mean for the test prompts, else the median; a closed loop's is
+    what the model shows at the comparison's layer while the loop acts at all of its own."""
+    method, a = first_of(steerer), base.test if test else base.validation
+    if isinstance(method, Loop):
+        setting = base.setting
+        prompts = setting.prompts if test else setting.validation_prompts
+        end = watched(setting.model, prompts, [Site(setting.layer)], method, T, positions=positions)[0].to(a)
+    else:
+        end = method.steer(a, T=T)
+    found = (end - a).norm(dim=1) / a.norm(dim=1)
+    return float(found.mean() if test else found.median())
 
 
 def levels_of(steerer: Steerer | Prompted, a: Samples) -> list[Level]:
