@@ -24,6 +24,7 @@ from odesteer_tl.evaluation.differences import Difference, difference
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import (
     LITERATURE,
+    LOOPS,
     PRAISE,
     TRIALS,
     Entry,
@@ -36,16 +37,17 @@ from odesteer_tl.evaluation.literature import (
 from odesteer_tl.evaluation.material import material_of
 from odesteer_tl.evaluation.metrics import bootstrap_interval
 from odesteer_tl.evaluation.strength import best, reach
-from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, levels_of
+from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, MULTIPLES, levels_of
 from odesteer_tl.features import Linear, Polynomial
 from odesteer_tl.methods import Method
+from odesteer_tl.parity import table
 from odesteer_tl.tuning import Trial, folds_of, tune
 
 SEEDS = 2
 JUDGE = Judge.load_embedded().positive_probability
 
 
-CLASSES = [cls for cls in METHODS if hasattr(cls, "fit")]
+CLASSES = [cls for cls in METHODS if hasattr(cls, "fit") and cls not in (ot.ALQR, ot.SPID)]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,11 @@ def demo():
 @pytest.fixture(scope="module")
 def held_out():
     return planted(50, 40, seed=3)
+
+
+def parity(name):
+    """A loop of the parity table, fitted to a random model."""
+    return table.METHODS[name]("gpt2")
 
 
 class Flat:
@@ -216,7 +223,8 @@ def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
 
 def test_few_pairs_with_queries_serve_every_row():
     found = ot.compare(None, with_queries(10, d_model=8))
-    assert [row.name for row in found.rows] == [*LITERATURE, *controls()] and not found.left_out
+    assert [row.name for row in found.rows] == [*LITERATURE, *controls()]
+    assert found.left_out == dict.fromkeys(LOOPS, "it is fitted on texts and the model, and the data are activations")
     assert found.row("TruthFlow").method.basis.shape == (8, 8)
 
 
@@ -246,6 +254,8 @@ def test_few_pairs_with_queries_serve_every_row():
             {"methods": {"far": ot.CAA.fit(replace(planted(), layer=9, hook_name=None))}},
             "'far' cannot be compared: it was fitted at blocks.9.hook_resid_post, the data are read at blocks.3.hook_",
         ),
+        ({"methods": {"loop": ot.SPID.fit}}, "'loop' cannot be fitted: it is fitted on texts and the model"),
+        ({"methods": {"loop": parity("S-PID")}}, "'loop' cannot be compared: it steers a model over its layers"),
         (
             {"methods": {"z": ot.CAA.fit(replace(planted(), hook_name="blocks.3.attn.hook_z"))}},
             "it was fitted at blocks.3.attn.hook_z",
@@ -365,6 +375,72 @@ def test_classes_are_compared_by_their_own_fit_alone(demo):
         assert row.runs[0].trials[0].T != row.runs[1].trials[0].T
 
 
+@pytest.fixture(scope="module")
+def few(demo):
+    return replace(
+        demo, pairs=[], desired=demo.desired[:6], undesired=demo.undesired[:6], prompts=demo.prompts[:2],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+        validation_prompts=demo.validation_prompts[:2],
+    )  # fmt: skip
+
+
+def test_closed_loops_are_fitted_on_the_model_and_measured_in_it(few):
+    """Three multiples of the set-points; what moved is what the model shows where the data are read; no h at one site.
+    A fitted loop and a class's own fit make the same row."""
+    fitted = ot.SPID.fit(few.model, few.desired, few.undesired)
+    found = ot.compare(
+        few.model, few, {"S-PID": LOOPS["S-PID"], "own": ot.SPID.fit, "fitted": fitted}, judge=JUDGE, seeds=(0, 1),
+        samples=1, validation_samples=1, max_new_tokens=3,
+    )  # fmt: skip
+    rows = found.rows[1:]
+    assert [row.fitted_on for row in rows] == ["model", "model", "elsewhere"]
+    assert all(torch.equal(row.method.directions, fitted.directions) for row in rows)
+    hook = "blocks.2.hook_resid_post"
+
+    def at(text, T):
+        if T is None:
+            return few.model.run_with_cache(text, names_filter=hook)[1][hook][0, -1]
+        with ot.steering(few.model, fitted, T):
+            return few.model.run_with_cache(text, names_filter=hook)[1][hook][0, -1]
+
+    def moved(texts, T):
+        pairs = [(at(text, None), at(text, T)) for text in texts]
+        return torch.stack([(end - a).norm() / a.norm() for a, end in pairs])
+
+    for row in rows:
+        for run in row.runs:
+            assert [trial.T for trial in run.trials] == list(MULTIPLES) and len(MULTIPLES) == TRIALS
+            expected = [float(moved(few.validation_prompts, T).median()) for T in MULTIPLES]
+            assert [trial.displacement for trial in run.trials] == pytest.approx(expected, rel=1e-3)
+            assert run.displacement == pytest.approx(float(moved(few.prompts, run.T).mean()), rel=1e-3)
+        c = row.conditions
+        assert c.displacement == pytest.approx(float(moved(few.validation_undesired, 1.0).median()), rel=1e-3)
+        assert (c.T, c.auc, c.h_along, c.rising, c.inside) == (1.0, None, None, None, None) and c.angle > 0
+    assert "no h" in found.table() and "‡" not in found.table()
+
+
+def test_a_lqr_plus_steers_every_token(few, monkeypatch):
+    """And A-LQR the last one of the prompt, and those that follow."""
+    given = []
+    generate = continuing.generate
+    monkeypatch.setattr(continuing, "generate", lambda *a, **k: given.append((k, generate(*a, **k))) or given[-1][1])
+    entries = {name: LOOPS[name] for name in ("A-LQR", "A-LQR+")}
+    found = ot.compare(
+        few.model, few, entries, judge=JUDGE, seeds=(0,), samples=1, validation_samples=1, max_new_tokens=2,
+    )  # fmt: skip
+    base, plain, plus = given[:2], given[2:6], given[6:]
+    assert [k["positions"] for k, _ in plain] == ["decoding"] * 4 and [k["positions"] for k, _ in plus] == ["all"] * 4
+    assert len(base) == 2 and all(k["layer"] is None for k, _ in (*plain, *plus))
+    for (_, one), (_, all_of) in zip(plain, plus, strict=True):
+        before = int(one.prompt_lengths.sum()) - len(one.prompt_lengths)
+        assert set(one.report.tokens_steered) == set(all_of.report.tokens_steered) == set(range(6))
+        if torch.equal(one.mask.sum(1), all_of.mask.sum(1)):
+            assert all_of.report.tokens_steered[0] - one.report.tokens_steered[0] == before
+    first, second = found.rows[1:]
+    assert torch.equal(first.method.answers, second.method.answers)  # one regulator
+    assert first.conditions.displacement != second.conditions.displacement
+
+
 def test_the_perplexity_of_a_prompted_continuation_is_that_after_the_prompt_alone(demo, monkeypatch):
     made, judged = [], []
     generate = continuing.generate
@@ -409,7 +485,7 @@ def few_candidates(acts, features=None, seed=0):
     return tune(acts, curved if features is None else features, Cs=(1, 10), folds=2, seed=seed)
 
 
-NAMES = [UNSTEERED, *LITERATURE, *controls(PRAISE)]
+NAMES = [UNSTEERED, *LITERATURE, *LOOPS, *controls(PRAISE)]
 
 
 def test_every_row_is_there_with_a_run_for_each_seed_and_three_trials(small):
@@ -444,7 +520,8 @@ def test_no_cell_is_blank_and_none_holds_a_filler(small):
         assert len(line[20:].split()) == 2 + 6 * 3, line
     for line in checks:  # eight numbers, "a → b" for h; four times "no h" where there is none
         assert len(line[20:].split()) == (14 if "no h" in line else 12), line
-    assert ["no h" in line for line in checks] == [name in ("random direction", "TruthFlow") for name in steered]
+    none = ("random direction", "TruthFlow", *LOOPS)
+    assert ["no h" in line for line in checks] == [name in none for name in steered]
     for word in ("nan", "inf ", "None", " - "):
         assert word not in said
     for sentence in (found.table(NAMES), "its published numbers are not reproduced here", "cos(v_linear, v_nonlinear)"):

@@ -10,9 +10,9 @@ so that, Φ(k, i) = Â_{k−1} … Â_i being the way of the closed loop,
 
 r is what a block is not linear; ‖r_i‖ = (L_i/2)‖δz_i‖² defines the curvature L_i that the published form is written
 with. That form has the first two terms alone. It holds for a reference that the model itself carries, z'_{k+1} =
-φ_k(z'_k); the adaptive one is taken anew from each state and does not obey the dynamics, which is d (A_k z'_k − z'_{k+1}
-for a linear block): without it the bound can fail. Norms are those of the Lyapunov weights P_k = Â_kᵀ P_{k+1} Â_k + I,
-P = I at the last layer: ‖x‖_P = √(xᵀPx), and the norms that they induce for Φ.
+φ_k(z'_k); the adaptive one is taken anew from each state and does not obey the dynamics, and d says by how much
+(A_k z'_k − z'_{k+1} where a block is linear): without it the bound can fail. Norms are those of the Lyapunov weights
+P_k = Â_kᵀ P_{k+1} Â_k + I, P = I at the last layer: ‖x‖_P = √(xᵀPx), and the norms that they induce for Φ.
 """
 
 from dataclasses import dataclass

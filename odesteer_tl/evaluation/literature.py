@@ -93,9 +93,10 @@ def _own(kind: type[Method], fit: Callable[..., Any]) -> Entry:
     """The row of a class by its own `fit`; a class without a `view` is fitted on texts."""
     needs: dict[str, On] = {"pairs": "pairs", "pairs with queries": "queries", "texts and the model": "model"}
     on = needs.get(kind.view.needs, "texts") if hasattr(kind, "view") else "texts"
-    if on == "model":  # a seed chooses texts there, and one fit serves all
-        return Entry(lambda source, seed: _closed(fit, source), on)
-    if "seed" in signature(fit).parameters:
+    seeded = "seed" in signature(fit).parameters
+    if on == "model":
+        return Entry(lambda source, seed: _closed(fit, source, **({"seed": seed} if seeded else {})), on, seeded)
+    if seeded:
         return Entry(lambda acts, seed: fit(acts, seed=seed), on, by_chance=True)
     return Entry(lambda acts, seed: fit(acts), on)
 
