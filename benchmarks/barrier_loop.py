@@ -70,7 +70,10 @@ def parts(model: Any, desired: tuple[str, ...], undesired: tuple[str, ...]) -> t
     loop = ot.ALQR.fit(model, list(desired), list(undesired), keep_gains=True, progress=False, **FEW)
     acts = ot.collect_layers(model, list(desired), list(undesired), loop.layers, site="resid_pre", progress=False)
     barriers = tuple(LogRatioBarrier.fit(each, ot.Polynomial()) for each in acts)
-    ends = [[float(h.value(a).mean()) for a in (each.undesired, each.desired)] for h, each in zip(barriers, acts, strict=True)]  # fmt: skip
+    ends = [
+        [float(h.value(a).mean()) for a in (each.undesired, each.desired)]
+        for h, each in zip(barriers, acts, strict=True)
+    ]
     return loop, barriers, torch.tensor(ends)
 
 

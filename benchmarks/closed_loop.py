@@ -93,10 +93,8 @@ def decoding(model: Any, name: str, method: Any, args: argparse.Namespace) -> No
     calls = [lambda: ot.generate(model, ids, **own), lambda: ot.generate(model, ids, method, 1.0, **own)]
     found = timed_in_turn(calls, args.runs)
     each = [1000 * median(took[i] for took in found) / args.tokens for i in range(2)]
-    print(
-        line(f"decode {args.library} {name}", [took[0] / took[1] for took in found], f"{each[0]:.2f} and {each[1]:.2f} ms a step"),
-        flush=True,
-    )  # fmt: skip
+    told = f"{each[0]:.2f} and {each[1]:.2f} ms a step"
+    print(line(f"decode {args.library} {name}", [took[0] / took[1] for took in found], told), flush=True)
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ def test_the_package_shows_the_same_example():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md"]
+    "name",
+    ["README.md", "CONTRIBUTING.md", "docs/closed_loop.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md"],
 )
 def test_links_between_documents_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
