@@ -1,6 +1,6 @@
 """ODESteer inside the loop: does a nonlinear barrier at every layer, fed back, beat a barrier or a loop alone?
 
-    python benchmarks/barrier_loop.py        # the embedded model; about five minutes on one thread
+    python benchmarks/barrier_loop.py        # the embedded model
 
 At each layer h_k is ODESteer's barrier, fitted to what enters the block at the texts' last tokens; v_k = ∇h_k/‖∇h_k‖ at
 the current activation, and the set-point is a value of h: h*_k = T times the way from the undesired texts' mean h_k to
