@@ -45,7 +45,7 @@ SEEDS = 2
 JUDGE = Judge.load_embedded().positive_probability
 
 
-CLASSES = [cls for cls in METHODS if hasattr(cls, "fit")]
+CLASSES = [cls for cls in METHODS if hasattr(cls, "fit") and not cls.several]
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +338,12 @@ def test_the_fit_of_a_class_is_fitted_on_what_it_needs_by_each_seed_that_it_take
     seeded = [cls.fit(acts, **({"seed": seed} if takes_seed else {})).steer(a, T=1.0) for seed in (0, 1)]
     assert all(torch.equal(entry.fit(acts, seed).steer(a, T=1.0), seeded[seed]) for seed in (0, 1))
     assert torch.equal(*seeded) != takes_seed
+
+
+@pytest.mark.parametrize("cls", [ot.ALQR, ot.SPID])
+def test_loops_over_layers_are_no_row_of_one_site(cls):
+    with pytest.raises(ValueError, match="'loop' acts at several sites"):
+        entry_of("loop", cls.fit)
 
 
 def test_a_class_without_a_view_is_fitted_on_texts():

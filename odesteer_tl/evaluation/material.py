@@ -6,7 +6,7 @@ from typing import Any, Literal
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.backends import collect
 from odesteer_tl.backends.models import layers_of
-from odesteer_tl.methods import Layers, Method
+from odesteer_tl.methods import Method
 from odesteer_tl.strengths import site_name
 
 On = Literal["texts", "pairs", "queries", "elsewhere"]
@@ -76,7 +76,7 @@ def check_place(method: Method, acts: ContrastiveActivations) -> None:
 
     Where one of the two does not know its layer, there is nothing to compare.
     """
-    if isinstance(method, Layers):
+    if method.several:
         raise ValueError("it acts at several sites, and a comparison is at one: compare its parts, each at its own")
     here, there = ((each.layer, site_name(each.hook_name)) for each in (acts.origin, method.origin))
     if None not in (here[0], there[0]) and here != there:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import device_of, pad_id_of
@@ -39,6 +38,8 @@ def _no_logits(model: Any, last: int) -> Iterator[None]:
     if norm is None or kind_of(model) != "TransformerBridge":
         yield
         return
+
+    from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
     def stop(module: Any, args: Any) -> None:
         raise StopAtLayerException(torch.empty(0))
