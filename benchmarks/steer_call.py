@@ -8,12 +8,11 @@ and one direct call timed next to each other, in turn, and the median of the rat
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from statistics import median, quantiles
 
 import torch
+from paired import seconds
 
 from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Kernel
@@ -34,14 +33,6 @@ def column_major(h: LogRatioBarrier) -> LogRatioBarrier:
     """The same numbers with the landmarks stored column by column."""
     assert isinstance(h.features, Kernel)
     return replace(h, features=replace(h.features, landmarks=h.features.landmarks.T.contiguous().T))
-
-
-def seconds(call: Callable[[], object], repeats: int) -> float:
-    """The mean of `repeats` calls in a row."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
 
 
 def measure(degree: int, args: argparse.Namespace) -> None:

@@ -135,7 +135,7 @@ def fit(
         ot.save(fitted, out)
         typer.echo(
             f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
-            f"activations at {acts.hook_name}; kept in {out}. {STARTING_POINTS[method]}"
+            f"activations at {acts.hook_name}{_learned_from(fitted)}; kept in {out}. {STARTING_POINTS[method]}"
         )
 
 
@@ -194,6 +194,11 @@ def _load(model: str) -> Any:
     import odesteer_tl as ot
 
     return ot.load_demo().model if model == EMBEDDED else ot.load_model(model)
+
+
+def _learned_from(fitted: Any) -> str:
+    """What a value network was trained on, which the user did not say."""
+    return f", its value network trained on {fitted.trained_on}" if hasattr(fitted, "trained_on") else ""
 
 
 def _lines(file: Path, aligned: bool = False) -> list[str]:

@@ -140,7 +140,7 @@ class FeedbackEdit:
         z = read.to(working(read.dtype))
         numbers = self.loop.numbers_of(self.number, z.device, z.dtype)
         memory = state.memory if self.kept is None else self._carried(self.kept, z)
-        u = self.loop.law(z, of_rows(self.T, state.rows), memory, *numbers)
+        u = self.loop.law(z, of_rows(self.T, state), memory, *numbers)
         return (write.to(z.dtype) + u).to(write.dtype)
 
     def _carried(self, kept: dict[str, Any], z: Tensor) -> dict[str, Any]:

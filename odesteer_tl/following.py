@@ -69,6 +69,15 @@ class Followed:
         found.lengths, found.seen, found.pads = self.lengths[parents], self.seen[parents], self.pads[parents]
         return found
 
+    def stepped(self, now: Pass) -> Followed:
+        """The same rows one token later, which is real in all of them: what `Followed` would count, in three steps."""
+        found = object.__new__(Followed)
+        found.__dict__.update(self.__dict__)
+        found.index, found.seen = self.seen.unsqueeze(1), self.seen + 1
+        found.real = torch.ones_like(found.index, dtype=torch.bool)
+        found.columns, found.offset, found.tokens = now.offset + now.width, now.offset, now.tokens
+        return found
+
 
 class Answers:
     """What was made of the last token of each row's prompt, for as long as that prompt is continued."""
@@ -123,14 +132,14 @@ def follow(before: Followed | None, now: Pass, given: Tensor | None = None, told
             f"A pass of {now.width} tokens follows {now.offset} cached ones: is it prompt or continuation? "
             "Pass prompt_lengths= (real tokens of each prompt) to say so."
         )
-    known = carried.known if carried is not None else now.mask is None or now.mask.shape[1] >= now.offset + now.width
     seen = mask_of(now, cached=True)[:, : -now.width].sum(1) if carried is None else carried.seen
-    if now.width == 1 and (given is None or bool((seen >= given).all())):
-        # One token after cached ones is real; leaving its mask unread spares the device a synchronisation.
-        real = torch.ones(now.batch, 1, dtype=torch.bool)
-    else:
-        real = mask_of(now)
-    return _checked(now, Followed(now, number, seen, real, carried, known))
+    # One token after cached ones is real; leaving its mask unread spares the device a synchronisation.
+    real = now.width == 1 and (given is None or bool((seen >= given).all()))
+    if real and carried is not None:
+        return carried.stepped(now)
+    known = carried.known if carried is not None else now.mask is None or now.mask.shape[1] >= now.offset + now.width
+    shown = torch.ones(now.batch, 1, dtype=torch.bool) if real else mask_of(now)
+    return _checked(now, Followed(now, number, seen, shown, carried, known))
 
 
 def carried_on(before: Followed, now: Pass) -> Followed | None:
@@ -142,21 +151,23 @@ def carried_on(before: Followed, now: Pass) -> Followed | None:
     if now.offset > 0:
         if now.offset != before.columns or now.batch % batch:
             return None
+        if now.batch == batch:
+            return before
         parents = torch.arange(batch).repeat_interleave(now.batch // batch)
     elif now.continues:
-        parents = torch.arange(batch)
+        return before
     else:
         if now.caching or before.offset > 0 or before.tokens is None or now.tokens is None:
             return None
         start = now.tokens[:, :-1]
         if start.shape != before.tokens.shape:
             return None
-        parents = torch.arange(batch)
-        if not torch.equal(start, before.tokens):
-            same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
-            if not bool(same.any(1).all()):
-                return None
-            parents = same.int().argmax(1)
+        if torch.equal(start, before.tokens):
+            return before
+        same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
+        if not bool(same.any(1).all()):
+            return None
+        parents = same.int().argmax(1)
     return before.rows(parents)
 
 

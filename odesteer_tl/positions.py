@@ -79,7 +79,9 @@ class Tracker:
         lengths = found.lengths if given is None else given
         chosen = self._rule(found.index, lengths) & found.real
         rows, places = chosen.nonzero(as_tuple=True)
-        return Selection(rows, places, found.index[rows, places], bool(chosen.all()), found, lengths)
+        everything = len(rows) == chosen.numel()
+        index = found.index.flatten() if everything else found.index[rows, places]
+        return Selection(rows, places, index, everything, found, lengths)
 
     def _rule(self, index: Tensor, lengths: PerRow) -> Tensor:
         return chosen_by(self.positions, index, lengths, self.beams)

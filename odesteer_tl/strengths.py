@@ -56,11 +56,12 @@ def absolute(T: float | int | Tensor | None, relative_T: float | int | Tensor | 
     return T if relative_T is None else (per_activation(relative_T, x) * norm(x)).squeeze(-1)
 
 
-def of_rows(strength: float | int | Tensor | None, rows: Tensor) -> float | int | Tensor | None:
-    """The strength of each chosen token, where a tensor holds one per batch row and `rows` says whose each token is."""
+def of_rows(strength: float | int | Tensor | None, state: Any) -> float | int | Tensor | None:
+    """The strength of each chosen token, where a tensor holds one per batch row and `state.rows`, which is not asked
+    for otherwise, says whose each token is."""
     if not isinstance(strength, Tensor) or strength.ndim == 0:
         return strength
-    return strength.to(rows.device, non_blocking=True)[rows]
+    return strength.to(state.rows.device, non_blocking=True)[state.rows]
 
 
 def check_strength(T: Any, relative_T: Any) -> None:

@@ -169,7 +169,7 @@ class TravellingEdit:
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
         """The new value [chosen, d_model] at `write`."""
-        T, relative_T = of_rows(self.T, state.rows), of_rows(self.relative_T, state.rows)
+        T, relative_T = of_rows(self.T, state), of_rows(self.relative_T, state)
         return self.steered(write, T, relative_T) if self.of_query is None else added(write, T, relative_T, read)
 
 

@@ -47,7 +47,7 @@ SEEDS = 2
 JUDGE = Judge.load_embedded().positive_probability
 
 
-CLASSES = [cls for cls in METHODS if hasattr(cls, "fit") and cls not in (ot.ALQR, ot.SPID)]
+CLASSES = [cls for cls in METHODS if hasattr(cls, "fit") and not cls.several]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import ALL_METHODS, D_MODEL, METHODS, RECIPES, SPHERICAL, Own, activations, fitted, log_ratio, planted
 
+import odesteer_tl as ot
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.edits import Edit, Site, State
 from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
@@ -100,6 +101,12 @@ def test_whatever_the_shape_dtype_and_scale_there_is_no_nan(name, batch, dtype, 
     most = abs(T) * speed + rounding * D_MODEL**0.5
     beyond = most > torch.finfo(dtype).max  # a map of a large activation may end where the dtype has no numbers
     assert (((out.double() - a.double()).norm(dim=-1) <= most) | beyond).all()
+
+
+@pytest.mark.parametrize("cls", [ot.ITI, ot.ODESteer, ot.StepODESteer, ot.RepE, ot.MiMiC, ot.LinearAcT])
+def test_one_sample_is_too_few(cls):
+    with pytest.raises(ValueError, match=f"{cls.__name__} needs at least 2 desired and 2 undesired.*got 1 and 45"):
+        cls.fit(planted(1, 45))
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)

@@ -50,7 +50,12 @@ def pads_counted(patch):
 
 def rows_swapped(patch):
     rows = carrying._rows
-    patch.setattr(carrying, "_rows", lambda *what: rows(*what).flip(0))
+
+    def swapped(*what):
+        find = rows(*what)
+        return lambda: find().flip(0)
+
+    patch.setattr(carrying, "_rows", swapped)
 
 
 def result_dropped(patch):

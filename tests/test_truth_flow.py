@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from instances import activations, planted, without_shape_checks
+from instances import activations, planted, with_queries, without_shape_checks
 from torchdiffeq import odeint
 
+import odesteer_tl as ot
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.methods import truth_flow
 from odesteer_tl.methods.truth_flow import TruthFlow
@@ -324,3 +325,11 @@ def test_another_width_is_refused(brief):
     for act in (brief.vector, lambda a: brief.steer(a, T=1.0), lambda a: brief.trajectory(a, T=1.0)):
         with without_shape_checks(), pytest.raises(ValueError, match=f"fitted at d_model {D}"):
             act(activations(2, d_model=D - 1))
+
+
+def test_a_reloaded_flow_steers_bit_for_bit(tmp_path):
+    method = ot.TruthFlow.fit(with_queries(), epochs=2)
+    ot.save(method, tmp_path / "flow")
+    again, a = ot.load(tmp_path / "flow"), activations(4, dtype=torch.float32)
+    assert again.basis.stride() == method.basis.stride()
+    assert torch.equal(again.steer(a, T=1.0), method.steer(a, T=1.0))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,6 +55,17 @@ class _Run:
         if self.selection.everything:
             return new.reshape(value.shape)
         return value.flatten(2).index_put(self.index(value.device), new).reshape(value.shape)
+
+
+class _State(State):
+    """One that finds whose each token is where an edit asks for it: with one T for all, none does."""
+
+    def __init__(self, find: Callable[[], Indices]) -> None:
+        self.memory, self._find = {}, find
+
+    @cached_property
+    def rows(self) -> Indices:
+        return self._find()
 
 
 class Carrier:
@@ -120,7 +132,7 @@ class Carrier:
     def _written(self, run: _Run, number: int, value: SiteValue) -> SiteValue:
         each = self.edits[number]
         if each.owner not in run.states:
-            run.states[each.owner] = State(_rows(run, value.device, each.rows, self._tracker.beams))
+            run.states[each.owner] = _State(_rows(run, value.device, each.rows, self._tracker.beams))
         read = run.read.pop(number).to(value.device)
         value = run.put(value, each.edit.apply(read, run.take(value), run.states[each.owner]))
         layer = each.edit.write.layer
@@ -129,13 +141,15 @@ class Carrier:
         return value
 
 
-def _rows(run: _Run, device: torch.device, rows: int | None, beams: int) -> Indices:
-    """The batch row of each chosen token; where T holds a value per prompt, beams count as the row of their prompt."""
-    batch = run.now.batch
+def _rows(run: _Run, device: torch.device, rows: int | None, beams: int) -> Callable[[], Indices]:
+    """Finds the batch row of each chosen token; where T holds a value per prompt, beams count as their prompt's row."""
+    batch, width = run.now.batch, run.now.width
     if rows is not None and rows * beams != batch:
         raise ValueError(f"T holds {rows} values, the model sees {batch} rows: T needs one value per row.")
-    if run.selection.everything:
-        chosen = torch.arange(batch, device=device).repeat_interleave(run.now.width)
-    else:
-        chosen = run.index(device)[0]
-    return chosen if rows is None else chosen // beams
+
+    def find() -> Indices:
+        everything = run.selection.everything
+        chosen = torch.arange(batch, device=device).repeat_interleave(width) if everything else run.index(device)[0]
+        return chosen if rows is None else chosen // beams
+
+    return find

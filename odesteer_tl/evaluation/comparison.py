@@ -17,6 +17,9 @@ class Comparison:
     rows: tuple[ComparedRow, ...]
     left_out: dict[str, str]
 
+    def __str__(self) -> str:
+        return self.table()
+
     def row(self, name: str) -> ComparedRow:
         """The row of that name. Raises KeyError where there is none."""
         return {row.name: row for row in self.rows}[name]

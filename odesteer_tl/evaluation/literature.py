@@ -82,14 +82,14 @@ def entry_of(name: str, method: Any) -> Entry:
     if callable(method) and not isinstance(method, type):
         owner = getattr(method, "__self__", None)
         if isinstance(owner, type) and issubclass(owner, Method) and method.__name__ == "fit":
-            return _own(owner, method)
+            return _own(name, owner, method)
         return Entry(lambda acts, seed: method(acts))
     raise ValueError(
         f"{name!r} is a fitted method, such as ot.CAA.fit(acts), or what fits one, such as ot.CAA.fit; got {method!r}."
     )
 
 
-def _own(kind: type[Method], fit: Callable[..., Any]) -> Entry:
+def _own(name: str, kind: type[Method], fit: Callable[..., Any]) -> Entry:
     """The row of a class by its own `fit`; a class without a `view` is fitted on texts."""
     needs: dict[str, On] = {"pairs": "pairs", "pairs with queries": "queries", "texts and the model": "model"}
     on = needs.get(kind.view.needs, "texts") if hasattr(kind, "view") else "texts"

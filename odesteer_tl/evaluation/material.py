@@ -7,7 +7,7 @@ from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.backends import collect
 from odesteer_tl.backends.models import layers_of
 from odesteer_tl.control.loop import Loop
-from odesteer_tl.methods import Layers, Method
+from odesteer_tl.methods import Method
 from odesteer_tl.strengths import site_name
 
 On = Literal["texts", "pairs", "queries", "model", "elsewhere"]
@@ -95,11 +95,12 @@ def check_place(method: Method, material: Material) -> None:
 
     Where one of the two does not know its layer, there is nothing to compare.
     """
-    acts = material.texts
-    if isinstance(method, Loop) and material.source is None:
-        raise ValueError("it steers a model over its layers, and there is none: pass a model, and data with texts")
-    if isinstance(method, Layers):
+    if isinstance(method, Loop):
+        if material.source is None:
+            raise ValueError("it steers a model over its layers, and there is none: pass a model, and data with texts")
+    elif method.several:
         raise ValueError("it acts at several sites, and a comparison is at one: compare its parts, each at its own")
+    acts = material.texts
     here, there = ((each.layer, site_name(each.hook_name)) for each in (acts.origin, method.origin))
     if None not in (here[0], there[0]) and here != there:
         raise ValueError(f"it was fitted at {method.origin.hook_name}, the data are read at {acts.hook_name}")

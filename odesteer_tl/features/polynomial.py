@@ -111,9 +111,10 @@ class Polynomial:
 
     def _mean(self, side: Samples) -> Direction:
         """The mean of the rows, on the sphere where they are; few are in float64 at once."""
-        parts = [part.double() for part in side.split(ROWS)]
-        sums = [(unit(part)[0] if self.normalize else part).sum(0) for part in parts]
-        return torch.stack(sums).sum(0) / len(side)
+        total = torch.zeros(side.shape[1], dtype=torch.float64, device=side.device)
+        for part in side.split(ROWS):
+            total += (unit(part.double())[0] if self.normalize else part.double()).sum(0)
+        return total / len(side)
 
     def _through(self, z: Samples) -> Kernel:
         """The kernel through landmarks z, in float64."""

@@ -199,7 +199,7 @@ def _corrections(acts: ContrastiveActivations) -> Samples:
 def _top(corrections: Samples, rank: int) -> Basis:
     """The first right singular vectors of the stacked corrections, largest first; eigenvectors cost less at any n."""
     rows = corrections.double()
-    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -rank:].flip(1).float()
+    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -rank:].flip(1).float().contiguous()
 
 
 def _start(d_model: int, generator: torch.Generator) -> Parameters:

@@ -1,5 +1,7 @@
 """Running a TransformerLens model on tokens: what it holds at a layer, and what it continues with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,10 +23,32 @@ def activations_of(
     one activation."""
     tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
     names, last = [site.hook_name for site in sites], max(site.layer for site in sites)
-    _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, stop_at_layer=last + 1)
+    with _no_logits(model, last):
+        _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, stop_at_layer=last + 1)
     read = after(batch.mask, starts)
     found = [read_tokens(cache[name].flatten(2).float().cpu(), read, position) for name in names]
     return [values for values, _ in found], found[0][1]
+
+
+@contextmanager
+def _no_logits(model: Any, last: int) -> Iterator[None]:
+    """Where the `last` layer that is read is the model's, a bridge does not stop after it, as HookedTransformer does,
+    but goes on to the logits, which nobody asked for: here it stops before its last norm."""
+    norm = getattr(model, "ln_final", None) if last + 1 == model.cfg.n_layers else None
+    if norm is None or kind_of(model) != "TransformerBridge":
+        yield
+        return
+
+    from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+    def stop(module: Any, args: Any) -> None:
+        raise StopAtLayerException(torch.empty(0))
+
+    handle = norm.register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
