@@ -4,10 +4,10 @@
 
 GPT-2 small's shape with random weights, KV cache, greedy, one thread; each library against its own unsteered self, by
 `ot.generate`, and by `model.generate` in a block of `ot.steering` (TransformerLens). Whole generations are timed in
-turn, prompt included. ODESteer is at its default: rank 512, ten steps, the last token of each pass.
+turn, prompt included. ODESteer is at its default: rank 256, ten steps, the last token of each pass.
 
 The limit: a token reads all weights once (497 MB), a steered one U, Uᵀ and the diagonal form of h besides
-(2 × 768 × 512 numbers, 3.1 MB), which is 0.6 %: a ratio of 0.994 where memory decides. What is left beside that is the
+(2 × 768 × 256 numbers, 1.6 MB), which is 0.3 %: a ratio of 0.997 where memory decides. What is left beside that is the
 rest of the flow, and Python: `--profile` prints where the time of a steered generation goes that the other has not.
 """
 

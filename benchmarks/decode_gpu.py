@@ -6,9 +6,9 @@
 
 Random bfloat16 weights, made on the device. `hook` is a plain Hugging Face model with `method.steer` as a forward hook
 of the middle block, on the last token of each pass: the prompt's, then every new one; ODESteer at its default (rank
-512, ten steps). Greedy, KV cache, whole generations in turn with unsteered ones; the clock stops when the device has.
+256, ten steps). Greedy, KV cache, whole generations in turn with unsteered ones; the clock stops when the device has.
 
-The limit: a step reads 16.06 GB of weights, 4.8 ms at 3.35 TB/s, and steering two 4096 × 512 float32 matrices, 16.8 MB:
+The limit: a step reads 16.06 GB of weights, 4.8 ms at 3.35 TB/s, and steering two 4096 × 256 float32 matrices, 8.4 MB:
 a ratio of 0.999. Without CUDA graphs the host decides instead: a step launches about as many kernels as it calls
 operators, which are counted with and without the method (1168 and 1302 at 32 layers). Host-device synchronisations
 are counted by torch.cuda.set_sync_debug_mode, in a step of the bare model and in a steered one.

@@ -18,7 +18,7 @@ from odesteer_tl.backends import intervene
 from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
 from odesteer_tl.sending import payload_bytes
-from odesteer_tl.travelling import Slope
+from odesteer_tl.slopes import Slope
 
 METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
     "CAA": CAA.fit,
@@ -45,7 +45,8 @@ def tensors(thing: Any) -> Iterator[Tensor]:
 
 def line(name: str, method: Method) -> str:
     """Name, compressed bytes, and the largest tensor of what travels. The source of the functions is some 7 kB."""
-    total, held = payload_bytes(method), list(tensors(method.travelling().parts))
+    travelling: Any = method.travelling()
+    total, held = payload_bytes(method), list(tensors(travelling.parts))
     largest, numbers = max(held, key=lambda t: t.nbytes), sum(t.nbytes for t in held)
     share = f"{largest.nbytes / numbers:.0%} of {numbers:,} bytes of numbers"
     return f"{name}: {total:,} bytes compressed | largest: {str(largest.dtype)[6:]} {list(largest.shape)}, {share}"

@@ -66,10 +66,11 @@ def llama(shape: str, device: torch.device) -> Any:
     """A plain Hugging Face model of one of `LLAMAS` in bfloat16, its weights made where they are to be."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**LLAMAS[shape], bos_token_id=1, eos_token_id=2, pad_token_id=0, rope_theta=500000.0)
+    own: Any = LLAMAS[shape] | {"rope_theta": 500000.0}
+    config = LlamaConfig(**own, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    model = model.to(torch.bfloat16).to_empty(device=device).eval()
+        empty: Any = LlamaForCausalLM(config)
+    model = empty.to(torch.bfloat16).to_empty(device=device).eval()
     generator = torch.Generator(device=device).manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim == 1:
