@@ -1,7 +1,7 @@
 """Ratios of two calls timed side by side: what all scripts of this folder print, and how."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 Ratios = list[float]
@@ -15,7 +15,7 @@ def seconds(call: Callable[[], object], repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def timed_in_turn(calls: list[Callable[[], object]], runs: int, least: float = 0.005) -> list[list[float]]:
+def timed_in_turn(calls: Sequence[Callable[[], object]], runs: int, least: float = 0.005) -> list[list[float]]:
     """Seconds [run][call]: in each run every call once, next to the others; short calls are repeated for `least` s.
 
     Each call has been made before the first run. The order is turned round from run to run, so that none always

@@ -41,8 +41,8 @@ def compare(
     prompt-only one needs three `prefixes`, the weakest first). A closed loop's own fit gets the model and the texts.
 
     `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
-    median displacements .1, .2, .4, or fractions .25, .5, 1 of a map (LinearAcT, MiMiC, HPR), or multiples 1, 2, 4 of
-    a closed loop's set-points, or the prefixes. The rule of `evaluation.strength` chooses one, which is judged on the
+    median displacements .1, .2, .4 (a closed loop's as the model shows them at `layer`), or fractions .25, .5, 1 of a
+    map (LinearAcT, MiMiC, HPR), or the prefixes. The rule of `evaluation.strength` chooses one, which is judged on the
     test prompts, once per seed: sampling, networks, random directions and shuffled labels start from it. Checks are
     made with the fit of the first seed.
 

@@ -17,7 +17,7 @@ from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import LITERATURE, LOOPS, PRAISE, controls
 from odesteer_tl.evaluation.material import material_of
 from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
-from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, MULTIPLES
+from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,17 @@ def _heading(name: str, layer: int, counts: Counts, seeds: int) -> str:
 def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list[str]:
     """What the columns are, how strengths were chosen, and what the numbers are not."""
     said = comparison.row("prompt only").typical.prefix
-    displacements, fractions, multiples = (
-        ", ".join(f"{level:g}" for level in levels) for levels in (DISPLACEMENTS, FRACTIONS, MULTIPLES)
-    )
+    displacements, fractions = (", ".join(f"{level:g}" for level in levels) for levels in (DISPLACEMENTS, FRACTIONS))
     return [
         "Texts. T, moved: strength and mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens under the median seed. desired: "
         "share that the judge calls praise; shift: its difference from no steering under the same seed. ppl: of the "
         "continuations after the prompt under the unsteered model. Dist-n: distinct n-grams over all, pooled.",
         f"Strength: three trials for each row on other prompts, median displacements {displacements}, fractions "
-        f"{fractions} of a map (MiMiC, HPR, Linear-AcT), {multiples} times a loop's set-points, or three prefixes: "
-        f"the largest share with ppl ≤ {MOST_PERPLEXITY}× and Dist-2 ≥ {LEAST_DISTINCT}× of unsteered.",
+        f"{fractions} of a map (MiMiC, HPR, Linear-AcT), or three prefixes; the largest share with ppl ≤ "
+        f"{MOST_PERPLEXITY}× and Dist-2 ≥ {LEAST_DISTINCT}× of unsteered.",
         "Closed loops. A-LQR and S-PID act at all layers, fitted on the last tokens of the texts, and A-LQR+ on every "
-        "token. Moved, length and angle are of last tokens at the comparison's layer, as the model shows them; h is of "
-        "the state at every layer, so that there is none at one.",
+        "token; T multiplies their set-points, and at 0 they still act. Moved, length and angle are of last tokens at "
+        "the comparison's layer, as the model shows them; h is of the state at every layer: there is none at one.",
         f"Controls. Random direction: two and their opposites, in turns. Shuffled labels: ODESteer. Prompt only: "
         f"“{said}” before the prompt, and ppl without it.",
         f"Activations. On held-out undesired reviews, at a median displacement of {DISPLACEMENT:g}, or T = 1 of a map "

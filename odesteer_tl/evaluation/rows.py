@@ -15,7 +15,7 @@ Figure = Literal["share", "shift", "perplexity_ratio", "distinct1", "distinct2",
 MARKS = {
     "†": f"under some seed no strength was within the bounds (perplexity ≤ {MOST_PERPLEXITY}×, Dist-2 ≥ "
     f"{LEAST_DISTINCT}×): the weakest was taken",
-    "‡": "does not reach every displacement asked for: its farthest reach was tried instead",
+    "‡": "does not reach every displacement asked for: the nearest that it does was tried instead",
 }
 
 

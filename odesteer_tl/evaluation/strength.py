@@ -5,7 +5,7 @@ Strength is counted in median displacement: the T at which a method moves the va
 perplexity ≤ 1.3× and Dist-2 ≥ .95× of the unsteered model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from odesteer_tl.methods import Method
@@ -50,16 +50,27 @@ def time_for(method: Method, a: Samples, displacement: float, *, precision: floa
 
     Raises ValueError where it never does: a bounded barrier can end before a far goal.
     """
-    low, high = 0.0, displacement * float(a.norm(dim=1).median())
+    start = displacement * float(a.norm(dim=1).median())
+    return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision)
+
+
+def least_T(moved: Callable[[float], float], displacement: float, start: float, precision: float) -> float:
+    """The smallest T found from 0 on with moved(T) ≥ displacement, to a relative `precision`; `start` is a first guess.
+
+    Raises ValueError where there is none.
+    """
+    if moved(0.0) >= displacement:
+        return 0.0
+    low, high = 0.0, start
     for _ in range(40):
-        if median_displacement(method, a, high) >= displacement:
+        if moved(high) >= displacement:
             break
         low, high = high, 2 * high
     else:
         raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
     while high - low > precision * high:
         middle = (low + high) / 2
-        low, high = (low, middle) if median_displacement(method, a, middle) >= displacement else (middle, high)
+        low, high = (low, middle) if moved(middle) >= displacement else (middle, high)
     return high
 
 

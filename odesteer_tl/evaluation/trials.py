@@ -12,7 +12,7 @@ from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.continuing import Outcome, Setting, Steerer, continued, first_of, trial_of
 from odesteer_tl.evaluation.literature import MAPS, Prompted
 from odesteer_tl.evaluation.metrics import distinct
-from odesteer_tl.evaluation.strength import Trial, best, median_displacement, reach
+from odesteer_tl.evaluation.strength import Trial, best, least_T, median_displacement, reach
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Samples
 
@@ -20,8 +20,8 @@ DISPLACEMENTS = (0.1, 0.2, 0.4)
 """The strengths tried, in median displacement of the validation prompts' last tokens."""
 FRACTIONS = (0.25, 0.5, 1.0)
 """The strengths tried of a map, in fractions of its way."""
-MULTIPLES = (1.0, 2.0, 4.0)
-"""The strengths tried of a closed loop, in multiples of its set-points: the λ of its paper."""
+PRECISION = 0.02
+"""Of the displacement that a closed loop is to make, for which a model runs: .1, .2 and .4 stay apart by far."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run_row(base: Base, steerer: Steerer | Prompted, positions: Positions = "dec
     """Try every level on the validation prompts, take the one that the rule chooses, and judge the test prompts."""
     setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
     if method is not None and isinstance(first_of(method), Loop):
-        levels = [Level(T, _moved(base, method, T, positions, test=False)) for T in MULTIPLES]
+        levels = [_loop_level(base, method, goal, positions) for goal in DISPLACEMENTS]
     else:
         levels = levels_of(steerer, base.validation)
     trials = [trial_of(setting, method, level.T, level.displacement, level.prefix, positions) for level in levels]
@@ -104,6 +104,16 @@ def run_row(base: Base, steerer: Steerer | Prompted, positions: Positions = "dec
         base, outcome, level, displacement, tuple(trials),
         allowed=any(trial.allowed(base.trial) for trial in trials), reached=all(level.reached for level in levels),
     )  # fmt: skip
+
+
+def _loop_level(base: Base, steerer: Steerer, goal: float, positions: Positions) -> Level:
+    """T = 0 where the loop moves further than that even there: it holds its features at 0."""
+
+    def moved(T: float) -> float:
+        return _moved(base, steerer, T, positions, test=False)
+
+    T = least_T(moved, goal, 1.0, PRECISION)
+    return Level(T, moved(T), reached=T > 0)
 
 
 def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: bool) -> float:
