@@ -88,9 +88,10 @@ def main() -> None:
     parser.add_argument("--d-vocab", type=int, default=50257)
     parser.add_argument("--jacobians", type=int, default=2)
     parser.add_argument("--context", type=int, default=16, help="tokens of each text")
-    parser.add_argument("--chunk", type=int, default=64, help="rows of a Jacobian at once")
+    parser.add_argument("--chunk", type=int, default=8, help="rows of a Jacobian at once")
+    parser.add_argument("--no-fits", action="store_true", help="only decode")
     parser.add_argument("--fit", choices=["sparing", "dense", "matrix-free"], help="only this fit, here and now")
-    parser.add_argument("--matrix-free", action="store_true", help="fit without matrices, too: slower at this width")
+    parser.add_argument("--matrix-free", action="store_true", help="fit without matrices, too")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--runs", type=int, default=15)
@@ -103,7 +104,7 @@ def main() -> None:
     if args.fit:
         fit_line(args.fit, args)
         return
-    for name in ("sparing", "dense", *(["matrix-free"] if args.matrix_free else [])):
+    for name in () if args.no_fits else ("sparing", "dense", *(["matrix-free"] if args.matrix_free else [])):
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--fit", name], check=True)
     kept = 2 * args.layers * args.d_model
     print(f"kept: {kept:,} numbers in two vectors a layer, against {args.layers * args.d_model**2:,} in all gains")

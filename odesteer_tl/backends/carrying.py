@@ -102,6 +102,7 @@ class Carrier:
 
     def hook(self, site: Site) -> Callable[..., SiteValue | None]:
         """What a backend calls with the value at `site`; None leaves the value as it is."""
+        here = [(n, each.edit) for n, each in enumerate(self.edits) if site in (each.edit.read, each.edit.write)]
 
         def carry_out(value: SiteValue, hook: Any = None) -> SiteValue | None:
             run = self._run
@@ -114,10 +115,10 @@ class Carrier:
                 )
             chosen = len(run.selection.rows) > 0
             result = None
-            for number, each in enumerate(self.edits):
-                if each.edit.read == site and (chosen or number in self._answers):
+            for number, edit in here:
+                if edit.read == site and (chosen or number in self._answers):
                     run.read[number] = self._read(run, number, value)
-                if each.edit.write == site and chosen:
+                if edit.write == site and chosen:
                     value = result = self._written(run, number, value)
             return result
 

@@ -7,7 +7,7 @@ Kind = Literal["HookedTransformer", "TransformerBridge", "nnsight"]
 
 def kind_of(model: Any) -> Kind:
     """The class of models that `model` behaves like. Raises ValueError for a model of any other library."""
-    if all(hasattr(model, name) for name in ("cfg", "hook_dict", "run_with_cache", "blocks")):
+    if all(hasattr(model, name) for name in ("cfg", "run_with_cache", "blocks")):
         if hasattr(model, "original_model"):
             return "TransformerBridge"
         if hasattr(model, "embed"):

@@ -1,6 +1,6 @@
 """What a model says of itself, in one voice for both libraries, and whether a method fits it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,21 +156,24 @@ def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
         raise ValueError(f"layer={layer!r} does not exist: this model has layers 0 to {count - 1}, counted from 0.")
 
 
-def check_there(model: Any, site: Site, blocks: Any = None) -> None:
+def check_there(model: Any, sites: Iterable[Site], blocks: Any = None) -> None:
     """Raises ValueError for a site that the model has not, or that cannot be read or written in its library."""
-    check_layer(model, site.layer, blocks)
-    if kind_of(model) == "nnsight":
-        check_site(blocks_of(model, blocks)[site.layer], site.name)
-    elif site.hook_name not in model.hook_dict:
-        raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
+    hooks = None if kind_of(model) == "nnsight" else model.hook_dict  # which a bridge gathers each time it is asked
+    for site in sites:
+        check_layer(model, site.layer, blocks)
+        if hooks is None:
+            check_site(blocks_of(model, blocks)[site.layer], site.name)
+        elif site.hook_name not in hooks:
+            raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
 
 
-def check_fit(model: Any, origin: Origin, sites: Iterable[Site], blocks: Any = None) -> None:
+def check_fit(model: Any, origin: Origin, sites: Sequence[Site], blocks: Any = None) -> None:
     """Raises ValueError for a method fitted at another width or weight processing, or sites that the model has not."""
     width, here = width_of(model), processing_of(model)
+    check_there(model, sites, blocks)
+    own = blocks_of(model, blocks) if kind_of(model) == "nnsight" else model.blocks
     for site in sites:
-        check_there(model, site, blocks)
-        block = (blocks_of(model, blocks) if kind_of(model) == "nnsight" else model.blocks)[site.layer]
+        block = own[site.layer]
         check_biases(getattr(block, "_module", block), site.name, origin.processing, here)
         if width is not None and origin.d_model not in (None, width) and site.name != "z":
             raise ValueError(

@@ -141,8 +141,7 @@ def _sites(model: Any, layers: list[int], name: SiteName, remote: bool | str, bl
     if name not in SITES:
         raise ValueError(f"site is one of {', '.join(SITES)}; got {name!r}.")
     sites = [Site(layer, name) for layer in sorted(layers)]
-    for each in sites:
-        check_there(model, each, blocks)
+    check_there(model, sites, blocks)
     return sites
 
 

@@ -31,8 +31,9 @@ def hooked(model: Any, carrier: Carrier) -> Iterator[Report]:
     with ExitStack() as stack:
         stack.enter_context(watching(model, carrier))
         stack.callback(detach)
+        hooks = model.hook_dict  # which a bridge gathers each time it is asked
         for site in carrier.sites:
-            point = model.hook_dict[site.hook_name]
+            point = hooks[site.hook_name]
             point.add_hook(until_over(carrier.hook(site)))
             points.append((point, point.fwd_hooks[-1]))
         yield report
