@@ -76,9 +76,17 @@ def least_T(moved: Callable[[float], float], displacement: float, start: float, 
 
 def reach(method: Method, a: Samples, displacement: float) -> tuple[float, float]:
     """(T, median displacement) of `time_for`, or, where a method never gets so far, of its farthest reach."""
+    start = displacement * float(a.norm(dim=1).median())
+    return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3)
+
+
+def nearest(
+    moved: Callable[[float], float], displacement: float, start: float, precision: float
+) -> tuple[float, float]:
+    """T of `least_T` and `displacement`; or T and moved(T) at the farthest reach, or at 0 where that is further."""
     try:
-        return time_for(method, a, displacement), displacement
+        T = least_T(moved, displacement, start, precision)
     except ValueError:
-        length = displacement * float(a.norm(dim=1).median())
-        tried = [(length * 2.0**k, median_displacement(method, a, length * 2.0**k)) for k in range(-20, 21)]
+        tried = [(start * 2.0**k, moved(start * 2.0**k)) for k in range(-20, 21)]
         return max(tried, key=lambda found: found[1])  # the smallest T of equal ones
+    return (T, displacement) if T > 0 else (0.0, moved(0.0))

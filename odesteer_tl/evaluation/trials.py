@@ -12,7 +12,7 @@ from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.continuing import Outcome, Setting, Steerer, continued, first_of, trial_of
 from odesteer_tl.evaluation.literature import MAPS, Prompted
 from odesteer_tl.evaluation.metrics import distinct
-from odesteer_tl.evaluation.strength import Trial, best, least_T, median_displacement, reach
+from odesteer_tl.evaluation.strength import Trial, best, median_displacement, nearest, reach
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Samples
 
@@ -112,8 +112,8 @@ def _loop_level(base: Base, steerer: Steerer, goal: float, positions: Positions)
     def moved(T: float) -> float:
         return _moved(base, steerer, T, positions, test=False)
 
-    T = least_T(moved, goal, 1.0, PRECISION)
-    return Level(T, moved(T), reached=T > 0)
+    T, found = nearest(moved, goal, 1.0, PRECISION)
+    return Level(T, found, reached=found == goal)
 
 
 def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: bool) -> float:
