@@ -26,7 +26,7 @@ from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import FEW, LITERATURE, LOOPS, Entry
 from odesteer_tl.evaluation.material import Source
 
-FARTHEST = 0.2
+FARTHEST = 1.0
 PROPORTIONAL = 0.7
 
 
