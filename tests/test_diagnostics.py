@@ -251,7 +251,27 @@ def test_what_cannot_be_diagnosed_is_refused(fitted):
     for wrong, said in ((replace(method, gains=None), "keep_gains=True"), (two, "one feature"), (some, "every block")):
         with pytest.raises(ValueError, match=said):
             tracking_bound(model, wrong, texts)
+    with pytest.raises(ValueError, match="The bound is of A-LQR; SPID"):
+        tracking_bound(model, METHODS["S-PID"]("gpt2"), texts)
+    with pytest.raises(ValueError, match="by closed loops, ALQR or SPID; got a CAA"):
+        set_point_tracking(model, METHODS["CAA"]("gpt2"), texts)
+    with pytest.raises(ValueError, match='positions "decoding" or "all", got slice'):
+        set_point_tracking(model, method, texts, positions=slice(0, 2))
+    with pytest.raises(ValueError, match="one width"):
+        similarity(torch.eye(4), torch.eye(5))
     with without_shape_checks():
-        for options, said in (({"radii": ()}, "positive radii"), ({"radii": (0.0,)}, "positive"), ({}, "at least 2")):
+        for options, said in (
+            ({"radii": ()}, "positive radii"),
+            ({"radii": (0.0,)}, "positive"),
+            ({"radii": (float("nan"),)}, "positive"),
+            ({"layers": [-1]}, "does not exist"),
+            ({"layers": [9]}, "does not exist"),
+            ({"layers": []}, "layers must be at least 1"),
+            ({"directions": 0}, "directions must be at least 1"),
+            ({"chunk": 0}, "chunk must be at least 1"),
+            ({"context": 0}, "context must be at least 1"),
+            ({"modes": 33}, "at most d_model, 32"),
+            ({}, "at least 2"),
+        ):
             with pytest.raises(ValueError, match=said):
                 local_linearity(model, texts if options else texts[:1], **options)

@@ -12,7 +12,7 @@ from odesteer_tl.backends import read_site, token_losses
 from odesteer_tl.evaluation.continuing import UNSTEERED, Setting
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.metrics import bootstrap_interval, distinct
-from odesteer_tl.evaluation.strength import Trial, best, median_displacement, time_for
+from odesteer_tl.evaluation.strength import Trial, best, least_T, median_displacement, nearest, time_for
 from odesteer_tl.evaluation.study import as_json, run_study, table
 from odesteer_tl.plots import plot_study
 
@@ -70,6 +70,20 @@ def test_the_time_for_a_displacement_of_a_constant_field_is_known():
 def test_the_time_found_moves_the_median_activation_that_far(name):
     method, a = fitted(name), activations(31, dtype=torch.float32)
     assert median_displacement(method, a, time_for(method, a, 0.1)) == pytest.approx(0.1, rel=5e-3)
+
+
+def test_where_more_strength_first_moves_less_the_far_side_is_found():
+    """|c − bT|: what a closed loop does to activations beyond its set-points."""
+
+    def moved(T):
+        return abs(0.45 - 0.1 * T)
+
+    assert [nearest(moved, goal, 8.0, 1e-4, 4.0) for goal in (0.1, 0.2, 0.4)] == [
+        (pytest.approx(T, rel=1e-3), goal) for T, goal in ((5.5, 0.1), (6.5, 0.2), (8.5, 0.4))
+    ]
+    assert nearest(moved, 0.04, 8.0, 1e-4, 4.0) == (4.0, pytest.approx(0.05))  # further even there
+    assert least_T(moved, 0.4, 1.0, 1e-4) == 0.0
+    assert nearest(lambda T: min(T, 0.3), 0.4, 1.0, 1e-4) == (0.5, 0.3)  # the smallest T tried at the farthest reach
 
 
 def test_a_barrier_that_ends_before_the_goal_is_an_error():

@@ -287,6 +287,16 @@ def test_where_rows_are_left_out_half_of_the_landmarks_are_sums_over_all_rows(no
     assert {bool(row < 300) for row in apart.argmin(1)} == {True, False}  # drawn from both sides
 
 
+def test_sides_that_are_far_apart_have_landmarks_too():
+    """Where p rounds to 1 for every row of a side, that side's residuals are 0 to rounding."""
+    draw = 30 * torch.randn(2, 300, 16, generator=torch.Generator().manual_seed(0))
+    acts = replace(planted(d_model=16), desired=draw[0] + 150, undesired=draw[1] - 150)
+    for scale in (1.0, 1e3):
+        sides = scale * acts.desired, scale * acts.undesired
+        phi = fit_to_sides(Polynomial(degree=3, rank=64, normalize=False), *sides)
+        assert phi.landmarks.isfinite().all() and (phi.landmarks.norm(dim=1) > 0).all() and phi.whitening.shape[1] > 0
+
+
 @pytest.mark.parametrize("separation", ["means", "spreads"])
 def test_sums_over_all_rows_bring_the_field_of_few_landmarks_near_to_that_of_all(separation):
     """Where the sides differ in their means, and where they differ in spread alone."""

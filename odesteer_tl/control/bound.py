@@ -76,9 +76,12 @@ def tracking_bound(
 ) -> Bound:
     """Run `texts`, their last tokens steered at T, and hold ‖δz_k‖ against the bound at every layer of `method`.
 
-    The A_k are those of the fit, found again from its gains. Computed in float64. Raises ValueError for a method
-    without gains, with several features, or that leaves out a block between its first one and the model's last.
+    The A_k are those of the fit, found again from its gains. Blocks run in the model's dtype, on this machine, the rest
+    is float64: a few copies of all gains, and a spectral norm for every two layers. Raises ValueError for what is no
+    A-LQR, has no gains or several features, or leaves out a block between its first one and the model's last.
     """
+    if not isinstance(method, ALQR):
+        raise ValueError(f"The bound is of A-LQR; {type(method).__name__} has no gains.")
     matrices, gains = jacobians_of(method), method.gains
     assert gains is not None  # jacobians_of has asked for them
     if method.layers != tuple(range(method.layers[0], layers_of(model, blocks))) or method.directions.shape[1] != 1:
@@ -101,7 +104,7 @@ def tracking_bound(
                 here, there = block(torch.stack([z[k, n], reference[k, n]]).to(block.at)).cpu().double()
             residuals[k, n] = here - there - matrices[k] @ errors[k, n]
             drifts[k, n] = there - reference[k + 1, n]
-    closed = matrices[:-1] - gains[:-1].double()
+    closed = matrices[:-1] - gains[:-1].cpu().double()
     return Bound(method.layers, *bound_of(closed, errors, residuals, drifts))
 
 

@@ -5,7 +5,7 @@ Two Jacobians are compared by what they can put out, from the m largest singular
     sim_m(W, X) = ‖(U_W Σ_W)ᵀ (U_X Σ_X)‖_* / (‖Σ_W‖ ‖Σ_X‖)   in [0, 1],
 
 1 for W = X and for W = XQ with Q orthogonal, 0 for ranges at right angles. The residual stream passes a block as it is,
-J = I + …, which makes any two alike: J − I is the block's own. And one Jacobian is held against what the block does to
+J = I + …: J − I is the block's own. And one Jacobian is held against what the block does to
 a change δz of growing length: ‖φ(z + δz) − φ(z) − A δz‖ / ‖φ(z + δz) − φ(z)‖.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends.linearising import BlockMap, block_maps
-from odesteer_tl.backends.models import layers_of
+from odesteer_tl.backends.models import check_layer, layers_of
 from odesteer_tl.backends.texts import Texts, tokenise
 
 RADII = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -53,14 +53,12 @@ class Linearity:
 def similarity(W: Matrix, X: Matrix, modes: int | None = None) -> float:
     """sim_m of two matrices, m = `modes` (None: a twentieth of d_model, at least 1), in [0, 1]; 0 where one is 0.
 
-    Raises ValueError for modes that the matrices have not.
+    Raises ValueError for matrices of two widths, and for modes that they have not.
     """
-    m = max(1, len(W) // 20) if modes is None else modes
-    if not 1 <= m <= len(W):
-        raise ValueError(f"modes is at least 1 and at most d_model, {len(W)}; got {modes}.")
-    (one, s), (other, t) = (_range(M, m) for M in (W, X))
-    sizes = float(s.norm() * t.norm())
-    return float(torch.linalg.matrix_norm(one.T @ other, "nuc")) / sizes if sizes > 0 else 0.0
+    if W.shape != X.shape:
+        raise ValueError(f"Matrices of one width are compared, got {tuple(W.shape)} and {tuple(X.shape)}.")
+    m = _modes(modes, len(W))
+    return _alike(_range(W, m), _range(X, m))
 
 
 def local_linearity(
@@ -80,28 +78,49 @@ def local_linearity(
     """Compare the last-token Jacobians of all `texts` at each of `layers` (None: all), and try them at random δz.
 
     `directions` of them for each text and radius, drawn by `seed`; texts are cut to their first `context` tokens. Holds
-    a matrix of d_model × d_model per text. Raises ValueError for fewer than two texts, radii that are not positive, and
-    as `similarity` and `ot.collect` do.
+    a matrix of d_model × d_model per text. The model runs on this machine; in 16 bits the errors at small radii are
+    those of rounding. Raises ValueError for fewer than two texts, radii that are not positive, numbers below 1, layers
+    that the model has not, and as `similarity` and `ot.collect` do.
     """
+    chosen = tuple(range(layers_of(model, blocks)) if layers is None else layers)
+    for layer in chosen:
+        check_layer(model, layer, blocks)
+    for name, value in (("layers", len(chosen)), ("directions", directions), ("chunk", chunk), ("context", context)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
     read = tokenise(model, texts, prepend_bos=prepend_bos)
     prompts = [tokens[mask][:context].unsqueeze(0) for tokens, mask in zip(read.tokens, read.mask, strict=True)]
-    if len(prompts) < 2 or not radii or min(radii) <= 0:
+    if len(prompts) < 2 or not radii or not all(radius > 0 for radius in radii):
         raise ValueError(f"Jacobians of at least 2 texts are compared, at positive radii; got {len(prompts)}, {radii}.")
-    chosen = tuple(range(layers_of(model, blocks)) if layers is None else layers)
     generator = torch.Generator().manual_seed(seed)
     whole, own, errors = [], [], []
     for layer in chosen:
         maps = [block_maps(model, prompt, [layer], blocks)[0] for prompt in prompts]
+        m = _modes(modes, len(maps[0].at))
         found = [_jacobian(each, chunk) for each in maps]
-        eye, pairs = torch.eye(len(found[0]), dtype=found[0].dtype), list(combinations(found, 2))
-        whole.append(sum(similarity(W, X, modes) for W, X in pairs) / len(pairs))
-        own.append(sum(similarity(W - eye, X - eye, modes) for W, X in pairs) / len(pairs))
+        eye = torch.eye(len(found[0]), dtype=found[0].dtype)
+        for kept, matrices in ((whole, found), (own, [J - eye for J in found])):
+            pairs = list(combinations([_range(J, m) for J in matrices], 2))
+            kept.append(sum(_alike(*pair) for pair in pairs) / len(pairs))
         mean = torch.stack(found).mean(0)
         unit = torch.nn.functional.normalize(torch.randn(directions, len(mean), generator=generator), dim=1)
         each = [[_errors(one, unit, radii, A) for A in (J, mean)] for one, J in zip(maps, found, strict=True)]
         errors.append(torch.tensor(each).mean(0))  # [own or mean, radii]
     both = torch.stack(errors)
     return Linearity(chosen, tuple(radii), torch.tensor(whole), torch.tensor(own), both[:, 0], both[:, 1])
+
+
+def _modes(modes: int | None, d_model: int) -> int:
+    m = max(1, d_model // 20) if modes is None else modes
+    if not 1 <= m <= d_model:
+        raise ValueError(f"modes is at least 1 and at most d_model, {d_model}; got {modes}.")
+    return m
+
+
+def _alike(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """sim of two matrices by what `_range` says of them."""
+    sizes = float(one[1].norm() * other[1].norm())
+    return float(torch.linalg.matrix_norm(one[0].T @ other[0], "nuc")) / sizes if sizes > 0 else 0.0
 
 
 def _range(M: Matrix, m: int) -> tuple[Tensor, Tensor]:
@@ -121,8 +140,9 @@ def _errors(block: BlockMap, unit: Tensor, radii: Sequence[float], A: Matrix) ->
     found = []
     with torch.inference_mode(False), torch.no_grad():
         for radius in radii:
-            step = (radius * float(block.at.norm())) * unit.to(block.at)
-            rows = block(torch.cat([block.at.unsqueeze(0), block.at + step])).cpu().to(A)
-            response, linear = rows[1:] - rows[:1], step.cpu().to(A) @ A.T
+            here = block.at.unsqueeze(0)
+            moved = torch.cat([here, here + (radius * float(here.norm())) * unit.to(here)])
+            rows, moved = (each.cpu().to(A) for each in (block(moved), moved))  # the step as it was rounded
+            response, linear = rows[1:] - rows[:1], (moved[1:] - moved[:1]) @ A.T
             found.append(float(((response - linear).norm(dim=1) / response.norm(dim=1)).mean()))
     return found

@@ -47,9 +47,12 @@ class Tracking:
 def set_point_tracking(model: Any, method: Loop, texts: Texts, T: float | int = 1.0, **reading: Any) -> Tracking:
     """Run `texts` twice, without the loop and with it at strength T, and read β_k at its layers in both.
 
-    `reading`: `positions`, `batch_size`, `prepend_bos`, `chat_template`, `blocks` as for `ot.generate`. Raises
-    ValueError as that does.
+    `reading`: `batch_size`, `prepend_bos`, `chat_template`, `blocks` as for `ot.generate`, and `positions`, "decoding"
+    or "all". The model runs on this machine. Raises ValueError for what is no closed loop, for other positions, and as
+    `ot.generate` does.
     """
+    if not isinstance(method, Loop):
+        raise ValueError(f"Set-points are tracked by closed loops, ALQR or SPID; got a {type(method).__name__}.")
     sites = [Site(layer, "resid_pre") for layer in method.layers]
     v = method.directions.cpu()
 

@@ -56,8 +56,11 @@ def watched(
     """The value at each site of the residual stream at the last token of each text, steered by `method` at T if there
     is one: float32, or float64 of a model in that, on the CPU.
 
-    At a site where the method writes, what it wrote. Raises ValueError as `ot.generate` does.
+    At a site where the method writes, what it wrote. Raises ValueError for `positions` other than "decoding" and "all",
+    which leave out last tokens, and as `ot.generate` does.
     """
+    if not isinstance(positions, str) or positions not in ("decoding", "all"):
+        raise ValueError(f'The last tokens are watched at positions "decoding" or "all", got {positions!r}.')
     watch = Watch(sites)
     steps = [(watch, None)] if method is None else [(method, T), (watch, None)]
     generate(

@@ -1,7 +1,7 @@
 """`ot.compare`: fit all, check each one's own conditions, and judge what they make a model write."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from odesteer_tl.activations import ContrastiveActivations
@@ -38,7 +38,8 @@ def compare(
     own `fit`, such as `ot.HPR.fit`, which gets texts, pairs or pairs with queries by what `odesteer-tl methods` says it
     needs, and each seed where it takes one; or a function, which gets the texts' activations once, whatever the seeds.
     None for the methods of the literature, closed loops (where a model read the data), and three controls (the
-    prompt-only one needs three `prefixes`, the weakest first). A closed loop's own fit gets the model and the texts.
+    prompt-only one needs three `prefixes`, the weakest first). A closed loop's own fit gets the model and the texts;
+    A-LQR's goes back through every block: where that is too much, name the methods that you want.
 
     `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
     median displacements .1, .2, .4 (a closed loop's as the model shows them at `layer`), or fractions .25, .5, 1 of a
@@ -76,7 +77,8 @@ def compare(
             model, data, material, judge, seeds,
             samples=samples, validation_samples=validation_samples, max_new_tokens=max_new_tokens,
         )  # fmt: skip
-    return compared(material, entries, left_out, seeds[0], settings, progress)
+    optional = LOOPS if methods is None else ()
+    return compared(material, entries, left_out, seeds[0], settings, progress, optional)
 
 
 def settings_of(
@@ -96,9 +98,11 @@ def compared(
     seed: int,
     settings: Sequence[Setting],
     progress: Callable[[str], None],
+    optional: Collection[str] = (),
 ) -> Comparison:
     """The rows of `entries` but those left out, the unsteered model first where texts are made.
 
+    Of `optional` ones those that fail are left out, with the reason: what a model has no memory for, or cannot show.
     Methods are checked with the fit of `seed`; there is one run per setting, and settings differ in their seed alone.
     Raises ValueError where the material has not what an entry is fitted on.
     """
@@ -110,7 +114,12 @@ def compared(
     for name, entry in entries.items():
         if name not in left_out:
             progress(name)
-            rows.append(_row(name, entry, material, seed, bases))
+            try:
+                rows.append(_row(name, entry, material, seed, bases))
+            except (ValueError, RuntimeError) as error:
+                if name not in optional:
+                    raise
+                left_out[name] = str(error)
     return Comparison(tuple(rows), left_out)
 
 
@@ -159,6 +168,8 @@ def _fitted(
         for method in steerer if isinstance(steerer, tuple) and steerer else (steerer,):
             if isinstance(method, Method):
                 check_place(method, material)
+                if isinstance(method, Loop) and method is not steerer:
+                    raise ValueError("closed loops cannot take turns: at T = 0 they still act")
             elif not isinstance(method, Prompted):
                 raise ValueError(f"its function returns a fitted method, this one {method!r}")
     except ValueError as error:

@@ -91,13 +91,18 @@ def pairs_of(model: Any, pairs: list[dict[str, str]], layer: int) -> Contrastive
 
 def check_place(method: Method, material: Material) -> None:
     """Raise ValueError for a method of another site, or of several: what it does to the activations would mean nothing;
-    and for a closed loop without a model.
+    and for a closed loop without a model, or one that acts only after the site.
 
     Where one of the two does not know its layer, there is nothing to compare.
     """
     if isinstance(method, Loop):
         if material.source is None:
             raise ValueError("it steers a model over its layers, and there is none: pass a model, and data with texts")
+        if min(method.layers) > (material.texts.layer or 0):
+            raise ValueError(
+                f"it acts from layer {min(method.layers)} on, and the data are read at layer {material.texts.layer}, "
+                "where nothing of it is seen: pass a later layer"
+            )
     elif method.several:
         raise ValueError("it acts at several sites, and a comparison is at one: compare its parts, each at its own")
     acts = material.texts

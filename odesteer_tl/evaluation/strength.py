@@ -54,14 +54,16 @@ def time_for(method: Method, a: Samples, displacement: float, *, precision: floa
     return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision)
 
 
-def least_T(moved: Callable[[float], float], displacement: float, start: float, precision: float) -> float:
-    """The smallest T found from 0 on with moved(T) ≥ displacement, to a relative `precision`; `start` is a first guess.
+def least_T(
+    moved: Callable[[float], float], displacement: float, start: float, precision: float, low: float = 0.0
+) -> float:
+    """The smallest T found from `low` on with moved(T) ≥ displacement, to a relative `precision`; `start` is a guess.
 
     Raises ValueError where there is none.
     """
-    if moved(0.0) >= displacement:
-        return 0.0
-    low, high = 0.0, start
+    if moved(low) >= displacement:
+        return low
+    high = start
     for _ in range(40):
         if moved(high) >= displacement:
             break
@@ -81,12 +83,12 @@ def reach(method: Method, a: Samples, displacement: float) -> tuple[float, float
 
 
 def nearest(
-    moved: Callable[[float], float], displacement: float, start: float, precision: float
+    moved: Callable[[float], float], displacement: float, start: float, precision: float, low: float = 0.0
 ) -> tuple[float, float]:
-    """T of `least_T` and `displacement`; or T and moved(T) at the farthest reach, or at 0 where that is further."""
+    """T of `least_T` and `displacement`; or T and moved(T) at the farthest reach, or at `low` where that is further."""
     try:
-        T = least_T(moved, displacement, start, precision)
+        T = least_T(moved, displacement, start, precision, low)
     except ValueError:
         tried = [(start * 2.0**k, moved(start * 2.0**k)) for k in range(-20, 21)]
         return max(tried, key=lambda found: found[1])  # the smallest T of equal ones
-    return (T, displacement) if T > 0 else (0.0, moved(0.0))
+    return (T, displacement) if T > low else (low, moved(low))

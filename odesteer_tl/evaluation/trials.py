@@ -21,7 +21,9 @@ DISPLACEMENTS = (0.1, 0.2, 0.4)
 FRACTIONS = (0.25, 0.5, 1.0)
 """The strengths tried of a map, in fractions of its way."""
 PRECISION = 0.02
-"""Of the displacement that a closed loop is to make, for which a model runs: .1, .2 and .4 stay apart by far."""
+"""Of a closed loop's T, relative; the model runs for each that is looked at."""
+SCAN = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Where the T is sought at which a closed loop moves least."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def run_row(base: Base, steerer: Steerer | Prompted, positions: Positions = "dec
     """Try every level on the validation prompts, take the one that the rule chooses, and judge the test prompts."""
     setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
     if method is not None and isinstance(first_of(method), Loop):
-        levels = [_loop_level(base, method, goal, positions) for goal in DISPLACEMENTS]
+        levels = _loop_levels(base, method, positions)
     else:
         levels = levels_of(steerer, base.validation)
     trials = [trial_of(setting, method, level.T, level.displacement, level.prefix, positions) for level in levels]
@@ -106,14 +108,18 @@ def run_row(base: Base, steerer: Steerer | Prompted, positions: Positions = "dec
     )  # fmt: skip
 
 
-def _loop_level(base: Base, steerer: Steerer, goal: float, positions: Positions) -> Level:
-    """T = 0 where the loop moves further than that even there: it holds its features at 0."""
+def _loop_levels(base: Base, steerer: Steerer, positions: Positions) -> list[Level]:
+    """Three strengths of a closed loop, from the T that moves least upwards.
+
+    At T = 0 it holds its features at 0, wherever they were: with T what it moves first falls, then rises.
+    """
 
     def moved(T: float) -> float:
         return _moved(base, steerer, T, positions, test=False)
 
-    T, found = nearest(moved, goal, 1.0, PRECISION)
-    return Level(T, found, reached=found == goal)
+    low = min(SCAN, key=moved)
+    found = [nearest(moved, goal, max(1.0, 2 * low), PRECISION, low) for goal in DISPLACEMENTS]
+    return [Level(T, reached, reached=reached == goal) for (T, reached), goal in zip(found, DISPLACEMENTS, strict=True)]
 
 
 def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: bool) -> float:

@@ -68,10 +68,11 @@ def _points(side: Samples, normalize: bool) -> Iterator[Samples]:
 
 
 def _residuals(phi: FeatureMap, desired: Desired, undesired: Undesired) -> tuple[Float[Tensor, " n"], ...]:
-    """y − p of either side, by a logistic regression on φ."""
+    """y − p of either side, by a logistic regression on φ, over the largest; never 0, however far the sides are."""
     from sklearn.linear_model import LogisticRegression
 
     seen = torch.cat([phi(part.double()) for side in (desired, undesired) for part in side.split(ROWS)]).cpu().numpy()
-    labels = torch.cat([torch.ones(len(desired)), torch.zeros(len(undesired))]).double()
-    p = LogisticRegression(max_iter=1000).fit(seen, labels.numpy()).predict_proba(seen)[:, 1]
-    return (labels - torch.from_numpy(p)).to(desired.device).split([len(desired), len(undesired)])
+    signs = torch.cat([torch.ones(len(desired)), -torch.ones(len(undesired))]).double()
+    logits = LogisticRegression(max_iter=1000).fit(seen, signs.numpy()).decision_function(seen)
+    sizes = torch.sigmoid(-signs * torch.from_numpy(logits)).clamp_min(torch.finfo(torch.float64).tiny)
+    return (signs * sizes / sizes.max()).to(desired.device).split([len(desired), len(undesired)])
