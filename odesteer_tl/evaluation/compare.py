@@ -12,7 +12,7 @@ from odesteer_tl.evaluation.continuing import UNSTEERED, Judge, Setting, Steerer
 from odesteer_tl.evaluation.literature import LITERATURE, LOOPS, Entry, Prompted, controls, entry_of
 from odesteer_tl.evaluation.material import Material, Source, check_place, material_of
 from odesteer_tl.evaluation.rows import ComparedRow
-from odesteer_tl.evaluation.trials import Base, base_of, run_row, unsteered
+from odesteer_tl.evaluation.trials import Base, base_of, levels_at, run_row, unsteered
 from odesteer_tl.methods import Method
 
 
@@ -142,14 +142,17 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
     start = time.perf_counter()
     steerer = _fitted(name, entry, acts, material, seed)
     seconds = None if entry.on == "elsewhere" else time.perf_counter() - start
-    if isinstance(steerer, Prompted):
-        return ComparedRow(name, "words", None, seconds, None, tuple(run_row(base, steerer) for base in bases))
-    method = first_of(steerer)
+    levels = levels_at(bases[0], steerer, entry.positions) if bases else []
     runs = []
     for base in bases:
-        again = entry.by_chance and base.setting.seed != seed
-        own = _fitted(name, entry, acts, material, base.setting.seed) if again else steerer
-        runs.append(run_row(base, own, entry.positions))
+        if entry.by_chance and base.setting.seed != seed:
+            own = _fitted(name, entry, acts, material, base.setting.seed)
+            runs.append(run_row(base, own, levels_at(base, own, entry.positions), entry.positions))
+        else:
+            runs.append(run_row(base, steerer, levels, entry.positions))
+    if isinstance(steerer, Prompted):
+        return ComparedRow(name, "words", None, seconds, None, tuple(runs))
+    method = first_of(steerer)
     source, site = material.source, material.texts.layer
     if isinstance(method, Loop):
         assert source is not None and site is not None  # _fitted has asked for them

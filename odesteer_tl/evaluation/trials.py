@@ -1,5 +1,6 @@
 """One row under one seed: the same number of trials for each, the same rule, then the test prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -88,13 +89,9 @@ def unsteered(base: Base) -> Run:
     return _run(base, base.outcome, Level(0.0, 0.0), 0.0, (base.trial,), allowed=True, reached=True)
 
 
-def run_row(base: Base, steerer: Steerer | Prompted, positions: Positions = "decoding") -> Run:
+def run_row(base: Base, steerer: Steerer | Prompted, levels: Sequence[Level], positions: Positions = "decoding") -> Run:
     """Try every level on the validation prompts, take the one that the rule chooses, and judge the test prompts."""
     setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
-    if method is not None and isinstance(first_of(method), Loop):
-        levels = _loop_levels(base, method, positions)
-    else:
-        levels = levels_of(steerer, base.validation)
     trials = [trial_of(setting, method, level.T, level.displacement, level.prefix, positions) for level in levels]
     chosen = best(trials, base.trial)
     level = next(level for level, trial in zip(levels, trials, strict=True) if trial is chosen)
@@ -106,6 +103,13 @@ def run_row(base: Base, steerer: Steerer | Prompted, positions: Positions = "dec
         base, outcome, level, displacement, tuple(trials),
         allowed=any(trial.allowed(base.trial) for trial in trials), reached=all(level.reached for level in levels),
     )  # fmt: skip
+
+
+def levels_at(base: Base, steerer: Steerer | Prompted, positions: Positions = "decoding") -> list[Level]:
+    """Three strengths, the weakest first, for the validation prompts; the same under every seed of the setting."""
+    if not isinstance(steerer, Prompted) and isinstance(first_of(steerer), Loop):
+        return _loop_levels(base, steerer, positions)
+    return levels_of(steerer, base.validation)
 
 
 def _loop_levels(base: Base, steerer: Steerer, positions: Positions) -> list[Level]:
