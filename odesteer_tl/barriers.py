@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.features import ROWS, FeatureMap, Linear, Recipe, Squares, fit_to_sides
+from odesteer_tl.features import FeatureMap, Linear, Recipe, Squares, features_of, fit_to_sides
 from odesteer_tl.moving import moved
 from odesteer_tl.numerics import slope_by_autograd
 from odesteer_tl.shapes import Activations, Basis, PerActivation, Weight
@@ -72,7 +72,7 @@ class LogRatioBarrier:
         n_desired, n_undesired = len(acts.desired), len(acts.undesired)
         phi = fit_to_sides(features, acts.desired, acts.undesired)
         regression: Any = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
-        regression.fit(_features_of(phi, acts).numpy(), [1] * n_desired + [0] * n_undesired)
+        regression.fit(features_of(phi, acts.desired, acts.undesired).numpy(), [1] * n_desired + [0] * n_undesired)
         bias = float(regression.intercept_[0]) + math.log(n_undesired / n_desired)
         weight = torch.from_numpy(regression.coef_[0]).to(acts.desired.device)
         return cls(moved(phi, dtype=torch.float32), weight.float(), bias)
@@ -96,19 +96,6 @@ class LogRatioBarrier:
             return None
         inner = LogRatioBarrier(found.features, found.weight, self.bias + found.bias)
         return Subspace(found.basis, inner, elementwise=isinstance(found.features, (Linear, Squares)))
-
-
-def _features_of(phi: FeatureMap, acts: ContrastiveActivations) -> Float[Tensor, "n k"]:
-    """φ of all rows, desired first, in float64 on the CPU; few rows at a time are held in float64 before φ."""
-    found, done = None, 0
-    for rows in (*acts.desired.split(ROWS), *acts.undesired.split(ROWS)):
-        part = phi(rows.double())
-        if found is None:
-            found = torch.empty(len(acts.desired) + len(acts.undesired), part.shape[1], dtype=torch.float64)
-        found[done : done + len(part)] = part
-        done += len(part)
-    assert found is not None  # neither side is empty
-    return found
 
 
 @dataclass(frozen=True, eq=False)

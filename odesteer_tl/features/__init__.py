@@ -1,13 +1,12 @@
 """Features φ(a): recipes that are fitted to samples, and the complete maps that they become."""
 
-from odesteer_tl.features.base import ROWS, FeatureMap, Linear, Recipe, Reduced, Squares, fit_to_sides
+from odesteer_tl.features.base import FeatureMap, Linear, Recipe, Reduced, Squares, features_of, fit_to_sides
 from odesteer_tl.features.fourier import Fourier, RandomFourier
 from odesteer_tl.features.polynomial import Kernel, Polynomial
 from odesteer_tl.features.sketch import PolynomialSketch, Sketch
 from odesteer_tl.numerics import norm
 
 __all__ = [
-    "ROWS",
     "FeatureMap",
     "Fourier",
     "Kernel",
@@ -19,6 +18,7 @@ __all__ = [
     "Reduced",
     "Sketch",
     "Squares",
+    "features_of",
     "fit_to_sides",
     "norm",
 ]

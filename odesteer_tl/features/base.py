@@ -77,6 +77,22 @@ def fit_to_sides(recipe: Recipe, desired: Desired, undesired: Undesired) -> Feat
     return apart(desired, undesired)
 
 
+def features_of(phi: FeatureMap, desired: Desired, undesired: Undesired) -> Features:
+    """φ of all rows [n, k], desired first, in float64 on the CPU; few rows at a time are held in float64 before φ.
+
+    One tensor takes them all: many small ones between the large keep the memory of those from being used again.
+    """
+    found, done = None, 0
+    for rows in (*desired.split(ROWS), *undesired.split(ROWS)):
+        part = phi(rows.double())
+        if found is None:
+            found = torch.empty(len(desired) + len(undesired), part.shape[1], dtype=torch.float64)
+        found[done : done + len(part)] = part
+        done += len(part)
+    assert found is not None  # neither side is empty
+    return found
+
+
 @dataclass(frozen=True)
 class Linear(FeatureMap):
     """φ(a) = a, or a/‖a‖ with `normalize`."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.features.base import ROWS, FeatureMap
+from odesteer_tl.features.base import ROWS, FeatureMap, features_of
 from odesteer_tl.numerics import unit
 from odesteer_tl.shapes import Desired, Samples, Undesired
 
@@ -71,7 +71,7 @@ def _residuals(phi: FeatureMap, desired: Desired, undesired: Undesired) -> tuple
     """y − p of either side, by a logistic regression on φ, over the largest; never 0, however far the sides are."""
     from sklearn.linear_model import LogisticRegression
 
-    seen = torch.cat([phi(part.double()) for side in (desired, undesired) for part in side.split(ROWS)]).cpu().numpy()
+    seen = features_of(phi, desired, undesired).numpy()
     signs = torch.cat([torch.ones(len(desired)), -torch.ones(len(undesired))]).double()
     logits = LogisticRegression(max_iter=1000).fit(seen, signs.numpy()).decision_function(seen)
     sizes = torch.sigmoid(-signs * torch.from_numpy(logits)).clamp_min(torch.finfo(torch.float64).tiny)
