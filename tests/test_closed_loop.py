@@ -297,6 +297,12 @@ def test_what_cannot_be_fitted_is_refused_by_name(fit):
             ((desired, undesired), {"layers": []}, "No layers"),
             ((desired, undesired), {"layers": [0, 3]}, "layer=3 does not exist"),
             ((desired, undesired), {"layers": [1, 1]}, "read once"),
+            ((desired, undesired), {"layers": 2}, r"such as \[2\], or None for all; got 2"),
+            ((desired, undesired), {"also": (["a", "b"], ["c", "d"])}, r"also=\[\(desired2, undesired2\)\]"),
+            ((desired, undesired), {"also": [(desired,)]}, "also is a list of pairs"),
+            ((desired, undesired), {"also": None}, "also is a list of pairs"),
+            ((desired, desired), {}, "nothing to track"),
+            ((desired, undesired), {"also": [(desired, desired)]}, "nothing to track"),
         ):
             with pytest.raises(ValueError, match=said):
                 fit(model, *given, **options)

@@ -207,6 +207,18 @@ def test_the_parts_of_the_error_are_those_of_the_pass(fitted):
         torch.testing.assert_close(mine, theirs, atol=1e-2, rtol=1e-2)
 
 
+def test_at_the_last_block_alone_the_error_is_its_own_bound_and_inference_mode_changes_nothing(fitted):
+    model, _ = fitted
+    texts = oracle.texts()
+    last = ot.ALQR.fit(model, *texts, layers=[2], **FIT)
+    with torch.inference_mode():
+        again = ot.ALQR.fit(model, *texts, layers=[2], **FIT)
+        found = tracking_bound(model, again, texts[1][:2])
+        assert local_linearity(model, texts[1][:2], [0], radii=(0.1,)).own_error.isfinite().all()
+    assert torch.equal(again.answers, last.answers)
+    assert found.errors.shape == (1, 2) and torch.equal(found.bound, found.errors)
+
+
 def test_the_bound_of_linear_blocks():
     """A reference that obeys the dynamics has no drift, and the first term alone bounds; one that does not has
     d = A z' − z'₊, and only with it the bound holds."""
@@ -252,6 +264,10 @@ def test_what_cannot_be_diagnosed_is_refused(fitted):
         with pytest.raises(ValueError, match=said):
             tracking_bound(model, wrong, texts)
     with without_shape_checks():
+        with pytest.raises(ValueError, match="T is one number here, for all texts; got a Tensor"):
+            set_point_tracking(model, method, texts, torch.tensor([1.0, 2.0]))
+        with pytest.raises(ValueError, match=r"such as \[2\], or None"):
+            local_linearity(model, texts, 2)
         with pytest.raises(ValueError, match="The bound is of A-LQR; SPID"):
             tracking_bound(model, METHODS["S-PID"]("gpt2"), texts)
         with pytest.raises(ValueError, match="by closed loops, ALQR or SPID; got a CAA"):

@@ -74,11 +74,11 @@ def block_maps(model: Any, prompt: TokenIds, layers: list[int], blocks: Any = No
 
         return watch
 
-    tokens = prompt.to(device_of(model))
-    mask = torch.ones_like(tokens)
     handles = []
     try:
         with torch.inference_mode(False):  # derivatives are taken through what is kept
+            tokens = prompt.clone().to(device_of(model))  # which may have been made in inference mode
+            mask = torch.ones_like(tokens)
             for number, block in enumerate(found):
                 handles.append(block.register_forward_pre_hook(watching(number), with_kwargs=True))
             if nnsight:

@@ -37,7 +37,8 @@ Sizes = Float[Tensor, "layers n"]
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """‖δz_k‖ of n texts at what enters each of `layers`, and the three terms that it cannot exceed the sum of."""
+    """‖δz_k‖_P = √(δz_kᵀP_kδz_k) of n texts at what enters each of `layers`, and the three terms that it cannot exceed
+    the sum of."""
 
     layers: tuple[int, ...]
     errors: Sizes
@@ -58,7 +59,7 @@ class Bound:
     def table(self) -> str:
         """A line per layer, means over the texts; last, how many texts exceed the published form."""
         lines = [
-            f"{'layer':>5} {'‖δz‖':>9} {'bound':>9} {'start':>9} {'curvature':>9} {'drift':>9} {'fails without':>14}"
+            f"{'layer':>5} {'‖δz‖_P':>9} {'bound':>9} {'start':>9} {'curvature':>9} {'drift':>9} {'fails without':>14}"
         ]
         for n, layer in enumerate(self.layers):
             parts = (self.errors, self.bound, self.start, self.curvature, self.drift)
@@ -117,7 +118,8 @@ def bound_of(closed: Matrices, errors: States, residuals: Steps, drifts: Steps) 
     roots = [torch.linalg.cholesky(P) for P in weights]  # ‖x‖_P = ‖Lᵀx‖ for P = LLᵀ
 
     def sizes(x: Tensor, shift: int = 0) -> Tensor:
-        return torch.stack([(rows @ roots[k + shift]).norm(dim=-1) for k, rows in enumerate(x)])
+        found = [(rows @ roots[k + shift]).norm(dim=-1) for k, rows in enumerate(x)]
+        return torch.stack(found) if found else x[..., 0]
 
     found, of_residuals, of_drifts = sizes(errors), sizes(residuals, 1), sizes(drifts, 1)
     start, curvature, drift = (torch.zeros_like(found) for _ in range(3))

@@ -82,6 +82,8 @@ def local_linearity(
     those of rounding. Raises ValueError for fewer than two texts, radii that are not positive, numbers below 1, layers
     that the model has not, and as `similarity` and `ot.collect` do.
     """
+    if isinstance(layers, int):
+        raise ValueError(f"layers is a list of block indices, such as [{layers}], or None for all; got {layers}.")
     chosen = tuple(range(layers_of(model, blocks)) if layers is None else layers)
     for layer in chosen:
         check_layer(model, layer, blocks)

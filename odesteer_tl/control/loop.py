@@ -44,7 +44,7 @@ class Loop(Method):
     """A method that measures at the inputs of blocks and writes at their outputs, at `layers` (ascending).
 
     T multiplies the set-points. T = 0 is not "no steering": it holds the features at 0. `layer` is None and there is no
-    map of one activation: `steer`, `vector_field` and `trajectory` are not to be had.
+    map of one activation: `steer` and `vector_field` are not to be had.
     """
 
     directions: PerFeature
@@ -66,6 +66,8 @@ class Loop(Method):
                 f"{len(self.layers)} layers need directions [layers, features, d_model] and set_points [layers, "
                 f"features], got {shape} and {tuple(self.set_points.shape)}."
             )
+        if not bool(torch.isfinite(self.directions).all() & torch.isfinite(self.set_points).all()):
+            raise ValueError("directions and set_points hold NaN or inf.")
         if self.origin.d_model not in (None, shape[2]):
             raise ValueError(f"The directions have {shape[2]} numbers, their origin d_model {self.origin.d_model}.")
 
@@ -146,8 +148,13 @@ def signal(
     """v and ‖e‖ for each feature, read at the input of each of `layers` (None: all), at the last token. v = 0 where
     e = 0, as before the first block of prompts that end alike.
 
-    Raises ValueError as `collect_layers` does, and for no layers.
+    Raises ValueError as `collect_layers` does, for no layers, for `also` that is no list of pairs, and where the sides
+    are alike at every layer.
     """
+    if isinstance(layers, int):
+        raise ValueError(f"layers is a list of block indices, such as [{layers}], or None for all; got {layers}.")
+    if not isinstance(also, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in also):
+        raise ValueError("also is a list of pairs, one for each further feature: also=[(desired2, undesired2)].")
     wanted = range(layers_of(model, blocks)) if layers is None else sorted(layers)
     found, acts = [], []
     for sides in ((desired, undesired), *also):
@@ -155,6 +162,10 @@ def signal(
         found.append(torch.stack([each.desired.double().mean(0) - each.undesired.double().mean(0) for each in acts]))
     e = torch.stack(found, dim=1)
     sizes = e.norm(dim=-1)
+    if not bool((sizes > 0).any(0).all()):
+        raise ValueError(
+            "The means of desired and undesired texts are the same at every layer: there is nothing to track."
+        )
     directions = torch.where(sizes.unsqueeze(-1) > 0, e / sizes.unsqueeze(-1), 0.0)
     origin = replace(acts[0].origin, layer=None, hook_name=None, typical_norm=None)
     return Signal(directions.float(), sizes.float(), tuple(wanted), origin)

@@ -48,11 +48,13 @@ def set_point_tracking(model: Any, method: Loop, texts: Texts, T: float | int = 
     """Run `texts` twice, without the loop and with it at strength T, and read β_k at its layers in both.
 
     `reading`: `batch_size`, `prepend_bos`, `chat_template`, `blocks` as for `ot.generate`, and `positions`, "decoding"
-    or "all". The model runs on this machine. Raises ValueError for what is no closed loop, for other positions, and as
-    `ot.generate` does.
+    or "all". The model runs on this machine. Raises ValueError for what is no closed loop, for other positions, a T
+    that is no number, and as `ot.generate` does.
     """
     if not isinstance(method, Loop):
         raise ValueError(f"Set-points are tracked by closed loops, ALQR or SPID; got a {type(method).__name__}.")
+    if not isinstance(T, (int, float)):
+        raise ValueError(f"T is one number here, for all texts; got a {type(T).__name__}.")
     sites = [Site(layer, "resid_pre") for layer in method.layers]
     v = method.directions.cpu()
 
