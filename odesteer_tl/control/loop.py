@@ -66,8 +66,6 @@ class Loop(Method):
                 f"{len(self.layers)} layers need directions [layers, features, d_model] and set_points [layers, "
                 f"features], got {shape} and {tuple(self.set_points.shape)}."
             )
-        if not bool(torch.isfinite(self.directions).all() & torch.isfinite(self.set_points).all()):
-            raise ValueError("directions and set_points hold NaN or inf.")
         if self.origin.d_model not in (None, shape[2]):
             raise ValueError(f"The directions have {shape[2]} numbers, their origin d_model {self.origin.d_model}.")
 
