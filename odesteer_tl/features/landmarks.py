@@ -42,18 +42,21 @@ def landmarks(
     float64 few at a time; what only has to point somewhere, the third kind of sums, in float32.
     """
     sides, n_desired = (desired, undesired), len(desired)
-    means = torch.stack(
-        [torch.stack([x.sum(0) for x in _points(side, normalize)]).sum(0) / len(side) for side in sides]
-    )
+    means = desired.new_zeros(2, desired.shape[1], dtype=torch.float64)
+    for mean, side in zip(means, sides, strict=True):
+        for x in _points(side, normalize):
+            mean += x.sum(0)
+        mean /= len(side)
     residuals = _residuals(through(unit(means)[0] if normalize else means), desired, undesired)
     n_mixed = (count - 4) // 2
     omega = torch.randn(n_mixed, desired.shape[1], generator=torch.Generator().manual_seed(seed)).to(desired.device)
     weighted, mixed = torch.zeros_like(means), torch.zeros_like(omega)
     for total, side, of_side in zip(weighted, sides, residuals, strict=True):
         for x, r in zip(_points(side, normalize), of_side.split(ROWS), strict=True):
-            total += r @ x / of_side.sum()
+            total += r @ x
             single = x.float()
             mixed += (single @ omega.T * r.float().unsqueeze(1)).T @ single
+        total /= of_side.sum()
     taken = drawn(n_desired + len(undesired), count - 4 - n_mixed, seed).tolist()
     rows = torch.stack([desired[i] if i < n_desired else undesired[i - n_desired] for i in taken]).double()
     mixed = unit(mixed.double())[0] * rows.norm(dim=1).mean()
