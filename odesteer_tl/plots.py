@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,9 +46,7 @@ def plot_study(study: Study, file: str | Path, title: str = "") -> None:
     right.yaxis.set_minor_locator(NullLocator())
     right.yaxis.set_major_formatter(FormatStrFormatter("%g×"))
     right.legend(fontsize=8)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(file, dpi=110)
+    _save(figure, file, title)
 
 
 def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = "") -> None:
@@ -81,6 +80,11 @@ def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = 
         panel.grid(axis="y", lw=0.3)
     axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
     axes[0].invert_yaxis()
+    _save(figure, file, title)
+
+
+def _save(figure: Any, file: str | Path, title: str) -> None:
+    """Write the figure, under its title if there is one."""
     if title:
         figure.suptitle(title)
     figure.savefig(file, dpi=110)
@@ -116,9 +120,7 @@ def plot_tracking(tracking: Tracking, file: str | Path, title: str = "") -> None
     for axes in (left, right):
         axes.set_xticks(layers)
         axes.legend(fontsize=8)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(file, dpi=110)
+    _save(figure, file, title)
 
 
 def plot_linearity(linearity: Linearity, file: str | Path, title: str = "") -> None:
@@ -139,9 +141,7 @@ def plot_linearity(linearity: Linearity, file: str | Path, title: str = "") -> N
     )
     for axes in (left, right):
         axes.legend(fontsize=8)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(file, dpi=110)
+    _save(figure, file, title)
 
 
 def plot_bound(found: Bound, file: str | Path, title: str = "") -> None:
@@ -157,6 +157,4 @@ def plot_bound(found: Bound, file: str | Path, title: str = "") -> None:
     axes.set(xlabel="what enters layer", ylabel="in the weights P, mean over texts", yscale="log")
     axes.set_xticks(found.layers)
     axes.legend(fontsize=8)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(file, dpi=110)
+    _save(figure, file, title)

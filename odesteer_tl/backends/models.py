@@ -120,6 +120,13 @@ def layers_of(model: Any, blocks: Any = None) -> int:
     return len(blocks_of(model, blocks)) if kind_of(model) == "nnsight" else model.cfg.n_layers
 
 
+def layers_chosen(model: Any, layers: Iterable[int] | None, blocks: Any = None) -> list[int]:
+    """The layers given, in their order, or all for None. Raises ValueError for one number in place of a list."""
+    if isinstance(layers, int):
+        raise ValueError(f"layers is a list of block indices, such as [{layers}], or None for all; got {layers}.")
+    return list(range(layers_of(model, blocks)) if layers is None else layers)
+
+
 def processing_of(model: Any) -> Processing:
     """What was done to the weights, told by the weights: see `Processing`. nnsight holds them as they are.
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends.linearising import BlockMap, block_maps
-from odesteer_tl.backends.models import check_layer, layers_of
+from odesteer_tl.backends.models import check_layer, layers_chosen
 from odesteer_tl.backends.texts import Texts, tokenise
 
 RADII = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -82,9 +82,7 @@ def local_linearity(
     those of rounding. Raises ValueError for fewer than two texts, radii that are not positive, numbers below 1, layers
     that the model has not, and as `similarity` and `ot.collect` do.
     """
-    if isinstance(layers, int):
-        raise ValueError(f"layers is a list of block indices, such as [{layers}], or None for all; got {layers}.")
-    chosen = tuple(range(layers_of(model, blocks)) if layers is None else layers)
+    chosen = layers_chosen(model, layers, blocks)
     for layer in chosen:
         check_layer(model, layer, blocks)
     for name, value in (("layers", len(chosen)), ("directions", directions), ("chunk", chunk), ("context", context)):
@@ -109,7 +107,7 @@ def local_linearity(
         each = [[_errors(one, unit, radii, A) for A in (J, mean)] for one, J in zip(maps, found, strict=True)]
         errors.append(torch.tensor(each).mean(0))  # [own or mean, radii]
     both = torch.stack(errors)
-    return Linearity(chosen, tuple(radii), torch.tensor(whole), torch.tensor(own), both[:, 0], both[:, 1])
+    return Linearity(tuple(chosen), tuple(radii), torch.tensor(whole), torch.tensor(own), both[:, 0], both[:, 1])
 
 
 def _modes(modes: int | None, d_model: int) -> int:

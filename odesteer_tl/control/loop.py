@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.activations import Origin
-from odesteer_tl.backends.models import layers_of
+from odesteer_tl.backends.models import layers_chosen
 from odesteer_tl.backends.reading import collect_layers
 from odesteer_tl.backends.texts import Texts
 from odesteer_tl.edits import Edit, Site
@@ -149,11 +149,9 @@ def signal(
     Raises ValueError as `collect_layers` does, for no layers, for `also` that is no list of pairs, and where the sides
     are alike at every layer.
     """
-    if isinstance(layers, int):
-        raise ValueError(f"layers is a list of block indices, such as [{layers}], or None for all; got {layers}.")
     if not isinstance(also, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in also):
         raise ValueError("also is a list of pairs, one for each further feature: also=[(desired2, undesired2)].")
-    wanted = range(layers_of(model, blocks)) if layers is None else sorted(layers)
+    wanted = sorted(layers_chosen(model, layers, blocks))
     found, acts = [], []
     for sides in ((desired, undesired), *also):
         acts = collect_layers(model, *sides, wanted, site="resid_pre", blocks=blocks, **reading)

@@ -13,7 +13,7 @@ from odesteer_tl.control.loop import Loop
 from odesteer_tl.control.watching import watched
 from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.literature import MAPS
-from odesteer_tl.evaluation.strength import median_displacement, reach
+from odesteer_tl.evaluation.strength import displacements, median_displacement, reach
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods import FlowMethod, Method
 from odesteer_tl.neural import angle_between
@@ -79,7 +79,7 @@ def closed_conditions_of(
     end = watched(model, texts, site, method, 1.0, positions=positions)[0]
     return Conditions(
         T=1.0,
-        displacement=float(((end - a).norm(dim=1) / a.norm(dim=1)).median()),
+        displacement=float(displacements(a, end).median()),
         reached=True,
         norm_ratio=float((end.norm(dim=1) / a.norm(dim=1)).median()),
         angle=float(angle_between(a, end).rad2deg().median()),

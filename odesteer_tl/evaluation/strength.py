@@ -8,6 +8,9 @@ perplexity ≤ 1.3× and Dist-2 ≥ .95× of the unsteered model.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
+from torch import Tensor
+
 from odesteer_tl.methods import Method
 from odesteer_tl.shapes import Samples
 
@@ -42,7 +45,12 @@ def best(trials: Sequence[Trial], unsteered: Trial) -> Trial:
 
 def median_displacement(method: Method, a: Samples, T: float) -> float:
     """Median of ‖a(T) − a‖/‖a‖ over the activations."""
-    return float(((method.steer(a, T=T) - a).norm(dim=1) / a.norm(dim=1)).median())
+    return float(displacements(a, method.steer(a, T=T)).median())
+
+
+def displacements(a: Samples, end: Samples) -> Float[Tensor, " n"]:
+    """‖end − a‖/‖a‖ of each activation."""
+    return (end - a).norm(dim=1) / a.norm(dim=1)
 
 
 def time_for(method: Method, a: Samples, displacement: float, *, precision: float = 1e-3) -> float:

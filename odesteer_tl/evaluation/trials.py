@@ -13,7 +13,7 @@ from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.continuing import Outcome, Setting, Steerer, continued, first_of, trial_of
 from odesteer_tl.evaluation.literature import MAPS, Prompted
 from odesteer_tl.evaluation.metrics import distinct
-from odesteer_tl.evaluation.strength import Trial, best, median_displacement, nearest, reach
+from odesteer_tl.evaluation.strength import Trial, best, displacements, median_displacement, nearest, reach
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Samples
 
@@ -136,7 +136,7 @@ def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: b
         end = watched(setting.model, prompts, [Site(setting.layer)], method, T, positions=positions)[0].to(a)
     else:
         end = method.steer(a, T=T)
-    found = (end - a).norm(dim=1) / a.norm(dim=1)
+    found = displacements(a, end)
     return float(found.mean() if test else found.median())
 
 
