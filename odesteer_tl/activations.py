@@ -1,17 +1,20 @@
 """Contrastive activations: what the model holds at one site on desired and on undesired text."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from odesteer_tl.shapes import Position, Residual, Samples, TokenMask
+from odesteer_tl.degeneracy import check_apart, doubts
+from odesteer_tl.field_types import check_fields
+from odesteer_tl.shapes import Position, Samples
 from odesteer_tl.storage import read_tree, write_tree
-from odesteer_tl.tokens import Tokenised, read_tokens
+from odesteer_tl.tokens import Met, Tokenised, mask_of_lengths, read_sites, warn_of_sinks
 
 Processing = Literal["raw", "folded", "centred", "unknown"]
 """What was done to the weights. `centred` (TransformerLens' center_writing_weights) changes the residual stream:
@@ -56,6 +59,9 @@ class ContrastiveActivations:
     queries: Float[Tensor, "n_pairs d_model"] | None = None
     tokens: tuple[Tokenised, Tokenised] | None = None
 
+    _checked: ClassVar[bool] = False
+    """Whether `check` has passed, for these activations or for those that they are a part of."""
+
     def __post_init__(self) -> None:
         for name in ("desired", "undesired"):
             side = getattr(self, name)
@@ -99,6 +105,25 @@ class ContrastiveActivations:
         shared = {f.name: getattr(self, f.name) for f in fields(Origin) if hasattr(self, f.name)}
         return Origin(d_model=self.desired.shape[1], typical_norm=float(norms.median()), **shared)
 
+    def check(self, name: str = "A fit", least: int = 1, stacklevel: int = 3) -> None:
+        """What every fit asks first, by the `name` of its method: that there is something to be fitted.
+
+        Raises ValueError for fewer than `least` activations on a side, and for sides that are the same. Warns, once for
+        these activations, of sides without spread, repeated rows, norms of another size and rows on both sides.
+        """
+        sizes = (len(self.desired), len(self.undesired))
+        if min(sizes) < least:
+            raise ValueError(
+                f"{name} needs at least {least} desired and {least} undesired activations, got {sizes[0]} and "
+                f"{sizes[1]}."
+            )
+        if self._checked:
+            return
+        check_apart(self.desired, self.undesired)
+        object.__setattr__(self, "_checked", True)
+        for doubt in doubts(self.desired, self.undesired):
+            warnings.warn(doubt, stacklevel=stacklevel)
+
     @classmethod
     def from_caches(
         cls,
@@ -111,6 +136,7 @@ class ContrastiveActivations:
         desired_mask: Bool[Tensor, "n_desired pos_desired"] | None = None,
         undesired_mask: Bool[Tensor, "n_undesired pos_undesired"] | None = None,
         position: Position | None = None,
+        keep_sinks: bool = False,
         **provenance: Any,
     ) -> "ContrastiveActivations":
         """Read two `ActivationCache`s of `run_with_cache` at `blocks.{layer}.hook_resid_post`.
@@ -118,13 +144,14 @@ class ContrastiveActivations:
         A cache carries no mask, and lists of texts are right-padded by default, so that index -1 of a shorter row is
         a pad. A cache of more than one row therefore needs its rows' numbers of real tokens (`*_lengths`,
         right-padded) or masks, or an index as `position`, which then counts columns. `position` is "last" unless said.
+        Attention sinks are treated as in `ot.collect`; a mask that is False at the first token leaves that out.
         `provenance` sets `paired`, `groups`, `model_name`, `processing` and the other fields. Reading with "all" makes
         each text a group. Raises ValueError where the site is not in a cache or the lengths are missing or do not fit.
         """
         hook_name = f"blocks.{layer}.hook_resid_post"
         explicit = isinstance(position, int)
         position = "last" if position is None else position
-        sides, rows = [], []
+        sides, rows, met = [], [], []
         for name, cache, lengths, mask in (
             ("desired", desired_cache, desired_lengths, desired_mask),
             ("undesired", undesired_cache, undesired_lengths, undesired_mask),
@@ -136,12 +163,17 @@ class ContrastiveActivations:
             values = cache[hook_name]
             values = (values.unsqueeze(0) if values.ndim == 2 else values).detach().float().cpu()
             if mask is None:
-                mask = _mask_of_lengths(name, values, lengths, explicit)
+                mask = mask_of_lengths(name, values, lengths, explicit)
             elif mask.shape != values.shape[:2]:
                 raise ValueError(f"{name}_mask is {tuple(mask.shape)}, the cache {tuple(values.shape[:2])}.")
-            samples, row = read_tokens(values, mask.bool().cpu(), position)
+            mask = mask.bool().cpu()
+            (samples,), row, (seen,) = read_sites([values], mask, mask, position, keep_sinks)
             sides.append(samples)
             rows.append(row)
+            met.append(seen)
+        if not keep_sinks:
+            both = Met(*(torch.cat(part) for part in zip(*met, strict=True)))
+            warn_of_sinks([both], [hook_name], position, lambda hit, most: "", stacklevel=2)
         if position == "all":
             apart = 0 if provenance.get("paired") else int(rows[0].max()) + 1
             provenance.setdefault("groups", (rows[0], rows[1] + apart))
@@ -178,7 +210,7 @@ class ContrastiveActivations:
 
     def _take(self, desired: Tensor, undesired: Tensor) -> "ContrastiveActivations":
         both = (desired, undesired)
-        return replace(
+        part = replace(
             self,
             desired=self.desired[desired.to(self.desired.device)],
             undesired=self.undesired[undesired.to(self.undesired.device)],
@@ -187,40 +219,31 @@ class ContrastiveActivations:
             queries=None if self.queries is None else self.queries[desired],
             tokens=None,  # rows of text and rows of activations differ when all tokens of a text are read
         )
+        object.__setattr__(part, "_checked", self._checked)
+        return part
 
     def save(self, folder: str | Path) -> None:
-        """Write everything to `folder` as safetensors and JSON."""
+        """Write everything to `folder` as safetensors and JSON, all of it or nothing; raises as `ot.save` does."""
         write_tree(folder, {"class": "ContrastiveActivations"} | {f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, folder: str | Path) -> "ContrastiveActivations":
-        """Read what `save` wrote. Raises ValueError where the folder holds something else."""
+        """Read what `save` wrote. Raises ValueError where the folder holds something else, or was changed since."""
         tree = read_tree(folder)
         if tree.pop("class", None) != "ContrastiveActivations" or set(tree) != {f.name for f in fields(cls)}:
             raise ValueError(f"{folder} holds no ContrastiveActivations; fitted methods are read with ot.load.")
-        tokens = tree.pop("tokens")
-        tree["tokens"] = None if tokens is None else tuple(Tokenised(t, m) for t, m in tokens)
-        for name in ("groups", "rewards"):
-            tree[name] = None if tree[name] is None else tuple(tree[name])
-        return cls(**tree)
+        try:
+            tokens = tree.pop("tokens")
+            tree["tokens"] = None if tokens is None else tuple(Tokenised(t, m) for t, m in tokens)
+            for name in ("groups", "rewards"):
+                tree[name] = None if tree[name] is None else tuple(tree[name])
+            check_fields(cls, tree)
+            return cls(**tree)
+        except Exception as error:  # values of another type or shape than the fields'
+            raise ValueError(f"{folder} holds activations whose values do not fit: {error}") from error
 
 
 def processing_seen_in(rows: Samples, dtype: torch.dtype | None = None) -> Processing:
     """Whether all rows have mean zero over d_model, to the rounding of `dtype`: "centred", else "raw"."""
     a, rounding = rows.double(), max(1e-5, torch.finfo(dtype or rows.dtype).eps)
     return "centred" if bool((a.mean(1).abs() <= rounding * a.std(1)).all()) else "raw"
-
-
-def _mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) -> TokenMask:
-    batch, pos, _ = values.shape
-    if lengths is None:
-        if batch > 1 and not explicit:
-            raise ValueError(
-                f"The {name} cache holds {batch} rows: pass {name}_lengths (real tokens per row of a right-padded "
-                f"batch), {name}_mask, or an explicit index as position. Shorter rows end in pads otherwise."
-            )
-        return torch.ones(batch, pos, dtype=torch.bool)
-    lengths = torch.as_tensor(lengths)
-    if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > pos:
-        raise ValueError(f"{name}_lengths must hold {batch} numbers from 1 to {pos}, got {lengths.tolist()}.")
-    return torch.arange(pos) < lengths.unsqueeze(1)

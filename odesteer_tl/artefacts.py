@@ -1,4 +1,4 @@
-"""Keeping fitted methods: a folder with `config.json` and `tensors.safetensors`.
+"""Keeping fitted methods: a folder with `config.json` and the file of tensors that it names.
 
 Only the classes named in `SAVED` are ever built from a file, and only from their own fields.
 """
@@ -17,6 +17,7 @@ from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.control.loop import Loop
 from odesteer_tl.edits import State
 from odesteer_tl.features import Fourier, Kernel, Linear, Sketch, Squares
+from odesteer_tl.field_types import check_fields
 from odesteer_tl.methods import (
     CAA,
     HPR,
@@ -48,9 +49,10 @@ SAVED = {cls.__name__: cls for cls in METHODS + PARTS}
 
 
 def save(method: Method, folder: str | Path) -> None:
-    """Write a fitted method to `folder` as safetensors and JSON.
+    """Write a fitted method to `folder` as safetensors and JSON, in place of the one there: all of it, or nothing.
 
-    Raises ValueError for a method that holds an object of the user's own, as its code cannot be kept.
+    Raises ValueError for a method that holds an object of the user's own, as its code cannot be kept, for numbers that
+    are not finite, and for a folder that holds another program's files; OSError where the disc refuses.
     """
     write_tree(folder, {"odesteer_tl": _version(), "method": _plain(method)})
 
@@ -58,10 +60,13 @@ def save(method: Method, folder: str | Path) -> None:
 def load(folder: str | Path) -> Method:
     """Read what `save` wrote. Nothing in the folder is executed.
 
-    Raises ValueError where the folder holds no method of this version's classes.
+    Raises ValueError where the folder holds no method of this version's classes, or was changed or damaged since.
     """
     tree = read_tree(folder)
-    method = _built(tree.get("method"), folder)
+    try:
+        method = _built(tree.get("method"), folder)
+    except RecursionError as error:
+        raise ValueError(f"{folder} holds methods within methods, too many to be read.") from error
     if not isinstance(method, METHODS):
         raise ValueError(f"{folder} holds no fitted method; activations are read with ContrastiveActivations.load.")
     _try_out(method, folder)
@@ -78,13 +83,38 @@ def _try_out(method: Method, folder: str | Path) -> None:
         if isinstance(method, Loop):
             _run_through(method)
             return
-        width = method.origin.d_model
-        if width is not None:
-            moved_on = method.steer(torch.ones(2, width), T=1.0)
-            if moved_on.shape != (2, width) or not bool(torch.isfinite(moved_on).all()):
-                raise ValueError(f"steer gives {tuple(moved_on.shape)}, or numbers that are not finite")
+        if method.origin.d_model is not None:
+            _steer_once(method, method.origin.d_model)
+            return
+        failed: Exception = ValueError("it holds no numbers")
+        for width in sorted(_widths(method)):  # a method that was made by hand does not say it
+            try:
+                return _steer_once(method, width)
+            except Exception as error:
+                failed = error
+        raise failed
     except Exception as error:
         raise ValueError(f"{folder} holds a {type(method).__name__} whose values do not fit: {error}") from error
+
+
+MOST_WIDTH = 2**20
+"""d_model of what is read; models have 65,536 at most."""
+
+
+def _steer_once(method: Method, width: int) -> None:
+    if not 0 < width <= MOST_WIDTH:
+        raise ValueError(f"d_model is {width:,}, and at most {MOST_WIDTH:,} is read")
+    moved_on = method.steer(torch.ones(2, width), T=1.0)
+    if moved_on.shape != (2, width) or not bool(torch.isfinite(moved_on).all()):
+        raise ValueError(f"steer gives {tuple(moved_on.shape)}, or numbers that are not finite")
+
+
+def _widths(thing: Any) -> set[int]:
+    """The d_model that the tensors of a method may belong to: their width, or that without a constant."""
+    if isinstance(thing, Tensor):
+        return {size for size in (thing.shape[-1], thing.shape[-1] - 1) if size > 0} if thing.ndim else set()
+    parts = [getattr(thing, f.name) for f in fields(thing)] if is_dataclass(thing) else thing
+    return set().union(*map(_widths, parts)) if isinstance(parts, (list, tuple)) else set()
 
 
 def _run_through(loop: Loop) -> None:
@@ -122,6 +152,7 @@ def _built(tree: Any, folder: str | Path) -> Any:
         raise ValueError(f"{folder}: {cls.__name__} needs the fields {sorted(names)}, found {found}.")
     values = {name: _built(tree[name], folder) for name in names}
     try:
+        check_fields(cls, values)
         return cls(**values)
     except Exception as error:  # a value of another type than the field's
         raise ValueError(f"{folder}: {cls.__name__} cannot be built from its values: {error}") from error

@@ -13,13 +13,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.features import FeatureMap, Linear, Recipe, Squares, features_of, fit_to_sides
+from odesteer_tl.degeneracy import check_means
+from odesteer_tl.features import (
+    FeatureMap,
+    Linear,
+    Recipe,
+    Squares,
+    check_fitted_map,
+    check_recipe,
+    features_of,
+    fit_to_sides,
+)
 from odesteer_tl.moving import moved
 from odesteer_tl.numerics import slope_by_autograd
 from odesteer_tl.shapes import Activations, Basis, PerActivation, Weight
 from odesteer_tl.slopes import Slope
 
 Inner = TypeVar("Inner")
+
+NOTHING = 1e-12
+"""A weight of that length or less was not fitted to anything: the regression stopped where it began."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +65,9 @@ class LogRatioBarrier:
     weight: Weight
     bias: float
 
+    def __post_init__(self) -> None:
+        check_fitted_map(self.features)
+
     @classmethod
     def fit(
         cls,
@@ -65,16 +81,24 @@ class LogRatioBarrier:
         """Logistic regression (scikit-learn, L2, lbfgs): min ½‖w‖² + C Σ log-loss, the intercept unpenalised.
 
         `tol=1e-4` is the paper's estimator. Features and regression are computed in float64, the barrier is float32.
-        Warns (scikit-learn's ConvergenceWarning) where `max_iter` ends it.
+        Warns (scikit-learn's ConvergenceWarning) where `max_iter` ends it. Raises ValueError for features that are no
+        recipe, and where nothing tells the sides apart (`ContrastiveActivations.check`, or a weight of 0).
         """
         from sklearn.linear_model import LogisticRegression
 
+        check_recipe(features)
+        acts.check("A log ratio")
         n_desired, n_undesired = len(acts.desired), len(acts.undesired)
         phi = fit_to_sides(features, acts.desired, acts.undesired)
         regression: Any = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
         regression.fit(features_of(phi, acts.desired, acts.undesired).numpy(), [1] * n_desired + [0] * n_undesired)
         bias = float(regression.intercept_[0]) + math.log(n_undesired / n_desired)
         weight = torch.from_numpy(regression.coef_[0]).to(acts.desired.device)
+        if float(weight.norm()) < NOTHING:
+            raise ValueError(
+                f"These features of the two sides ({type(features).__name__}) do not differ on average, and h is the "
+                "same everywhere: take others, such as ot.Polynomial(), or other texts."
+            )
         return cls(moved(phi, dtype=torch.float32), weight.float(), bias)
 
     def value(self, a: Activations) -> PerActivation:
@@ -119,16 +143,23 @@ class Differentiated:
 def with_grad(barrier: Any) -> Barrier:
     """`barrier` itself where it has `value` and `grad`, else with a gradient by autograd.
 
-    Raises ValueError where there is no callable `value`.
+    Raises ValueError where there is no callable `value`, for a class and for a recipe of features.
     """
+    if isinstance(barrier, type):
+        raise ValueError(f"A barrier is an object; {barrier.__name__} is a class: make one, {barrier.__name__}(…).")
+    if callable(getattr(barrier, "fit", None)) and not hasattr(barrier, "value"):
+        raise ValueError(
+            f"A {type(barrier).__name__} is a recipe of features and no barrier: ot.LogRatioBarrier.fit(acts, recipe)."
+        )
     if not callable(getattr(barrier, "value", None)):
         raise ValueError(f"A barrier needs a method value(a) -> h; {type(barrier).__name__} has none.")
     return barrier if callable(getattr(barrier, "grad", None)) else Differentiated(barrier)
 
 
 def mean_difference(acts: ContrastiveActivations) -> LogRatioBarrier:
-    """Log ratio of N(μ₊, I) to N(μ₋, I): h(a) = (μ₊ − μ₋)ᵀa − (‖μ₊‖² − ‖μ₋‖²)/2."""
+    """Log ratio of N(μ₊, I) to N(μ₋, I): h(a) = (μ₊ − μ₋)ᵀa − (‖μ₊‖² − ‖μ₋‖²)/2. ValueError where μ₊ = μ₋."""
     desired, undesired = acts.desired.double().mean(0), acts.undesired.double().mean(0)
+    check_means(desired, undesired)
     bias = -0.5 * float(desired @ desired - undesired @ undesired)
     return LogRatioBarrier(Linear(normalize=False), (desired - undesired).float(), bias)
 

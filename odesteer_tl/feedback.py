@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.slopes import arrived
-from odesteer_tl.strengths import check_strength, check_width, of_rows
-from odesteer_tl.travelling import State, TravellingSite, working
+from odesteer_tl.strengths import check_fits, check_strength, check_width, given_back, of_rows, size_of, working
+from odesteer_tl.travelling import State, TravellingSite
 
 
 def gaps(z: Tensor, T: float | int | Tensor, directions: Tensor, set_points: Tensor) -> Tensor:
@@ -129,19 +129,20 @@ class FeedbackEdit:
     def __init__(
         self, loop: Feedback, number: int, T: float | int | Tensor | None, kept: dict[str, Any] | None = None
     ) -> None:
-        self.loop, self.number, self.T, self.kept = loop, number, T, kept
+        self.loop, self.number, self.T, self.kept, self.size = loop, number, T, kept, size_of(T, None)
         self.read = TravellingSite(loop.layers[number], "resid_pre")
         self.write = TravellingSite(loop.layers[number])
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
         """The new value [chosen, d_model] at `write`, computed in float32, or float64 for float64. Raises ValueError
-        for another width than the one fitted."""
+        for another width than the one fitted, and a T that does not fit the dtype."""
         check_width(read, self.loop.d_model)
+        check_fits(self.size, write.dtype)
         z = read.to(working(read.dtype))
         numbers = self.loop.numbers_of(self.number, z.device, z.dtype)
         memory = state.memory if self.kept is None else self._carried(self.kept, z)
         u = self.loop.law(z, of_rows(self.T, state), memory, *numbers)
-        return (write.to(z.dtype) + u).to(write.dtype)
+        return given_back(write.to(z.dtype) + u, write.dtype)
 
     def _carried(self, kept: dict[str, Any], z: Tensor) -> dict[str, Any]:
         """What the pass before left, where this one begins: no derivative reaches back into that."""

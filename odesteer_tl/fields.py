@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
-from odesteer_tl.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace
+from odesteer_tl.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace, with_grad
 from odesteer_tl.networks import NetworkBarrier
 from odesteer_tl.numerics import linear_slope, slope_given
 from odesteer_tl.shapes import Activations, Direction
@@ -20,9 +20,12 @@ class Field(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """v(a) = ∇h(a)."""
+    """v(a) = ∇h(a). Raises ValueError for what is no barrier, as `with_grad` says."""
 
     barrier: Barrier
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "barrier", with_grad(self.barrier))
 
     def __call__(self, a: Activations) -> Activations:
         return self.barrier.grad(a)
@@ -40,9 +43,12 @@ class Gradient:
 
 @dataclass(frozen=True, eq=False)
 class UnitGradient:
-    """v(a) = ∇h(a)/‖∇h(a)‖, and 0 where the gradient vanishes: dh/dt = ‖∇h‖ ≥ 0 at unit speed."""
+    """v(a) = ∇h(a)/‖∇h(a)‖, and 0 where the gradient vanishes: dh/dt = ‖∇h‖ ≥ 0 at unit speed. Raises as Gradient."""
 
     barrier: Barrier
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "barrier", with_grad(self.barrier))
 
     def __call__(self, a: Activations) -> Activations:
         return self.slope(a)

@@ -21,6 +21,9 @@ from odesteer_tl.numerics import enter, euler, flowed, leave, midpoint, path, pe
 from odesteer_tl.shapes import Activations, Time
 from odesteer_tl.solvers import Euler, Solver
 
+MOST_STEPS = 100_000
+"""More is a mistake: ten do for the paper, and each is a pass through h."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
@@ -62,8 +65,17 @@ class Flow:
     coordinates: Literal["auto", "direct", "reduced"] = "auto"
 
     def __post_init__(self) -> None:
+        for name, part in (("field", self.field), ("solver", self.solver)):
+            if isinstance(part, type):
+                raise ValueError(f"The {name} of a flow is an object; {part.__name__} is a class: {part.__name__}(…).")
+        if not callable(self.field):
+            raise ValueError(
+                f"A field is v(a); a {type(self.field).__name__} is none, and ot.UnitGradient(barrier) is."
+            )
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}. For no steering use T=0.")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS:,}, got {self.steps}.")
 
     def __call__(self, a: Activations, T: Time) -> Activations:
         if self._reduced is None:

@@ -39,7 +39,8 @@ class Followed:
     pad; `lengths` [batch]: real tokens of each row's prompt, as far as passes can tell; `seen` [batch]: those so far.
 
     `number` counts prompts. `known`: positions count from the rows' beginnings, which all passes since have seen.
-    `ragged`: a row ends in a pad. `pads` [batch]: columns before the first real one.
+    `ragged`: a row ends in a pad. `pads` [batch]: columns before the first real one. `history`: the tokens of the
+    passes so far, newest first, as (first column, tokens, earlier ones).
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Followed:
             self.lengths = seen if now.offset else real.sum(1)  # what is cached elsewhere counts as prompt
         leading = (self.index < 0).sum(1)
         self.pads = leading if before is None or now.offset == 0 else before.pads + leading
+        self.history = _told_later(now, before if now.offset else None)
 
     def ends(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Row and column of the last token of each prompt of `lengths` [batch] tokens, where this pass shows it."""
@@ -76,7 +78,40 @@ class Followed:
         found.index, found.seen = self.seen.unsqueeze(1), self.seen + 1
         found.real = torch.ones_like(found.index, dtype=torch.bool)
         found.columns, found.offset, found.tokens = now.offset + now.width, now.offset, now.tokens
+        found.history = _told_later(now, self)
         return found
+
+    def rewound(self, now: Pass) -> Followed:
+        """The same rows with the columns from `now.offset` on taken back, as where guessed tokens were refused. What
+        is taken back was generated, and so is real in every row."""
+        found = object.__new__(Followed)
+        found.__dict__.update(self.__dict__)
+        found.seen = self.seen - (self.columns - now.offset)
+        found.columns = now.offset
+        return found
+
+    def broken_off(self) -> Followed:
+        """The same of a pass that was not completed, which no other continues."""
+        found = object.__new__(Followed)
+        found.__dict__.update(self.__dict__)
+        found.columns, found.offset, found.tokens, found.history, found.ragged = 0, 0, None, None, False
+        return found
+
+    def replayed(self, tokens: Tensor | None) -> bool:
+        """Whether `tokens` [batch, pos] are all that was seen of these rows, and at most one token more: the text that
+        was just generated, run once more as a whole."""
+        if self.offset == 0 or tokens is None or tokens.ndim != 2 or self.history is None:
+            return False
+        if tokens.shape[0] != len(self.seen) or tokens.shape[1] not in (self.columns, self.columns + 1):
+            return False
+        parts, end, kept = [], self.columns, self.history
+        while kept is not None and end > 0:
+            start, own, kept = kept
+            if start < end:
+                parts.append(own[:, : end - start].to(tokens.device))
+                end = start
+        whole = torch.cat(parts[::-1], dim=1) if end == 0 else tokens[:, :0]
+        return torch.equal(whole, tokens[:, : self.columns])
 
 
 class Answers:
@@ -112,14 +147,24 @@ class Answers:
         return values[rows.to(values.device, non_blocking=True)]
 
 
+def _told_later(now: Pass, before: Followed | None) -> Any:
+    """The history of a pass: its token ids after those of the passes before; None where a pass has none."""
+    ids = now.tokens
+    earlier = None if before is None else before.history
+    if ids is None or ids.ndim != 2 or ids.is_floating_point() or (now.offset > 0 and earlier is None):
+        return None
+    return (now.offset, ids, earlier)
+
+
 def follow(before: Followed | None, now: Pass, given: Tensor | None = None, told: bool = True) -> Followed:
     """Where a pass stands that comes after `before`; `given` [batch] are prompt lengths that the caller knows.
 
-    A pass after cached columns continues its prompt. So does, with the cache off, a pass whose rows extend rows of the
-    previous pass by one column. Any other pass begins a new prompt. Raises ValueError for a padded end that is then
+    A pass after cached columns continues its prompt, also where some of those after the prompt were taken back. So
+    does, with the cache off, a pass whose rows extend rows of the previous pass by one column, or repeat a text that
+    was generated with the cache on. Any other pass begins a new prompt. Raises ValueError for a padded end that is then
     continued, and, unless `told` which is which, for several columns after cached ones.
     """
-    carried = None if before is None else carried_on(before, now)
+    carried = None if before is None else carried_on(before, now, given)
     if carried is not None and carried.ragged:
         raise right_padded()
     number = 0 if before is None else before.number if carried is not None else before.number + 1
@@ -142,23 +187,31 @@ def follow(before: Followed | None, now: Pass, given: Tensor | None = None, told
     return _checked(now, Followed(now, number, seen, shown, carried, known))
 
 
-def carried_on(before: Followed, now: Pass) -> Followed | None:
+def carried_on(before: Followed, now: Pass, given: Tensor | None = None) -> Followed | None:
     """The prompt that `now` continues, one entry per row of `now`; None where it begins a new one.
 
-    Cached: the same rows, or several beams for each. Uncached: each row extends some earlier row by one token.
+    Cached: the same rows, or several beams for each, where all that was seen is cached, or all of the prompt (of
+    `given` tokens) and a part of what followed. Uncached: each row extends some earlier row by one token.
     """
     batch = len(before.seen)
     if now.offset > 0:
-        if now.offset != before.columns or now.batch % batch:
+        if now.batch % batch or now.offset > before.columns:
             return None
+        if now.offset < before.columns:
+            lengths = before.lengths if given is None or len(given) != batch else given
+            if now.offset < int((before.pads + lengths).max()):
+                return None
+            before = before.rewound(now)
         if now.batch == batch:
             return before
         parents = torch.arange(batch).repeat_interleave(now.batch // batch)
     elif now.continues:
         return before
     else:
-        if now.caching or before.offset > 0 or before.tokens is None or now.tokens is None:
+        if now.caching or now.tokens is None:
             return None
+        if before.offset > 0 or before.tokens is None:
+            return before if before.replayed(now.tokens) else None
         start = now.tokens[:, :-1]
         if start.shape != before.tokens.shape:
             return None

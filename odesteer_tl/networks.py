@@ -16,6 +16,8 @@ from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.neural import network, network_slope
+from odesteer_tl.progress import bar
+from odesteer_tl.room import check_room
 from odesteer_tl.shapes import Activations, PerActivation, Samples
 from odesteer_tl.slopes import Slope
 
@@ -110,6 +112,16 @@ def drawn(widths: Sequence[int], generator: torch.Generator) -> Parameters:
     return tuple(parameters)
 
 
+def check_trainable(layers: Sequence[tuple[int, int]], device: torch.device, name: str) -> None:
+    """Raise ValueError where weights (inputs, outputs) of that many numbers cannot be trained in the memory there is:
+    they are held in float32 with their gradients, two moments, the best so far, and a step's own copy."""
+    numbers = sum(inputs * outputs for inputs, outputs in layers)
+    check_room(
+        6 * 4 * numbers, device, f"Training the {numbers:,} numbers of {name}",
+        "fit ODESteer or RepE, which need no network, or put the activations on a larger device.",
+    )  # fmt: skip
+
+
 def held_out(
     acts: ContrastiveActivations, fraction: float, seed: int, name: str
 ) -> tuple[ContrastiveActivations, ContrastiveActivations]:
@@ -164,8 +176,6 @@ def trained(
     progress bar appears where it takes more than 2 s.
     Raises ValueError for a number of epochs or rows per batch below 1, and where the loss is not finite.
     """
-    from tqdm import tqdm
-
     if batch < 1 or (epochs is not None and epochs < 1):
         raise ValueError(f"Training needs at least one epoch and one row per batch, got {epochs=}, {batch=}.")
     n, device = len(rows[0]), rows[0].device
@@ -180,7 +190,7 @@ def trained(
         rising = max(1, round(warmup * epochs * per_epoch))
         losses, step = [_held_out_loss(loss, parameters, held, batch)], 0
         best = [p.detach().clone() for p in parameters]
-        for _ in tqdm(range(epochs), desc=f"fitting the {name}", delay=2, leave=False):
+        for _ in bar(range(epochs), said=f"Fitting the {name}"):
             for chosen in torch.randperm(n, generator=generator).to(device).split(batch):
                 step += 1
                 fallen = (1 - cos(pi * max(0.0, (step - rising) / max(1, epochs * per_epoch - rising)))) / 2

@@ -127,7 +127,7 @@ def along_sphere(a: Tensor, slope: Callable[..., Tensor], numbers: tuple[Any, ..
     """∇_a h(a/‖a‖) at unit speed: its direction alone, for which ‖a‖ does not matter. Lengths are plain norms."""
     x = a / plain_norm(a).clamp_min(1e-12)
     g = tangent(slope(x, *numbers), x)
-    return g / plain_norm(g).clamp_min(torch.finfo(g.dtype).tiny)
+    return g / plain_norm(g).clamp_min(torch.finfo(g.dtype).tiny ** 0.5)  # below that squares vanish, not lengths
 
 
 def tangent(g: Tensor, x: Tensor) -> Tensor:
@@ -135,12 +135,15 @@ def tangent(g: Tensor, x: Tensor) -> Tensor:
     return torch.addcmul(g, x, (x * g).sum(-1, keepdim=True), value=-1)
 
 
-def affine_pull(x: Tensor, stretch: Tensor, source: Tensor, shift: Tensor) -> Tensor:
-    """M(x − s) + c, M symmetric: from x to where an affine map sends it, `stretch` M = A − I."""
-    return (x - source) @ stretch + shift
+def affine_pull(x: Tensor, stretch: Tensor | tuple[Tensor, Tensor], source: Tensor, shift: Tensor) -> Tensor:
+    """M(x − s) + c, M symmetric: from x to where an affine map sends it, `stretch` M = A − I, or (U, λ) of M = UλUᵀ."""
+    if isinstance(stretch, Tensor):
+        return (x - source) @ stretch + shift
+    vectors, values = stretch
+    return ((x - source) @ vectors * values) @ vectors.T + shift
 
 
-def gated_pull(x: Tensor, stretch: Tensor, source: Tensor, shift: Tensor, w: Tensor, bias: float) -> Tensor:
+def gated_pull(x: Tensor, stretch: Any, source: Tensor, shift: Tensor, w: Tensor, bias: float) -> Tensor:
     """The same where wᵀx + bias ≤ 0, else 0."""
     outside = (x @ w + bias > 0).unsqueeze(-1)
     return affine_pull(x, stretch, source, shift).masked_fill(outside, 0.0)
@@ -202,11 +205,12 @@ def path(
 def enter(a: Tensor, basis: Tensor) -> Tensor:
     """(y, p) [*batch, m + 1] of an activation: y = Uᵀa, p = ‖a − UUᵀa‖, with `basis` U [d_model, m] orthonormal.
 
-    p is kept above rounding, so that the way back is known even where a lies in the span. Lengths are plain norms.
+    p is kept above rounding, so that the way back is known even where a lies in the span; it is 0 where ‖a‖ is, and no
+    field moves it from there. Lengths are plain norms.
     """
     y, limits = a @ basis, torch.finfo(a.dtype)
-    scale = plain_norm(a).clamp(limits.tiny, limits.max)
-    inside = plain_norm(y) / scale
+    scale = plain_norm(a).clamp_max(limits.max)
+    inside = plain_norm(y) / (scale + limits.tiny)
     p = scale * (1 - inside * inside).clamp_min(limits.eps**2).sqrt()
     return torch.cat([y, p], dim=-1)
 
@@ -216,7 +220,8 @@ def leave(a: Tensor, start: Tensor, end: Tensor, rows: Tensor) -> Tensor:
 
     `rows` [m, d_model] is Uᵀ; stored row by row, a few activations come back in half the time.
     """
-    growth = end[..., -1:] / start[..., -1:]
+    tiny = torch.finfo(a.dtype).tiny  # for p = 0, which stays 0: σ = 1
+    growth = (end[..., -1:] + tiny) / (start[..., -1:] + tiny)
     across = torch.addcmul(end, growth, start, value=-1)[..., :-1]
     return torch.addcmul(across @ rows, growth, a)
 

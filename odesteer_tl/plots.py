@@ -1,5 +1,7 @@
 """Pictures: h along trajectories, what strength buys and costs, and how closed loops keep to their set-points."""
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,35 @@ from typing import Any
 import torch
 
 from odesteer_tl.control import Bound, Linearity, Tracking
+from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.rows import ComparedRow
-from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY, best
+from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
 from odesteer_tl.evaluation.study import Study
 from odesteer_tl.flow import Trajectory
+
+
+def check_picture(file: str | Path) -> None:
+    """Raise ValueError where a picture cannot be written to `file`: no suffix that matplotlib writes, a folder that is
+    not there or cannot be written, or a folder in its place."""
+    from matplotlib.figure import Figure
+
+    file = Path(file)
+    known = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf"})  # which needs LaTeX
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"{file} should end in .png, or in another of {', '.join(known)}.")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: name a file in it.")
+    folder = Path(os.path.realpath(file)).parent
+    if not folder.is_dir():
+        raise ValueError(f"{file} cannot be written: there is no folder {folder}.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        writable = not file.exists() or os.access(file, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(f"{file} cannot be written: nothing may be written there.")
 
 
 def plot_study(study: Study, file: str | Path, title: str = "") -> None:
@@ -27,7 +54,7 @@ def plot_study(study: Study, file: str | Path, title: str = "") -> None:
         moved = [trial.displacement for trial in row.trials]
         line = middle.plot(moved, [100 * trial.share for trial in row.trials], "o-", ms=4, label=row.name)[0]
         right.plot(moved, [trial.perplexity / base.perplexity for trial in row.trials], "o-", ms=4, label=row.name)
-        chosen = best(row.trials, base)
+        chosen = Curve(row.trials, base).chosen
         middle.plot(chosen.displacement, 100 * chosen.share, "o", ms=11, mfc="none", color=line.get_color())
     middle.axhline(100 * base.share, color="grey", lw=1, ls=":")
     middle.set(title="Validation prompts (circled: the strength chosen)", ylabel="continuations judged as desired, %")

@@ -83,6 +83,10 @@ class Tracker:
         index = found.index.flatten() if everything else found.index[rows, places]
         return Selection(rows, places, index, everything, found, lengths)
 
+    def break_off(self) -> None:
+        """The last pass was not completed: no later one continues it."""
+        self.last = None if self.last is None else self.last.broken_off()
+
     def _rule(self, index: Tensor, lengths: PerRow) -> Tensor:
         return chosen_by(self.positions, index, lengths, self.beams)
 

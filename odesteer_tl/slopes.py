@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.numerics import along_sphere, on_sphere, unit_length
+from odesteer_tl.numerics import along_sphere, norm, on_sphere, unit_length
 
 
 class Slope:
     """A field in plain numbers: v(a) = function(a, *numbers), a slope of `numerics` and what it needs.
 
     `normalize`: the function is of a/‖a‖, and the chain rule through that is applied. `unit_speed`: v = ∇h/‖∇h‖.
+    `farthest`: at unit speed the function is asked no farther out; its direction stays, its length would overflow.
     """
 
     def __init__(
@@ -23,22 +24,27 @@ class Slope:
         numbers: tuple[Any, ...],
         normalize: bool = False,
         unit_speed: bool = False,
+        farthest: float | None = None,
     ) -> None:
         self.function, self.numbers, self.normalize, self.unit_speed = function, numbers, normalize, unit_speed
+        self.farthest = farthest
 
     def __call__(self, a: Tensor) -> Tensor:
         if self.normalize:
             return (along_sphere if self.unit_speed else on_sphere)(a, self.function, self.numbers)
-        g = self.function(a, *self.numbers)
-        return unit_length(g) if self.unit_speed else g
+        if not self.unit_speed:
+            return self.function(a, *self.numbers)
+        if self.farthest is not None:
+            a = a * (self.farthest / norm(a)).clamp_max(1.0)
+        return unit_length(self.function(a, *self.numbers))
 
     def over(self, numbers: tuple[Any, ...]) -> Slope:
         """The same function of other numbers."""
-        return Slope(self.function, numbers, self.normalize, self.unit_speed)
+        return Slope(self.function, numbers, self.normalize, self.unit_speed, self.farthest)
 
     def at_unit_speed(self) -> Slope:
         """The same direction, at the length 1."""
-        return Slope(self.function, self.numbers, self.normalize, True)
+        return Slope(self.function, self.numbers, self.normalize, True, self.farthest)
 
 
 def holds_module(thing: Any) -> bool:

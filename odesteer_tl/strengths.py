@@ -5,7 +5,6 @@ A method at home and the one that a server gets say the same in the same words, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ from odesteer_tl.numerics import norm, per_activation
 
 SITES = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 """The sites of a block, in the order in which a block comes to them."""
+
+LARGEST = torch.finfo(torch.float64).max
 
 
 def place_of(site: Any) -> tuple[int, int]:
@@ -37,9 +38,11 @@ def site_name(hook_name: str | None) -> str:
 def pairs_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[Any]:
     """Methods with their T, in the order in which they act; one that is several (`Layers`) as its parts, with its T.
 
-    Raises ValueError for lists that are no such pairs, and for a `layer` where a method is several.
+    Raises ValueError for lists that are no such pairs, for what is no fitted method, and for a `layer` where a
+    method is several.
     """
     if not isinstance(method, Sequence):
+        check_method(method)
         if not hasattr(method, "each_with"):
             return [(method, T)]
         check_no_layer(layer)
@@ -49,6 +52,17 @@ def pairs_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[An
     if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in method):
         raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
     return [pair for each, strength in method for pair in pairs_of(each, strength, None, layer)]
+
+
+def check_method(method: Any) -> None:
+    """Raise ValueError for a class, a barrier or whatever else is no fitted method."""
+    if isinstance(method, type):
+        name = method.__name__
+        raise ValueError(f"{name} is a class, not a fitted method: fit one, {name}.fit(acts), and pass that.")
+    if not callable(getattr(method, "edits", None)):
+        name = type(method).__name__
+        hint = ": ot.GradientFlow(barrier, layer=…) steers by it" if callable(getattr(method, "value", None)) else ""
+        raise ValueError(f"A {name} is no fitted method, such as ot.ODESteer.fit(acts){hint}.")
 
 
 def absolute(T: float | int | Tensor | None, relative_T: float | int | Tensor | None, x: Tensor) -> Any:
@@ -64,16 +78,56 @@ def of_rows(strength: float | int | Tensor | None, state: Any) -> float | int | 
     return strength.to(state.rows.device, non_blocking=True)[state.rows]
 
 
-def check_strength(T: Any, relative_T: Any) -> None:
-    """Raise ValueError for both or neither of T and relative_T, or for one that is no number, or not finite."""
+def check_strength(T: Any, relative_T: Any, dtype: torch.dtype | None = None) -> None:
+    """Raise ValueError for both or neither of T and relative_T, for one that is no number or not finite, and for one
+    that does not fit activations of `dtype`, where that is known."""
     if (T is None) == (relative_T is None):
         raise ValueError(f"Give either T or relative_T, got T={T}, relative_T={relative_T}.")
     strength = relative_T if T is None else T
     if not isinstance(strength, (int, float, Tensor)):
         raise ValueError(f"T is a number or a tensor, one value per row; got a {type(strength).__name__}.")
-    finite = bool(torch.isfinite(strength).all()) if isinstance(strength, Tensor) else math.isfinite(strength)
-    if not finite:
+    whole = torch.isfinite(strength).all() if isinstance(strength, Tensor) else abs(strength) <= LARGEST  # no huge int
+    if not whole:
         raise ValueError(f"T and relative_T must be finite, got {strength}.")
+    if dtype is not None:
+        check_fits(size_of(T, relative_T), dtype)
+
+
+def size_of(T: float | int | Tensor | None, relative_T: float | int | Tensor | None) -> float:
+    """The largest |T|, or |relative_T|, as a number of the host's."""
+    strength = relative_T if T is None else T
+    if isinstance(strength, Tensor):
+        return float(strength.detach().abs().max()) if strength.numel() else 0.0
+    return abs(float(strength or 0))
+
+
+def check_fits(size: float, dtype: torch.dtype) -> None:
+    """Raise ValueError for a T beyond the largest number of `dtype`, or the root of that of what is computed in, as
+    lengths are squared."""
+    if size <= 65504:  # which any float type holds
+        return
+    largest = min(torch.finfo(dtype).max, torch.finfo(working(dtype)).max ** 0.5)
+    if size > largest:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"T = {size:g} does not fit {name} (largest {largest:.5g}): give a smaller one.")
+
+
+def working(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in for activations of `dtype`: float32, or float64 for those."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def given_back(x: Tensor, dtype: torch.dtype, far: bool = False) -> Tensor:
+    """x in the dtype of the activations; entries beyond its largest number become that, in float16 or with `far`."""
+    if dtype != torch.float16 and not far:
+        return x.to(dtype)
+    largest = torch.finfo(dtype).max
+    return x.clamp(-largest, largest).to(dtype)
+
+
+def goes_far(T: float | int | Tensor | None) -> bool:
+    """Whether T may take activations beyond any float type: where a tensor, or ‖a‖, decides it."""
+    return isinstance(T, Tensor) or T is None or abs(T) > 65504
 
 
 def check_width(a: Tensor, d_model: int | None) -> None:

@@ -16,14 +16,19 @@ from odesteer_tl.numerics import per_activation
 from odesteer_tl.slopes import arrived, holds_module
 from odesteer_tl.strengths import (
     absolute,
+    check_fits,
     check_index,
     check_no_layer,
     check_strength,
     check_width,
+    given_back,
+    goes_far,
     layer_of,
     of_rows,
     place_of,
     site_name,
+    size_of,
+    working,
 )
 
 
@@ -65,7 +70,7 @@ class Travelling:
         self, a: Tensor, T: float | int | Tensor | None = None, *, relative_T: float | int | Tensor | None = None
     ) -> Tensor:
         """a(0) → a(T), shape, dtype and device of `a` [*batch, d_model]; as Method.steer, with the same errors."""
-        check_strength(T, relative_T)
+        check_strength(T, relative_T, a.dtype)
         return self._steered(a, T, relative_T)
 
     def edits(
@@ -166,9 +171,11 @@ class TravellingEdit:
     ) -> None:
         self.read = self.write = TravellingSite(layer, site)
         self.steered, self.T, self.relative_T, self.of_query = steered, T, relative_T, of_query
+        self.size = size_of(T, relative_T)
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
-        """The new value [chosen, d_model] at `write`."""
+        """The new value [chosen, d_model] at `write`. Raises ValueError for a T that does not fit its dtype."""
+        check_fits(self.size, write.dtype)
         T, relative_T = of_rows(self.T, state), of_rows(self.relative_T, state)
         return self.steered(write, T, relative_T) if self.of_query is None else added(write, T, relative_T, read)
 
@@ -189,7 +196,7 @@ def steered(
     if not isinstance(strength, Tensor) and strength == 0:
         return a
     x = a.to(working(a.dtype))
-    return mover(a.device, x.dtype)(x, absolute(T, relative_T, x)).to(a.dtype)
+    return given_back(mover(a.device, x.dtype)(x, absolute(T, relative_T, x)), a.dtype, goes_far(T))
 
 
 def computed(
@@ -198,7 +205,7 @@ def computed(
     """f(a), f = maker(device, dtype), in the precision of `steered`. Raises ValueError for another width."""
     check_width(a, d_model)
     x = a.to(working(a.dtype))
-    return maker(a.device, x.dtype)(x).to(a.dtype)
+    return given_back(maker(a.device, x.dtype)(x), a.dtype)
 
 
 def added(a: Tensor, T: float | int | Tensor | None, relative_T: float | int | Tensor | None, v: Tensor) -> Tensor:
@@ -207,9 +214,4 @@ def added(a: Tensor, T: float | int | Tensor | None, relative_T: float | int | T
     if not isinstance(strength, Tensor) and strength == 0:
         return a
     x = a.to(working(a.dtype))
-    return (x + per_activation(absolute(T, relative_T, x), x) * v.to(x)).to(a.dtype)
-
-
-def working(dtype: torch.dtype) -> torch.dtype:
-    """What is computed in for activations of `dtype`: float32, or float64 for those."""
-    return torch.promote_types(dtype, torch.float32)
+    return given_back(x + per_activation(absolute(T, relative_T, x), x) * v.to(x), a.dtype, goes_far(T))

@@ -16,6 +16,7 @@ from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.barriers import LogRatioBarrier, auc
 from odesteer_tl.features import FeatureMap, Polynomial, Recipe, fit_to_sides
 from odesteer_tl.moving import moved
+from odesteer_tl.progress import bar
 from odesteer_tl.shapes import Desired, Samples, Undesired
 
 DEFAULT_CANDIDATES = tuple(Polynomial(degree, gamma) for degree in (2, 3) for gamma in (0.1, 1.0, 10.0))
@@ -86,16 +87,15 @@ def tune(
     The largest mean AUC is chosen; of equal ones, the first in the order of `trials`, so list the simpler first. Every
     candidate sees the same `folds_of(acts, folds, seed)`; recipes are fitted to the rows that are not held out. The
     global generators are not moved. `features=[Linear()]` tunes C alone. Warns as `LogRatioBarrier.fit`. Raises
-    ValueError where there are no candidates, a C is not positive, and as `folds_of`.
+    ValueError where there are no candidates, a C is not positive, the sides are the same, and as `folds_of`.
     """
-    from tqdm import tqdm
-
     if len(features) == 0 or len(Cs) == 0:
         raise ValueError(f"Nothing to choose from: {len(features)} features and {len(Cs)} values of C.")
     if not all(0 < C < float("inf") for C in Cs):
         raise ValueError(f"Cs are weights of the log-loss, positive and finite; got {tuple(Cs)}.")
+    acts.check("tune")
     parts, trials = folds_of(acts, folds, seed), []
-    for recipe in tqdm(features, desc="tuning", delay=2, leave=False):
+    for recipe in bar(features, said="Tuning"):
         recipes = [_Once(recipe) for _ in parts]
         for C in map(float, Cs):
             found = []

@@ -1,3 +1,30 @@
-"""beartype first: once nnsight has been imported, importing it fails (nnsight gives every object a `save`)."""
+"""One torch thread per worker, and the files that take longest first, so that both workers end together.
+
+beartype is imported first: once nnsight has been imported, importing it fails (nnsight gives every object a `save`).
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start
 
 import beartype  # noqa: F401
+import shape_checks
+import torch
+
+shape_checks.install()
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+LONGEST = (
+    "test_compare.py", "test_remote.py", "test_parity.py", "test_remote_failures.py", "test_evaluation.py",
+    "test_readme.py", "test_cli.py", "test_sending.py", "test_tuning.py", "test_nnsight.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+
+def pytest_runtest_setup():
+    shape_checks.begin_test()

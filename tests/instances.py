@@ -164,6 +164,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "linear-act": lambda: LinearAcT.fit(planted()),
     "mimic": lambda: MiMiC.fit(planted()),
     "mimic-ungated": lambda: MiMiC.fit(planted(), gate=False),
+    "mimic-few": lambda: MiMiC.fit(planted(5, 6), gate=False),  # d_model > 2·samples: the map in their span
     "hpr": lambda: HPR.fit(replace(planted(60, 60), paired=True), epochs=8),
     "re-control": lambda: REControl.fit(planted(), steps=10, epochs=60),
     "truth-flow": lambda: TruthFlow.fit(with_queries(), rank=4, epochs=20),
@@ -180,3 +181,10 @@ SPHERICAL: list[str] = ["odesteer", "odesteer-low-rank-rk4", "odesteer-sketch", 
 @cache
 def fitted(name: str) -> Method:
     return METHODS[name]()
+
+
+def shorter(demo, n=60, words=25):
+    """The demo with fewer texts, and their ends alone, so that its fits are short."""
+    sides = ("desired", "undesired", "validation_desired", "validation_undesired")
+    cut = {name: [" ".join(text.split()[-words:]) for text in getattr(demo, name)[:n]] for name in sides}
+    return replace(demo, pairs=demo.pairs[:n], **cut)

@@ -117,7 +117,7 @@ def saved_model(family: str) -> str:
     return folder
 
 
-def client(script: str, folder: Path, *arguments: object, preamble: str = PREAMBLE, timeout: float = 300) -> dict:
+def client(script: str, folder: Path, *arguments: object, preamble: str = PREAMBLE, timeout: float = 900) -> dict:
     """Run a script (sys.argv: the arguments) as a user of the wheel in that folder; return what it reports last."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "script.py"
@@ -129,7 +129,7 @@ def client(script: str, folder: Path, *arguments: object, preamble: str = PREAMB
     return json.loads(output.splitlines()[-1])
 
 
-def _run(command: list, cwd: str | Path, own: dict[str, str], timeout: float = 300) -> str:
+def _run(command: list, cwd: str | Path, own: dict[str, str], timeout: float = 900) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NDIF_", "NNSIGHT_", "PYTHONPATH"))}
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=environment | own, timeout=timeout, capture_output=True, text=True

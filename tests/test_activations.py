@@ -3,9 +3,11 @@
 import pytest
 import torch
 from instances import activations, planted, without_shape_checks
+from saved_folders import tensors_of
 
-from odesteer_tl.activations import ContrastiveActivations, Tokenised, processing_seen_in, read_tokens
+from odesteer_tl.activations import ContrastiveActivations, Tokenised, processing_seen_in
 from odesteer_tl.storage import read_tree, write_tree
+from odesteer_tl.tokens import named, taken
 
 HOOK = "blocks.2.hook_resid_post"
 LENGTHS = [5, 2, 3, 1]
@@ -20,6 +22,10 @@ def padded(lengths, side="right", d_model=6, seed=0):
         where = slice(0, len(row)) if side == "right" else slice(max(lengths) - len(row), None)
         values[i, where], mask[i, where] = row, True
     return values, mask, rows
+
+
+def read_tokens(values, mask, position):
+    return taken(values, named(mask, position), position)
 
 
 def expected_reading(rows, position):
@@ -297,7 +303,7 @@ def test_saving_and_loading_keeps_every_field(tmp_path):
     for before, after in zip(acts.tokens, again.tokens, strict=True):
         assert isinstance(after, Tokenised)
         assert torch.equal(before.tokens, after.tokens) and torch.equal(before.mask, after.mask)
-    assert {file.name for file in (tmp_path / "acts").iterdir()} == {"config.json", "tensors.safetensors"}
+    assert {file.name for file in (tmp_path / "acts").iterdir()} == {"config.json", tensors_of(tmp_path / "acts").name}
 
 
 def test_saving_and_loading_keeps_what_is_absent(tmp_path):
@@ -319,16 +325,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     write_tree(tmp_path / "more", {**tree, "extra": 1})
     with pytest.raises(ValueError, match="holds no ContrastiveActivations"):
         ContrastiveActivations.load(tmp_path / "more")
-    (tmp_path / "acts" / "tensors.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"it has no tensors\.safetensors"):
+    tensors_of(tmp_path / "acts").unlink()
+    with pytest.raises(ValueError, match=r"it has no tensors-[0-9a-f]{16}\.safetensors"):
         ContrastiveActivations.load(tmp_path / "acts")
 
 
 def test_a_folder_of_another_format_is_refused(tmp_path):
     planted().save(tmp_path)
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(ValueError, match="has format 99; this version of odesteer_tl reads format 1"):
+    config.write_text(config.read_text().replace('"format": 2', '"format": 99'))
+    with pytest.raises(ValueError, match="has format 99; this version of odesteer_tl reads formats 1 and 2"):
         ContrastiveActivations.load(tmp_path)
 
 

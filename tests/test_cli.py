@@ -4,6 +4,8 @@ import json
 
 import models
 import pytest
+import torch
+from instances import shorter
 from typer.testing import CliRunner
 
 import odesteer_tl as ot
@@ -37,7 +39,7 @@ def test_fit_then_generate_on_a_local_folder(model_folder, texts, tmp_path):
     fitted = run.invoke(app, ["fit", *texts, out, "--layer", "1", "--model", model_folder, "--position", "mean"])
     assert fitted.exit_code == 0, fitted.output
     assert "ODESteer on 20 desired and 20 undesired activations at blocks.1.hook_resid_post" in fitted.output
-    assert {file.name for file in (tmp_path / "method").iterdir()} == {"config.json", "tensors.safetensors"}
+    assert {file.suffix for file in (tmp_path / "method").iterdir()} == {".json", ".safetensors"}
     words = ["generate", out, "the film", "we saw it", "--relative-T", "3", "--max-new-tokens", "6"]
     first = run.invoke(app, [*words, "--model", model_folder])
     assert first.exit_code == 0, first.output
@@ -59,7 +61,9 @@ def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
 
 @pytest.mark.parametrize("name", MethodName)
 def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder, texts, tmp_path):
-    (tmp_path / "asked.txt").write_text("\n".join(f"we saw the film {n % 3}" for n in range(20)), encoding="utf-8")
+    (tmp_path / "asked.txt").write_text(
+        "\n".join(["we saw the film", "we saw it", "the film"][n % 3] for n in range(20)), encoding="utf-8"
+    )
     out, queries = str(tmp_path / "method"), ["--queries", str(tmp_path / "asked.txt")]
     asked = {"truthflow": queries, "repe": queries, "hpr": ["--paired"]}.get(name, [])
     where = ["--layer", "1", "--model", model_folder, "--position", "mean", "--method", name]
@@ -74,12 +78,29 @@ def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder,
 
 def test_fit_says_which_texts_a_method_lacks(model_folder, texts, tmp_path):
     where = [str(tmp_path / "method"), "--layer", "1", "--model", model_folder, "--method"]
-    for name, message in (("truthflow", "these are not paired"), ("hpr", "paired")):
+    for name in ("truthflow", "hpr"):
         refused = run.invoke(app, ["fit", *texts, *where, name])
-        assert refused.exit_code == 2 and message in refused.output
+        assert refused.exit_code == 2 and "--paired" in refused.output, refused.output
+        assert "paired=True" not in refused.output and "queries=" not in refused.output  # the words of the API
     (tmp_path / "asked.txt").write_text("we saw the film", encoding="utf-8")
     few = run.invoke(app, ["fit", *texts, *where, "truthflow", "--queries", str(tmp_path / "asked.txt")])
     assert few.exit_code == 2 and "20" in few.output and not (tmp_path / "method").exists()
+
+
+def test_a_method_that_names_no_model_is_not_run_on_another(tmp_path):
+    torch.manual_seed(0)
+    ot.save(ot.CAA.fit(ot.ContrastiveActivations(torch.randn(4, 8), torch.randn(4, 8), layer=1)), tmp_path / "nameless")
+    refused = run.invoke(app, ["generate", str(tmp_path / "nameless"), "the film", "--T", "1"])
+    assert refused.exit_code == 2 and "does not say which model" in refused.output and "--model" in refused.output
+
+
+def test_messages_speak_of_options():
+    from odesteer_tl.messages import in_own_words
+
+    said = "pass paired=True and queries=[n, d], a layer=3, position=0 and T=2 or relative_T=0.2"
+    assert in_own_words(said) == (
+        "pass --paired and --queries FILE, a --layer 3, --position 0 and --T 2 or --relative-T 0.2"
+    )
 
 
 def test_answers_go_on_where_their_queries_end_and_no_line_is_skipped(texts, tmp_path, monkeypatch):
@@ -106,7 +127,7 @@ def test_answers_go_on_where_their_queries_end_and_no_line_is_skipped(texts, tmp
     [
         (["fit", "absent.txt", "absent.txt", "out", "--layer", "1"], "absent.txt is not a file"),
         (["generate", "absent", "a prompt", "--T", "1"], "not a saved odesteer_tl folder"),
-        (["demo", "--quick", "--layer", "99"], "layer=99 does not exist"),
+        (["demo", "--quick", "--layer", "99"], "--layer 99 does not exist"),
     ],
 )
 def test_bad_input_ends_in_its_message(words, message, tmp_path, monkeypatch):
@@ -122,7 +143,7 @@ def test_generate_wants_one_strength(model_folder, texts, tmp_path):
     assert run.invoke(app, ["fit", *texts, out, "--layer", "1", "--model", model_folder]).exit_code == 0
     for words in ([], ["--T", "1", "--relative-T", "1"]):
         result = run.invoke(app, ["generate", out, "the film", "--model", model_folder, *words])
-        assert result.exit_code == 2 and "either T or relative_T" in result.output
+        assert result.exit_code == 2 and "Give either --T or --relative-T" in result.output
 
 
 def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path):
@@ -146,6 +167,7 @@ def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monk
         return tune(acts, features or [Polynomial()], Cs=(1,), folds=2, seed=seed)
 
     monkeypatch.setattr(ablation, "tune", few)
+    monkeypatch.setattr(contest, "load_demo", lambda model: shorter(ot.load_demo(model)))
     picture = tmp_path / "compare.png"
     words = ["compare", "--quick", "--json", "--seeds", "1", "--model", model_folder, "--layer", "1"]
     result = run.invoke(app, [*words, "--picture", str(picture)])
@@ -158,4 +180,4 @@ def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monk
     assert set(facts["ablation"]["cosines"]) == {"paper", "tuned"}
     assert picture.read_bytes()[:4] == b"\x89PNG"
     wrong = run.invoke(app, ["compare", "--quick", "--seeds", "0"])
-    assert wrong.exit_code == 2 and "at least one seed" in wrong.output
+    assert wrong.exit_code == 2 and "--seeds" in wrong.output and "0 is not from 1" in wrong.output

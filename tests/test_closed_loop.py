@@ -14,6 +14,7 @@ from models import BACKENDS, hugging_face, load
 from oracle import PROMPTS, STEPS, TOLERANCE, block, generate, steered_positions
 
 import odesteer_tl as ot
+from odesteer_tl import room
 from odesteer_tl.backends.linearising import mean_jacobians
 from odesteer_tl.parity import oracle
 from odesteer_tl.parity.table import METHODS
@@ -178,7 +179,7 @@ def test_wrong_loops_deviate(name, wrong):
 
     with ot.steering(model, Mutant(), 1.5):
         new, found = generate(model, "bridge", ROWS)
-    worst, _ = oracle.differences("gpt2", ROWS, new, found, oracle.places(right, 1.5))
+    worst, _ = oracle.differences(found, oracle.steered_and_plain("gpt2", ROWS, new, oracle.places(right, 1.5)))
     stateless = name == "A-LQR" and wrong is one_state_for_all_passes
     assert worst <= TOLERANCE if stateless else worst >= 100 * TOLERANCE
 
@@ -197,6 +198,14 @@ def errors(model, method, tokens, T, steered):
         cached = run()
     beta = torch.stack([(cached[n][:, -1] * v[0]).sum(-1) for n, v in zip(names, method.directions, strict=True)])
     return (T * method.set_points - beta).abs()
+
+
+def test_matrices_that_do_not_fit_the_memory_are_refused_before_they_are_made(monkeypatch):
+    model, (desired, undesired) = load("bridge", "llama"), oracle.texts()
+    monkeypatch.setattr(room, "room", lambda device: 1_000)
+    with pytest.raises(ValueError, match=r"A-LQR by matrices of 32 × 32 needs 32,768 bytes .* matrix_free=True"):
+        ot.ALQR.fit(model, desired, undesired, n_jacobians=2)
+    ot.ALQR.fit(model, desired, undesired, n_jacobians=2, matrix_free=True)
 
 
 @pytest.mark.parametrize("family", RANDOM)

@@ -38,6 +38,7 @@ NAN, INF = float("nan"), float("inf")
         ({"T": NAN}, r"T and relative_T must be finite, got nan"),
         ({"T": INF}, r"T and relative_T must be finite, got inf"),
         ({"relative_T": -INF}, r"must be finite, got -inf"),
+        ({"T": 10**400}, r"must be finite, got 1000"),
         ({"T": torch.tensor([1.0, NAN])}, r"must be finite, got tensor\(\[1\., nan\]\)"),
     ],
 )

@@ -1,15 +1,20 @@
 """Metrics against closed forms, the rule for strengths case by case, and the promise of the demo on the real model."""
 
 import json
+import math
+from dataclasses import replace
 
 import models
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from instances import ALL_METHODS, activations, fitted, planted
 
 import odesteer_tl as ot
 from odesteer_tl.backends import read_site, token_losses
 from odesteer_tl.evaluation.continuing import UNSTEERED, Setting
+from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.metrics import bootstrap_interval, distinct
 from odesteer_tl.evaluation.strength import Trial, best, least_T, median_displacement, nearest, time_for
@@ -101,13 +106,64 @@ def trial(displacement, share, perplexity=10.0, distinct2=0.8):
     return Trial(displacement, 1.0, share, perplexity, distinct2)
 
 
-def test_the_rule_takes_the_largest_share_that_is_allowed():
+def test_of_prefixes_the_rule_takes_the_largest_share_that_is_allowed():
     base = trial(0.0, 0.5)
     weak, good, broken = trial(0.1, 0.6), trial(0.2, 0.7, perplexity=13.0), trial(0.4, 0.9, perplexity=13.1)
     dull = trial(0.8, 0.95, distinct2=0.75)
     assert best([weak, good, broken, dull], base) is good
     assert best([broken, dull], base) is broken  # nothing allowed: the weakest
     assert best([trial(0.4, 0.6), trial(0.2, 0.6)], base).displacement == 0.4  # the first of equals
+
+
+BASE = Trial(0.0, 0.0, 0.5, 10.0, 0.8)
+TRIED = [
+    Trial(0.1, 2.0, 0.6, 11.0, 0.8),
+    Trial(0.2, 4.0, 0.9, 12.0, 0.82),
+    Trial(0.4, 10.0, 0.8, 16.0, 0.78),
+    Trial(0.8, 30.0, 0.4, 30.0, 0.5),
+]
+
+
+def test_the_strength_spends_the_budget_between_trials():
+    """Perplexity comes to 13 between 12 and 16, as a line in its logarithm."""
+    part = math.log(13 / 12) / math.log(16 / 12)
+    chosen = Curve(TRIED, BASE).chosen
+    assert chosen.displacement == pytest.approx(0.2 + 0.2 * part)
+    assert chosen.T == pytest.approx(4 + 6 * part) and chosen.share == pytest.approx(0.9 - 0.1 * part)
+    assert chosen.perplexity == pytest.approx(1.3) and Curve(TRIED, BASE).allowed
+    below = Curve(TRIED, BASE).at_perplexity(1.05)  # before the first trial: between it and no steering
+    assert below.displacement == pytest.approx(0.1 * math.log(1.05) / math.log(1.1))
+    assert below.T == pytest.approx(20 * below.displacement)
+
+
+def test_variety_is_a_bound_too():
+    dull = [Trial(0.1, 1.0, 0.6, 10.0, 0.72), TRIED[2]]  # .9 of unsteered at .1: .95 at half of that
+    assert Curve(dull, BASE).chosen.displacement == pytest.approx(0.05)
+
+
+def test_perplexity_that_falls_again_stays_what_it_was():
+    risen = [Trial(0.1, 1.0, 0.6, 12.0, 0.8), Trial(0.2, 2.0, 0.6, 11.0, 0.8), Trial(0.4, 4.0, 0.6, 12.9, 0.8)]
+    curve = Curve(risen[::-1], BASE)  # in any order
+    assert curve.at(0.2).perplexity == pytest.approx(1.2)
+    assert curve.chosen.displacement == 0.4, "the end, where the budget is never spent"
+
+
+def test_a_loop_does_not_rest_at_no_steering():
+    loop = Curve([Trial(0.1, 0.5, 0.6, 14.0, 0.8), Trial(0.2, 1.0, 0.7, 15.0, 0.8)], BASE, rests=False)
+    assert (loop.chosen.displacement, loop.chosen.T, loop.allowed) == (0.1, 0.5, False)
+    assert not Curve(loop.trials, BASE, rests=False).allowed and Curve(loop.trials, BASE).allowed
+
+
+@given(st.lists(st.floats(-1e-6, 1e-6), min_size=5, max_size=5), st.sampled_from([12.999999, 13.0, 13.000001]))
+def test_rounding_moves_the_strength_by_no_more_than_rounding(errors, edge):
+    """A trial at the very bound: the old rule took one grid point or the other, half as far or twice."""
+    tried = [*TRIED[:2], Trial(0.3, 7.0, 0.85, edge, 0.79), *TRIED[2:]]
+    moved = [
+        replace(t, perplexity=t.perplexity * (1 + e), share=t.share + e) for t, e in zip(tried, errors, strict=True)
+    ]
+    one, other = Curve(tried, BASE).chosen, Curve(moved, BASE).chosen
+    assert one.displacement == pytest.approx(0.3, abs=1e-4)
+    assert other.displacement == pytest.approx(one.displacement, abs=1e-4) and other.T == pytest.approx(one.T, abs=1e-2)
 
 
 @pytest.mark.parametrize("kind", models.KINDS)
@@ -168,11 +224,12 @@ def test_the_study_has_a_row_for_each_method_at_a_strength_that_the_rule_chose(s
     base = result.rows[0]
     assert base.T is None and base.displacement == 0 and base.shift == 0
     for row in result.rows[1:]:
-        assert row.T == best(row.trials, result.unsteered_trial).T
+        chosen = Curve(row.trials, result.unsteered_trial).chosen
+        assert row.T == chosen.T
         assert [t.displacement for t in row.trials] == list(setting.grid)
         assert row.shift == pytest.approx(row.share - base.share)
         assert row.shift_interval[0] <= row.shift <= row.shift_interval[1]
-        assert row.displacement == pytest.approx(best(row.trials, result.unsteered_trial).displacement, rel=0.3)
+        assert row.displacement == pytest.approx(chosen.displacement, rel=0.3)
         assert row.reaches is not None and 0 <= row.reaches <= 1
         assert len(row.continuations) == 12
     assert result.trajectory is not None and result.trajectory.h.shape == (11, 6)

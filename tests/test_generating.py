@@ -122,6 +122,8 @@ def test_continuations_end_at_the_end_of_text(model, monkeypatch):
     name = model.tokenizer.convert_ids_to_tokens(end)
     eos = model.tokenizer.eos_token
     monkeypatch.setattr(model.cfg, "eos_token_id", None, raising=False)
+    if hasattr(model, "original_model"):
+        monkeypatch.setattr(model.original_model.generation_config, "eos_token_id", None)
     model.tokenizer.eos_token = name
     try:
         out = ot.generate(model, TEXTS, max_new_tokens=8)
@@ -172,6 +174,8 @@ def test_beams_are_the_bridges():
         ({"T": 1.0, "method": None}, "without a method"),
         ({"max_new_tokens": 0}, "at least 1"),
         ({"temperature": -1.0}, "at least 0"),
+        ({"temperature": float("nan")}, "temperature at least 0 and finite, got 40, 1, None and nan"),
+        ({"temperature": float("inf")}, "finite"),
         ({"prompts": []}, "No text"),
         ({"prompts": ["good", ""], "prepend_bos": False}, "Text 1"),
         ({"positions": "generated", "max_new_tokens": 1}, "No token was steered"),

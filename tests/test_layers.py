@@ -1,6 +1,5 @@
 """Laws of Layers: its parts act in the order of the model, each at its own site and as if hooked in there by hand."""
 
-import json
 from functools import cache
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from instances import without_shape_checks
 from models import BACKENDS, load, width
 from oracle import PROMPTS, STEPS, TOLERANCE, generate
+from saved_folders import resealed
 
 import odesteer_tl as ot
 from odesteer_tl.parity import oracle
@@ -174,7 +174,7 @@ def test_what_is_no_set_of_fitted_methods_is_refused():
             ((), "at least one"),
             (loose, "at least one"),
             ((3,), "part 0 is a int"),
-            ((ot.CAA,), "part 0 is a type|ABCMeta"),
+            ((ot.CAA,), "part 0 is the class CAA"),
             ((loose,), "Part 0 of Layers, CAA, was fitted without a layer"),
         ):
             with pytest.raises(ValueError, match=said):
@@ -193,9 +193,7 @@ def test_it_is_kept_and_moved_like_any_method(tmp_path):
         assert one.write == other.write
         assert torch.equal(one.apply(a, a, ot.State(torch.arange(3))), other.apply(a, a, ot.State(torch.arange(3))))
     assert method.to(dtype=torch.float64).parts[1].parts[0].shift.dtype == torch.float64
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["tree"]["method"]["parts"][0]["steps"] = "many"
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    resealed(tmp_path, lambda tree: tree["method"]["parts"][0].update(steps="many"))
     with without_shape_checks(), pytest.raises(ValueError, match="ODESteer"):
         ot.load(tmp_path)
 

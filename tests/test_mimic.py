@@ -8,6 +8,7 @@ import pytest
 import torch
 from instances import D_MODEL, activations, in_float64, planted, without_shape_checks
 
+from odesteer_tl import room
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.methods import MiMiC
 
@@ -59,6 +60,42 @@ def test_the_matrix_is_symmetric_and_positive_definite_with_fewer_samples_than_d
         matrix = MiMiC.fit(acts).matrix
         assert torch.equal(matrix, matrix.T)
         assert float(torch.linalg.eigvalsh(matrix.double()).min()) > 1e-3
+
+
+def padded(acts, width):
+    """The same sides in more dimensions, where all that is new is 0."""
+    sides = (torch.nn.functional.pad(side, (0, width - side.shape[1])) for side in (acts.desired, acts.undesired))
+    return ContrastiveActivations(*sides, layer=3)
+
+
+def test_few_samples_give_the_map_of_the_whole_covariances():
+    """A S A = T has one symmetric positive definite solution, whichever way it was found."""
+    acts, reg = planted(9, 8, d_model=40), 1e-2
+    method = MiMiC.fit(acts, reg=reg)
+    assert isinstance(method.stretch, tuple)
+    matrix, identity = method.matrix.double(), torch.eye(40, dtype=torch.float64)
+    source, target = (moments(side.double())[1] + reg * identity for side in (acts.undesired, acts.desired))
+    torch.testing.assert_close(matrix @ source @ matrix, target, rtol=0, atol=1e-5)
+    assert torch.equal(matrix, matrix.T) and float(torch.linalg.eigvalsh(matrix).min()) > 1e-3
+
+
+def test_few_samples_in_65536_dimensions_need_no_matrix_of_that_size():
+    """The rows live in 24 of the dimensions, where all matrices are whole; beside them nothing is carried."""
+    small, a = planted(14, 13), activations(6, dtype=torch.float32)
+    near, far = MiMiC.fit(small), MiMiC.fit(padded(small, 65_536))
+    assert not isinstance(near.stretch, tuple) and isinstance(far.stretch, tuple)
+    wide = torch.nn.functional.pad(a, (0, 65_536 - D_MODEL))
+    wide[:, -1] = 3.0
+    out, expected = far.steer(wide, T=1.0), near.steer(a, T=1.0)
+    torch.testing.assert_close(out[:, :D_MODEL], expected, rtol=0, atol=1e-4)
+    assert float((out[:, D_MODEL:] - wide[:, D_MODEL:]).abs().max()) <= 1e-5
+    assert float((expected - a).norm(dim=-1).max()) > 0.5
+
+
+def test_covariances_that_do_not_fit_the_memory_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(room, "room", lambda device: 10_000)
+    with pytest.raises(ValueError, match=r"MiMiC's map of 105 samples in 24 dimensions needs 36,864 bytes .* 10,000: "):
+        MiMiC.fit(planted())
 
 
 def test_parity_with_the_released_code():

@@ -142,8 +142,17 @@ def test_a_batch_read_before_may_be_padded_and_is_refused(model):
 def test_a_part_that_runs_by_itself_is_not_steered_by_an_earlier_pass(model):
     with ot.steering(model, METHOD, T):
         plain(model, TOKENS[:1], MASK[:1])
-        with pytest.raises(ValueError, match="outside a forward pass"), model.model.trace(TOKENS[:1]):
-            model.model.norm.output.sum()
+        inside = model._module.model.embed_tokens(TOKENS[:1])
+        with pytest.raises(ValueError, match="outside a forward pass"):
+            block(model)._module(inside, position_embeddings=model._module.model.rotary_emb(inside, TOKENS[:1]))
+
+
+def test_the_stack_of_blocks_may_run_without_the_head(model):
+    with ot.steering(model, METHOD, T):
+        whole = plain(model, TOKENS[:1], MASK[:1])
+        with model.model.trace(TOKENS[:1]):
+            inside = nnsight.save(model.model.norm.output)
+        assert torch.allclose(model._module.lm_head(inside), whole, atol=1e-5)
 
 
 def test_a_scan_sees_shapes(model):

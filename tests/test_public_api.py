@@ -21,11 +21,12 @@ PUBLIC = [
 ]  # fmt: skip
 
 ORDER = [
-    "numerics", "neural", "vector_flow", "shapes", "storage", "tokens", "activations", "strengths", "slopes",
-    "travelling", "feedback", "moving", "features", "barriers", "tuning", "networks", "fields", "solvers", "flow",
-    "sending", "edits", "methods", "rules", "following", "positions", "backends", "control", "artefacts", "assets",
-    "demo", "evaluation", "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation",
-    "evaluation.showcase", "evaluation.contest", "parity", "cli",
+    "progress", "room", "numerics", "neural", "vector_flow", "shapes", "plain_trees", "storage", "field_types",
+    "sinks", "degeneracy", "tokens", "activations", "strengths", "slopes", "travelling", "feedback", "moving",
+    "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending", "edits", "methods", "rules",
+    "model_inputs", "caches", "following", "positions", "backends", "control", "artefacts", "assets", "demo",
+    "evaluation", "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation",
+    "evaluation.showcase", "evaluation.contest", "parity", "messages", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. Of the evaluation, what draws
 and prints has entries of its own, after the plots."""

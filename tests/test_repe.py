@@ -7,6 +7,7 @@ import pytest
 import torch
 from instances import D_MODEL, activations, planted, without_shape_checks
 
+from odesteer_tl import room
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.methods import RepE
 
@@ -92,6 +93,27 @@ def test_it_adds_a_unit_vector():
     torch.testing.assert_close(h[1] - h[0], torch.full((4,), 2.0).double(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("width", [100, 65_536])
+def test_fewer_pairs_than_dimensions_give_the_same_direction(width, paired):
+    """By way of a square of the pairs, here; by way of one of the dimensions in the 24 where the rows live."""
+    small, _ = pairs(n=40)
+    sides = (torch.nn.functional.pad(side, (0, width - D_MODEL)) for side in (small.desired, small.undesired))
+    wide = ContrastiveActivations(*sides, paired=paired)
+    near = RepE.fit(ContrastiveActivations(small.desired, small.undesired, paired=paired)).direction
+    far = RepE.fit(wide).direction
+    torch.testing.assert_close(far[:D_MODEL], near, rtol=0, atol=1e-6)
+    assert float(far[D_MODEL:].abs().max()) <= 1e-6 and float(far.norm()) == pytest.approx(1, abs=1e-6)
+    one, other = (RepE.fit(each, parity=True).direction for each in (small, wide))
+    assert abs(float(other[:D_MODEL] @ one)) == pytest.approx(1, abs=1e-6)
+
+
+def test_squares_that_do_not_fit_the_memory_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(room, "room", lambda device: 10_000)
+    with pytest.raises(ValueError, match=r"of 106 differences in 24 dimensions needs 18,432 bytes .*fit fewer pairs"):
+        RepE.fit(planted())
+
+
 def test_parity_with_the_released_code_up_to_sign():
     with np.load(DATA / "reference.npz") as inputs, np.load(DATA / "reference_maps.npz") as stored:
         acts = ContrastiveActivations(*(torch.from_numpy(inputs[side]) for side in ("desired", "undesired")))
@@ -118,7 +140,7 @@ def test_too_few_samples_are_refused(desired, undesired, parity):
 
 def test_pairs_that_do_not_differ_are_refused():
     side = planted().desired
-    with pytest.raises(ValueError, match="needs pairs that differ; the members of all pairs are equal"):
+    with pytest.raises(ValueError, match="60 desired and 60 undesired activations are the same ones"):
         RepE.fit(ContrastiveActivations(side, side.clone(), paired=True))
     with pytest.raises(ValueError, match=r"differ by one and the same vector, and parity=True centres it away"):
         RepE.fit(ContrastiveActivations(side.double() + 1, side.double(), paired=True), parity=True)

@@ -200,7 +200,8 @@ TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.starts
 
 def test_all_that_travels_is_registered():
     inner = ["blocks", "intervening", "picking", "sites"]
-    outer = ["feedback", "following", "neural", "numerics", "rules", "slopes", "strengths", "travelling", "vector_flow"]
+    outer = "caches feedback following model_inputs neural numerics rules sinks slopes strengths travelling vector_flow"
+    outer = outer.split()
     assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
 
 

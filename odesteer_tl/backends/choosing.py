@@ -14,6 +14,12 @@ def kind_of(model: Any) -> Kind:
             return "HookedTransformer"
     if all(hasattr(model, name) for name in ("_module", "trace", "interleave", "interleaver")):
         return "nnsight"
+    if all(hasattr(model, name) for name in ("cfg", "run_with_cache", "original_model")):
+        raise ValueError(
+            f"This {type(model).__name__} has no one list of decoder blocks (as an encoder-decoder has not): "
+            'steer it in nnsight, nnsight.TransformersModel(model, ...), with blocks="model.decoder.layers" or where '
+            "its decoder blocks are."
+        )
     raise ValueError(
         "Expected a HookedTransformer or a TransformerBridge of TransformerLens, or an nnsight model, got "
         f"{type(model).__name__}. A Hugging Face name or folder becomes one with ot.load_model(name); a Hugging Face "

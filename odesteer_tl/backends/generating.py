@@ -1,15 +1,18 @@
 """Generating: prompts to continuations, steered or not, the same ones whenever the same call is made."""
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from odesteer_tl.backends.checks import check_mask_taken, check_place
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.generation import Generation, finished
-from odesteer_tl.backends.models import check_place, device_of, eos_ids_of, load_weights
+from odesteer_tl.backends.models import device_of, eos_ids_of, load_weights
+from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.steering import attached, carrier_for, conclude
 from odesteer_tl.backends.texts import ChatTemplate, Texts, check_context, tokenise, trimmed
@@ -38,6 +41,7 @@ def generate(
     stop_at_eos: bool = True,
     prepend_bos: bool | None = None,
     chat_template: ChatTemplate = False,
+    system: str | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     remote: bool | str = False,
@@ -51,12 +55,13 @@ def generate(
     steered. Sampling starts from `seed` and leaves the global generators here as they were (a server's it sets); other
     threads that sample meanwhile disturb it.
     `num_beams` > 1 is not for HookedTransformer. `T` may hold one value per prompt. `batch_size` None takes all prompts
-    at once; greedy continuations do not depend on it. Prompts, `remote` and `blocks` as for `collect`.
+    at once; greedy continuations do not depend on it. Prompts, `system`, `remote` and `blocks` as for `collect`.
 
     Raises ValueError as `tokenise` and `steering` do, for a T without a method, or values of another number than the
     prompts, for a token budget (also one beyond the model's context), a temperature or beams that cannot be, and before
     anything is sent for a method that cannot travel. ConnectionError where a server is not reached or lost,
-    RuntimeError where it fails or sends back no text.
+    RuntimeError where it fails, or sends back what was not asked for: other prompts, too many tokens, or such as the
+    vocabulary has not, counts that cannot be. A server that steers otherwise, or another model, is not noticed.
     """
     kind = kind_of(model)
     check_place(model, remote, blocks)
@@ -64,9 +69,10 @@ def generate(
         load_weights(model)
     if method is None and (T is not None or relative_T is not None):
         raise ValueError("T was given without a method: ot.generate(model, prompts, method, T=...).")
-    if max_new_tokens < 1 or num_beams < 1 or temperature < 0 or (batch_size is not None and batch_size < 1):
+    finite = 0 <= temperature < math.inf
+    if max_new_tokens < 1 or num_beams < 1 or not finite or (batch_size is not None and batch_size < 1):
         raise ValueError(
-            "max_new_tokens, num_beams and batch_size must be at least 1 and temperature at least 0, got "
+            "max_new_tokens, num_beams and batch_size must be at least 1 and temperature at least 0 and finite, got "
             f"{max_new_tokens}, {num_beams}, {batch_size} and {temperature}."
         )
     if (top_p is not None and not 0 < top_p <= 1) or (top_k is not None and top_k < 1):
@@ -89,14 +95,15 @@ def generate(
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     if num_beams > 1:
         options["num_beams"] = num_beams
-    texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template)
+    texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
     count = len(texts.tokens)
     borders = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
     seeds = torch.Generator().manual_seed(seed)  # for a server, which has generators of its own: one seed per batch
     check_context(model, texts, max_new_tokens)
     generated: list[Tensor] = []
     reports: list[Report] = []
-    with _own_randomness(device_of(model), seed):
+    mine = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
+    with mine, _own_randomness(device_of(model), seed):
         for chosen in torch.arange(count).split(batch_size or count):
 
             def own(value: Any, chosen: Tensor = chosen) -> Any:
@@ -118,6 +125,7 @@ def generate(
             }
             methods = [tuple(map(own, pair)) for pair in method] if isinstance(method, Sequence) else method
             own_seed = int(torch.randint(2**62, (), generator=seeds))
+            check_mask_taken(model, batch.mask)
             tokens, report = _continued(model, batch, options, methods, strength, remote, own_seed)
             generated.append(tokens)
             reports += [] if report is None else [report]
@@ -143,7 +151,8 @@ def _continued(
         from odesteer_tl.backends.nnsight.running import continued, continued_remotely
 
         if remote:  # the carrier has checked that the method fits; the steering itself is done there
-            tokens, report = continued_remotely(model, batch, options, method, strength, remote, seed)
+            written = () if carrier is None else carrier.tokens_steered
+            tokens, report = continued_remotely(model, batch, options, method, strength, remote, seed, written)
             if carrier is not None and report is not None:
                 report.tokens_steered = carrier.tokens_steered | report.tokens_steered
             return tokens, report

@@ -17,6 +17,7 @@ from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import device_of, load_weights
 from odesteer_tl.backends.nnsight.blocks import blocks_of, value_in
 from odesteer_tl.backends.nnsight.sites import entering, inputs_with
+from odesteer_tl.progress import bar
 from odesteer_tl.shapes import AnyTokens, TokenIds
 
 Rows = Float[Tensor, "rows d_model"]
@@ -105,10 +106,8 @@ def mean_jacobians(
     device of the model, `chunk` rows at once. At any time there is one matrix and one prompt's activations: a prompt is
     run anew for each layer, which costs one pass where a Jacobian costs about 3·d_model rows of one block.
     """
-    from tqdm.auto import tqdm
-
     steps = len(layers) * len(prompts)
-    with tqdm(desc="Jacobians", total=steps, delay=0 if progress else 2, disable=progress is False) as bar:
+    with bar(said="Jacobians", total=steps, progress=progress) as shown:
         for layer in layers:
             total: Tensor | None = None
             for prompt in prompts:
@@ -121,7 +120,7 @@ def mean_jacobians(
                     unit = torch.zeros(len(rows), d_model, dtype=block.at.dtype, device=device)
                     unit[torch.arange(len(rows), device=device), rows] = 1
                     total[rows] += block.pulled(unit).to(total)
-                bar.update()
+                shown.update()
             assert total is not None
             yield total.div_(len(prompts))
 

@@ -1,16 +1,18 @@
 """What a model says of itself, in one voice for both libraries, and whether a method fits it."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from odesteer_tl.activations import Origin, Processing, processing_seen_in
+from odesteer_tl.activations import Processing, processing_seen_in
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.nnsight.blocks import blocks_of
-from odesteer_tl.backends.nnsight.sites import check_biases, check_site
-from odesteer_tl.edits import Site
+from odesteer_tl.backends.transformer_lens.cache_names import rename_for_good
+from odesteer_tl.backends.upstream import made_by, need
+from odesteer_tl.backends.weights import device_under, numbers_of
 
 
 def load_model(
@@ -43,7 +45,7 @@ def load_model(
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+        return rename_for_good(TransformerBridge.boot_transformers(name, device=device, dtype=dtype))
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -57,7 +59,7 @@ def load_weights(model: Any) -> None:
 
 def device_of(model: Any) -> torch.device:
     """Where the model takes its tokens."""
-    return next(model.parameters()).device
+    return device_under(model)
 
 
 def dtype_of(model: Any) -> torch.dtype:
@@ -71,8 +73,10 @@ def pad_id_of(model: Any) -> int | None:
 
 
 def tokenizer_of(model: Any) -> Any:
-    """The model's tokenizer, or None."""
-    return getattr(model, "tokenizer", None)
+    """The model's tokenizer, or None. Raises ValueError where a library that holds one has renamed it."""
+    if kind_of(model) == "nnsight" and not hasattr(model, "repo_id"):  # a wrapper of any module, which has none
+        return getattr(model, "tokenizer", None)
+    return need(model, "tokenizer", "by whose pad token undeclared pads are noticed")
 
 
 def eos_ids_of(model: Any) -> list[int]:
@@ -82,7 +86,9 @@ def eos_ids_of(model: Any) -> list[int]:
         found = getattr(own, "eos_token_id", None)
         found = getattr(_config(model), "eos_token_id", None) if found is None else found
     else:
-        found = getattr(model.cfg, "eos_token_id", None)
+        own = getattr(getattr(model, "original_model", None), "generation_config", None)
+        found = getattr(own, "eos_token_id", None)
+        found = getattr(model.cfg, "eos_token_id", None) if found is None else found
     if found is None:
         found = getattr(tokenizer_of(model), "eos_token_id", None)
     return [] if found is None else [found] if isinstance(found, int) else list(found)
@@ -115,6 +121,11 @@ def context_of(model: Any) -> int | None:
     return _said(model, "n_ctx", "max_position_embeddings")
 
 
+def vocabulary_of(model: Any) -> int | None:
+    """How many tokens the model can give; None where nothing says."""
+    return _said(model, "d_vocab", "vocab_size")
+
+
 def layers_of(model: Any, blocks: Any = None) -> int:
     """How many blocks the model has. Raises ValueError as `blocks_of` does."""
     return len(blocks_of(model, blocks)) if kind_of(model) == "nnsight" else model.cfg.n_layers
@@ -127,6 +138,33 @@ def layers_chosen(model: Any, layers: Iterable[int] | None, blocks: Any = None) 
     return list(range(layers_of(model, blocks)) if layers is None else layers)
 
 
+def modules_of(model: Any, blocks: Any = None) -> Any:
+    """The model's decoder blocks, as torch modules."""
+    return blocks_of(model, blocks)._module if kind_of(model) == "nnsight" else model.blocks
+
+
+def stack_of(model: Any, blocks: Any = None) -> Any:
+    """The torch module that runs the decoder blocks: the nearest one around their list that is called.
+
+    Raises ValueError for blocks that are no part of the model.
+    """
+    own = modules_of(model, blocks)
+    root = model._module if kind_of(model) == "nnsight" else model.original_model
+    path = next((path for path, module in root.named_modules() if module is own), None)
+    path = next((at for at, each in root.named_modules() if own[0] in each.children()), None) if path is None else path
+    if path is None:
+        raise ValueError(
+            f"The decoder blocks are no part of the {type(root).__name__} that the model wraps ({made_by(root)}), so "
+            "that its passes cannot be followed."
+        )
+    while path:
+        path = path.rpartition(".")[0]
+        stack = root.get_submodule(path)
+        if not isinstance(stack, (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)):
+            return stack
+    return root
+
+
 def processing_of(model: Any) -> Processing:
     """What was done to the weights, told by the weights: see `Processing`. nnsight holds them as they are.
 
@@ -135,64 +173,15 @@ def processing_of(model: Any) -> Processing:
     """
     if kind_of(model) == "nnsight":
         return "raw"
-    if processing_seen_in(model.W_E[:256].detach().cpu()) == "centred":
+    if processing_seen_in(numbers_of(model, model.W_E)[:256]) == "centred":
         return "centred"
     norm = getattr(model.blocks[0], "ln1", None)
-    scale = getattr(norm, "w", None)
-    folded = norm is not None and (scale is None or bool((scale.detach() == 1).all()))
-    return "folded" if folded else "raw"
-
-
-def check_place(model: Any, remote: bool | str, blocks: Any) -> None:
-    """Raises ValueError for `remote` or `blocks` with a TransformerLens model, which runs where it is and names its
-    own blocks."""
-    if kind_of(model) == "nnsight":
-        return
-    if remote:
-        raise ValueError("remote=True needs an nnsight model; a TransformerLens model runs on this machine.")
-    if blocks is not None:
-        raise ValueError("blocks= is for nnsight models; TransformerLens knows the blocks of its own.")
-
-
-def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
-    """Raises ValueError for a layer that the model has not."""
-    count = layers_of(model, blocks)
-    if not isinstance(layer, int) or isinstance(layer, bool):
-        raise ValueError(f"layer is a block index, an integer from 0 to {count - 1}, got {layer!r}.")
-    if not 0 <= layer < count:
-        raise ValueError(f"layer={layer!r} does not exist: this model has layers 0 to {count - 1}, counted from 0.")
-
-
-def check_there(model: Any, sites: Iterable[Site], blocks: Any = None) -> None:
-    """Raises ValueError for a site that the model has not, or that cannot be read or written in its library."""
-    hooks = None if kind_of(model) == "nnsight" else model.hook_dict  # which a bridge gathers each time it is asked
-    for site in sites:
-        check_layer(model, site.layer, blocks)
-        if hooks is None:
-            check_site(blocks_of(model, blocks)[site.layer], site.name)
-        elif site.hook_name not in hooks:
-            raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
-
-
-def check_fit(model: Any, origin: Origin, sites: Sequence[Site], blocks: Any = None) -> None:
-    """Raises ValueError for a method fitted at another width or weight processing, or sites that the model has not."""
-    width, here = width_of(model), processing_of(model)
-    check_there(model, sites, blocks)
-    own = blocks_of(model, blocks) if kind_of(model) == "nnsight" else model.blocks
-    for site in sites:
-        block = own[site.layer]
-        check_biases(getattr(block, "_module", block), site.name, origin.processing, here)
-        if width is not None and origin.d_model not in (None, width) and site.name != "z":
-            raise ValueError(
-                f"The method was fitted at d_model {origin.d_model}, this model has {width}: "
-                "fit it on activations of this model."
-            )
-    if origin.processing != "unknown" and (here == "centred") != (origin.processing == "centred"):
-        raise ValueError(
-            f"The method was fitted on {origin.processing} weights, this model has {here} ones, so that its residual "
-            "stream differs: collect again on this model, or load it with the same processing (fold_ln, "
-            "center_writing_weights, enable_compatibility_mode)."
-        )
+    if norm is None:
+        return "raw"
+    if type(norm).__name__.endswith("Pre"):  # LayerNormPre, RMSNormPre: what is left of a norm whose scale is folded
+        return "folded"
+    scale = need(norm, "w", "by which folded weights are told from raw ones")
+    return "folded" if bool((numbers_of(model, scale) == 1).all()) else "raw"
 
 
 def _config(model: Any) -> Any:
@@ -203,5 +192,16 @@ def _config(model: Any) -> Any:
 
 
 def _said(model: Any, here: str, there: str) -> int | None:
-    """A number under its TransformerLens and its Hugging Face name."""
-    return getattr(_config(model), there, None) if kind_of(model) == "nnsight" else getattr(model.cfg, here)
+    """A number under its TransformerLens and its Hugging Face name. Warns where a configuration with the rotary
+    positions that every length goes with does not say it, as where it was renamed."""
+    if kind_of(model) != "nnsight":
+        return getattr(model.cfg, here)
+    config = _config(model)
+    found = getattr(config, there, None)
+    if found is None and getattr(config, "rope_parameters", None) is not None:
+        warnings.warn(
+            f"The configuration of this {made_by(model._module)} does not say its {there}: a method of another width, "
+            "or a text longer than the model holds, is not noticed.",
+            stacklevel=4,
+        )
+    return found

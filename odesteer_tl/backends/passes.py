@@ -1,84 +1,179 @@
 """What a model is being asked: each forward pass, as soon as it begins, in the words of `positions`.
 
-A TransformerBridge or an nnsight model is watched where its Hugging Face model is called; that sees tokens, mask and
-cache however it was reached. HookedTransformer.generate calls no module but the embedding and the blocks, so it is
-watched there.
+A TransformerBridge or an nnsight model is watched at the module that runs its decoder blocks; that sees tokens, mask
+and cache however it was reached: through a language model's head, an adapter, a vision model or an encoder-decoder.
+HookedTransformer.generate calls no module but the embedding and the blocks, so it is watched there.
 """
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from odesteer_tl.backends.carrying import Carrier
 from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.nnsight.blocks import attending
+from odesteer_tl.backends.forwards import Around, around_forward
+from odesteer_tl.backends.models import modules_of, stack_of
+from odesteer_tl.backends.owners import Owner
+from odesteer_tl.backends.torch_hooks import removal
+from odesteer_tl.backends.upstream import made_by, need_parameter
+from odesteer_tl.caches import offset_in
 from odesteer_tl.following import Pass
+from odesteer_tl.model_inputs import compare, declared, named, unread
 from odesteer_tl.shapes import TokenKeys
+
+_LOCK, _STANCES = RLock(), []  # the stance that is to be left, and a None for each block that is open
 
 
 @contextmanager
-def watching(model: Any, carrier: Carrier) -> Iterator[None]:
-    """Tells `carrier` of every forward pass before any of its layers runs, and where that can be seen of its end."""
-    kind = kind_of(model)
-    if kind == "HookedTransformer":
-        handles = _watch_hooked(model, sorted({site.layer for site in carrier.sites}), carrier.begin)
-    else:
-        handles = _watch_called(model.original_model if kind == "TransformerBridge" else model._module, carrier)
+def watching(model: Any, carrier: Carrier, owner: Owner, blocks: Any = None) -> Iterator[None]:
+    """Tells `carrier` of every forward pass before any of its layers runs, and where that can be seen of its end.
+    Raises in a pass that `owner` does not admit.
+
+    Compiled parts of the model run uncompiled inside: a graph made before the hooks were there would not call them.
+    """
+    elsewhere: list[Exception] = []
+    layers = sorted({site.layer for site in carrier.sites})
     with ExitStack() as stack:
-        for handle in handles:
-            stack.callback(handle.remove)
+        if kind_of(model) == "HookedTransformer":
+            for remove in _watch_hooked(model, layers, carrier, owner):
+                stack.callback(remove)
+        else:
+            watched = stack_of(model, blocks)
+            stack.enter_context(around_forward(watched, _around(watched, carrier, owner, elsewhere)))
+        own = modules_of(model, blocks)
+        for layer in layers:
+            for remove in _watch_recomputed(own[layer], layer, carrier):
+                stack.callback(remove)
+        stack.enter_context(_uncompiled())
         yield
+        if elsewhere:
+            raise elsewhere[0]
 
 
-def _watch_called(watched: Any, carrier: Carrier) -> list[Any]:
-    names = [name for name in inspect.signature(type(watched).forward).parameters if name != "self"]
-    open_passes: list[bool] = []
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """What torch compiled runs uncompiled until the last of several blocks ends, which may overlap in any order."""
+    with _LOCK:
+        if not _STANCES:
+            _STANCES.append(torch.compiler.set_stance("force_eager"))
+        _STANCES.append(None)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _STANCES.pop()
+            if len(_STANCES) == 1:
+                _STANCES.pop().__exit__(None, None, None)
 
-    def called(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module is not watched:  # a copy, made while the hook was on
-            return
-        given = dict(zip(names, args, strict=False)) | kwargs
+
+def _watch_recomputed(block: Any, layer: int, carrier: Carrier) -> list[Callable[[], None]]:
+    """Gradient checkpointing runs the inside of a block once more during the backward pass. What enters the block tells
+    which pass that belongs to; the first part of the block that runs again is given it. Nothing where it is off."""
+    if not any(getattr(module, "gradient_checkpointing", False) for module in block.modules()):
+        return []
+
+    def enters(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        carrier.entered(layer, args[0] if args else next(iter(kwargs.values()), None))
+
+    def again(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        carrier.entered_again(layer, args[0] if args else next(iter(kwargs.values()), None))
+
+    parts = [module for module in block.modules() if module is not block]
+    hooks = [(part, part.register_forward_pre_hook(again, with_kwargs=True, prepend=True)) for part in parts]
+    hooks.append((block, block.register_forward_pre_hook(enters, with_kwargs=True)))
+    return [removal(*each) for each in hooks]
+
+
+class _Call:
+    """What the module that runs the blocks is given, call by call: `read` makes a `Pass` of it."""
+
+    def __init__(self, watched: Any) -> None:
+        self.names = [name for name in inspect.signature(type(watched).forward).parameters if name != "self"]
+        self.library = made_by(watched)
+        parameters = inspect.signature(type(watched).forward).parameters.values()
+        swallows = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        self.takes_mask = "attention_mask" in self.names or not swallows
+        self._states: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # columns that a cache without columns has seen
+        self._cache_seen = self._caching = False
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        """Raises ValueError where the call is not understood."""
+        given = named(args, kwargs, self.names)
         tokens = given.get("input_ids", args[0] if args else None)
         tokens = given.get("inputs_embeds") if tokens is None else tokens
-        if not isinstance(tokens, Tensor):
-            return
-        cache = given.get("past_key_values")
-        offset = 0 if cache is None else int(cache.get_seq_length())
-        mask = _declared(given.get("attention_mask"), offset, tokens.shape[1])
-        caching = cache is not None or given.get("use_cache") is True
-        carrier.within(Pass(tokens.shape[0], tokens.shape[1], offset, tokens, mask, caching))
-        open_passes.append(True)
+        if not isinstance(tokens, Tensor) or tokens.ndim not in (2, 3):
+            raise unread(given, self.library, "neither input_ids nor inputs_embeds [batch, pos, …] is given")
+        batch, width = tokens.shape[:2]
+        if isinstance(tokens, FakeTensor):  # nnsight's scan: shapes without numbers
+            return Pass(batch, width, tokens=tokens)
+        if batch > 1 and not self.takes_mask:
+            raise unread(given, self.library, "it takes no attention_mask, so that a batch may hold pads")
+        offset, cache = offset_in(given, width, self._state_of, self.library)
+        wanted = given.get("use_cache") is True
+        if cache is None and wanted and width == 1 and self._hidden(given):
+            raise unread(given, self.library, "one token comes with use_cache=True, and its cache is not among these")
+        self._caching, self._cache_seen = cache is not None or wanted, self._cache_seen or cache is not None
+        if cache is not None and hasattr(cache, "__weakref__"):
+            self._states[cache] = offset + width
+        mask = declared(given.get("attention_mask"), offset, width, self.library)
+        compare(given, mask, width, offset, self.library)
+        return Pass(batch, width, offset, tokens, mask, self._caching)
 
-    def ended(module: Any, args: Any, output: Any) -> None:
-        if module is watched and open_passes:  # not of a call that `within` refused
-            open_passes.pop()
-            carrier.end()
+    def _state_of(self, cache: Any) -> int | None:
+        return self._states.get(cache) if hasattr(cache, "__weakref__") else None
 
-    before = watched.register_forward_pre_hook(called, with_kwargs=True)
-    return [before, watched.register_forward_hook(ended, always_call=True)]
-
-
-def _declared(mask: Any, offset: int, width: int) -> Tensor | None:
-    """What a mask in any of Hugging Face's forms says of real tokens: one entry per key, or who attends to whom, the
-    latter also for each kind of attention by name."""
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values()), None))
-    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-        return None
-    return mask if mask.ndim == 2 else attending(mask, offset, width)
+    def _hidden(self, given: dict[str, Any]) -> bool:
+        """Whether a token after a pass that kept its keys may continue it, though no cache is to be seen: nothing says
+        that it is the first of its row, and no pass has shown its cache yet."""
+        says = [given.get(name) for name in ("attention_mask", "position_ids", "cache_position")]
+        return self._caching and not self._cache_seen and all(each is None for each in says)
 
 
-def _watch_hooked(model: Any, layers: list[int], begin: Callable[[Pass], None]) -> list[Any]:
+def _around(watched: Any, carrier: Carrier, owner: Owner, elsewhere: list[Exception]) -> Around:
+    """Every call of the watched module is a pass, which is over when the call is, also where Ctrl-C ends it."""
+    call = _Call(watched)
+
+    def around(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        owner.admit()
+        outer = carrier.under_way
+        try:
+            try:
+                carrier.begin(call.read(args, kwargs))
+            except Exception as error:  # a server's thread, as generate_batch has, may swallow it: the block's end says
+                if not owner.is_here():
+                    elsewhere.append(error)
+                raise
+            output = forward(*args, **kwargs)
+            carrier.check_complete(made=call.library)
+            return output
+        except Exception:
+            raise
+        except BaseException:
+            carrier.forget()
+            raise
+        finally:
+            carrier.end(outer)
+
+    return around
+
+
+def _watch_hooked(model: Any, layers: list[int], carrier: Carrier, owner: Owner) -> list[Callable[[], None]]:
     embedded: TokenKeys | None = None
     earlier: TokenKeys | None = None
     last, shape = -1, (0, 0)
+    for name in ("past_kv_cache_entry", "attention_mask"):
+        need_parameter(model.blocks[0], name, "which tells cached tokens and pads")
 
     def embeds(module: Any, args: tuple[Any, ...]) -> None:
         nonlocal embedded
+        owner.admit()
         embedded = args[0]
 
     def tokens_of(residual: Tensor, whole: bool, layer: int) -> TokenKeys | None:
@@ -94,6 +189,7 @@ def _watch_hooked(model: Any, layers: list[int], begin: Callable[[Pass], None]) 
     def runs(layer: int) -> Callable[..., None]:
         def block(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal embedded, earlier, last, shape
+            owner.admit()
             residual = args[0]
             if layer > last and residual.shape[:2] == shape:  # a block further on in the pass that began before
                 last = layer
@@ -103,11 +199,16 @@ def _watch_hooked(model: Any, layers: list[int], begin: Callable[[Pass], None]) 
             offset = 0 if entry is None else entry.past_keys.shape[1]
             tokens = tokens_of(residual, offset == 0, layer)
             embedded, earlier = None, tokens
-            begin(Pass(shape[0], shape[1], offset, tokens, mask, entry is not None))
+            carrier.begin(Pass(shape[0], shape[1], offset, tokens, mask, entry is not None))
 
         return block
 
-    handles = [model.embed.register_forward_pre_hook(embeds)]
+    def returned(layer: int) -> Callable[..., None]:
+        return lambda module, args, output: carrier.check_complete(layer, made_by(model))
+
+    hooks = [(model.embed, model.embed.register_forward_pre_hook(embeds))]
     for layer in sorted({0, *layers}):
-        handles.append(model.blocks[layer].register_forward_pre_hook(runs(layer), with_kwargs=True))
-    return handles
+        block = model.blocks[layer]
+        hooks.append((block, block.register_forward_pre_hook(runs(layer), with_kwargs=True)))
+        hooks.append((block, block.register_forward_hook(returned(layer))))
+    return [removal(*each) for each in hooks]

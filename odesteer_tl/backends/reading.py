@@ -4,16 +4,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Tokenised
-from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.models import check_layer, check_place, check_there, model_name_of, processing_of
-from odesteer_tl.backends.texts import ChatTemplate, Texts, answered, check_context, tokenise, trimmed
-from odesteer_tl.backends.transformer_lens.running import activations_of as read_cache
+from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.backends.batches import Skip, read_batches, readable, tell_of_sinks
+from odesteer_tl.backends.chats import ChatTemplate, Systems, Templates, per_side
+from odesteer_tl.backends.checks import check_layer, check_place, check_there
+from odesteer_tl.backends.models import model_name_of, processing_of
+from odesteer_tl.backends.texts import Texts, answered, tokenise
 from odesteer_tl.edits import Site, SiteName
-from odesteer_tl.shapes import PerRow, Position, Samples
+from odesteer_tl.shapes import Position, Samples
 from odesteer_tl.strengths import SITES
 
 Groups = tuple[Tensor | Sequence[int], Tensor | Sequence[int]]
@@ -30,8 +30,11 @@ def collect(
     site: SiteName = "resid_post",
     position: Position = "last",
     batch_size: int = 16,
+    skip: Skip = 0,
+    keep_sinks: bool = False,
     prepend_bos: bool | None = None,
-    chat_template: ChatTemplate = False,
+    chat_template: Templates = False,
+    system: Systems = None,
     paired: bool = False,
     groups: Groups | None = None,
     progress: bool | None = None,
@@ -40,30 +43,41 @@ def collect(
 ) -> ContrastiveActivations:
     """The activations of desired and of undesired texts at a site of a layer, float32 on the CPU.
 
-    `desired`, `undesired`: texts, token tensors [batch, pos] without pads, or `Tokenised(tokens, mask)`; a text gives
-    the same numbers in any batch. `site`: "resid_post", the output of the block; "z", what its attention heads give,
-    side by side [n_heads·d_head]; or "resid_pre"; on TransformerLens also "attn_out", "resid_mid" and "mlp_out". What
-    is fitted on it acts there. `position`: "last" (real token of each text), "mean", "all", or an index among the real
-    tokens. `prepend_bos`: whether a text begins with the BOS token; None does what the library does:
-    TransformerLens as its `cfg.default_prepend_bos` says (usually yes), nnsight as the tokenizer does. Say it where a
-    method fitted on one library is to steer the other. `chat_template`: True, a Jinja template, or a function of the
-    text. `paired`: text i of both sides answers the same query. `queries`: the queries themselves; `desired` and
-    `undesired` are then the answers alone, read after their query and without it, and the activations come paired, with
-    those of the queries' last tokens as `acts.queries`; a chat template is for the query. `groups`: an id per text and
-    side; texts of one id stay on one side of a split. With position "all" each text, or each pair, is a group of its
-    own unless given. Layers after `layer` are not run; hooks and edits that the user has on the model act and stay.
-    `progress` None shows a bar when the work lasts. `remote` and `blocks` are for nnsight models: True, or the address
-    of a server, as nnsight takes it; and where an unknown architecture has its decoder blocks, as in
-    blocks="transformer.h".
+    `desired`, `undesired`: texts, chats (lists of messages with a role and a content), token tensors [batch, pos]
+    without pads, or `Tokenised(tokens, mask)`; a text gives the same numbers in any batch. `site`: "resid_post", the
+    output of the block; "z", what its attention heads give, side by side [n_heads·d_head]; or "resid_pre"; on
+    TransformerLens also "attn_out", "resid_mid" and "mlp_out". What is fitted on it acts there. `position`: "last"
+    (real token of each text), "mean", "all", or an index among the real tokens.
+
+    Attention sinks, tokens whose norm is of another size (`sinks.sinks_among` has the rule), are no part of "mean" and
+    "all", and a warning says how many and what to type; at "last" and an index it says that one is read.
+    `keep_sinks=True` reads them without a word. The BOS, special tokens and those of a template count as tokens of the
+    text, as they are steered like others: `skip=n` leaves out the first n of each text (with `queries`, of each
+    answer), skip="special" all special ones.
+
+    `prepend_bos`: whether a text begins with the BOS token; None does what the library does: TransformerLens as its
+    `cfg.default_prepend_bos` says (usually yes), nnsight as the tokenizer does. Say it where a method fitted on one
+    library is to steer the other. `chat_template`: True, a Jinja template, or a function of the text; `system`: a
+    system prompt for it to write; each may be a pair, (for desired, for undesired).
+
+    `paired`: text i of both sides answers the same query. `queries`: the queries themselves; `desired` and `undesired`
+    are then the answers alone, read after their query and without it, and the activations come paired, with those of
+    the queries' last tokens as `acts.queries` (None where the two sides have another template or system prompt, as a
+    pair then has two queries); template and system prompt are for the query. `groups`: an id per text and side; texts
+    of one id stay on one side of a split. With position "all" each text, or each pair, is a group of its own unless
+    given. Layers after `layer` are not run; hooks and edits that the user has on the model act and stay. `progress`
+    None shows a bar when the work lasts. `remote` and `blocks` are for nnsight models: True, or the address of a
+    server, as nnsight takes it; and where an unknown architecture has its decoder blocks, as in blocks="transformer.h".
 
     Raises ValueError for no text, a text without tokens, too long, or too short for the position, undeclared pads, or a
     layer or site that does not exist. ConnectionError where a server is not reached or lost, RuntimeError where it
-    fails.
+    fails, or sends back what was not asked for: other shapes or types, numbers that are not finite, activations and
+    norms that disagree. A server that reads another model, or other tokens, is not noticed.
     """
     return collect_layers(
         model, desired, undesired, [layer], queries=queries, site=site, position=position, batch_size=batch_size,
-        prepend_bos=prepend_bos, chat_template=chat_template, paired=paired, groups=groups, progress=progress,
-        remote=remote, blocks=blocks,
+        skip=skip, keep_sinks=keep_sinks, prepend_bos=prepend_bos, chat_template=chat_template, system=system,
+        paired=paired, groups=groups, progress=progress, remote=remote, blocks=blocks,
     )[0]  # fmt: skip
 
 
@@ -77,8 +91,11 @@ def collect_layers(
     site: SiteName = "resid_post",
     position: Position = "last",
     batch_size: int = 16,
+    skip: Skip = 0,
+    keep_sinks: bool = False,
     prepend_bos: bool | None = None,
-    chat_template: ChatTemplate = False,
+    chat_template: Templates = False,
+    system: Systems = None,
     paired: bool = False,
     groups: Groups | None = None,
     progress: bool | None = None,
@@ -89,25 +106,33 @@ def collect_layers(
 
         acts = ot.collect_layers(model, desired, undesired, range(12), site="z")
 
-    All hold the same texts in the same rows. The other arguments, and what is raised, as for `collect`; ValueError too
-    for no layers, and for one that comes twice.
+    All hold the same texts in the same rows: with position "all", what is a sink at one layer is left out at each. The
+    other arguments, and what is raised, as for `collect`; ValueError too for no layers, and for one that comes twice.
     """
     wanted_layers = list(layers)
     sites = _sites(model, wanted_layers, site, remote, blocks)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    asked, starts = [None] * len(sites), None
-    style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
-    here = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks}
+    asked, starts, others = [None] * len(sites), None, None
+    styles = per_side(prepend_bos, chat_template, system)
+    here = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}
     if queries is None:
-        left, right = (tokenise(model, side, **style) for side in (desired, undesired))
+        left, right = (tokenise(model, side, **own) for side, own in zip((desired, undesired), styles, strict=True))
     elif position == "all":
         raise ValueError('A pair with a query is one row: position="last", "mean" or an index, not "all".')
     else:
-        (left, starts), (right, _) = (answered(model, queries, side, **style) for side in (desired, undesired))
-        asked, paired = _read(model, tokenise(model, queries, **style), sites, "last", **here)[0], True
-    wanted, wanted_texts = _read(model, left, sites, position, **here, starts=starts)
-    unwanted, unwanted_texts = _read(model, right, sites, position, **here, starts=starts)
+        (left, starts), (right, others) = (
+            answered(model, queries, side, **own) for side, own in zip((desired, undesired), styles, strict=True)
+        )
+        paired = True
+        if styles[0] == styles[1]:  # else a pair has two queries
+            asked = read_batches(model, tokenise(model, queries, **styles[0]), position="last", **here)[0]
+    here |= {"position": position, "keep_sinks": keep_sinks}
+    may_be_read = readable(model, left, skip, starts), readable(model, right, skip, others)
+    wanted, wanted_texts, met = read_batches(model, left, readable=may_be_read[0], **here)
+    unwanted, unwanted_texts, also_met = read_batches(model, right, readable=may_be_read[1], **here)
+    if not keep_sinks:
+        tell_of_sinks(model, sites, position, [(left, met), (right, also_met)])
     ids = groups
     if ids is None and position == "all":
         ids = torch.arange(len(left.mask)), (0 if paired else len(left.mask)) + torch.arange(len(right.mask))
@@ -158,53 +183,6 @@ def read_site(
     """The activations of texts at `blocks.{layer}.hook_resid_post`, in their order; one side of `collect`."""
     check_layer(model, layer)
     tokens = tokenise(model, texts, prepend_bos=prepend_bos, chat_template=chat_template)
-    return _read(model, tokens, [Site(layer)], position, batch_size)[0][0]
-
-
-@torch.no_grad()
-def _read(
-    model: Any,
-    texts: Tokenised,
-    sites: list[Site],
-    position: Position,
-    batch_size: int,
-    progress: bool | None = None,
-    remote: bool | str = False,
-    blocks: Any = None,
-    starts: PerRow | None = None,
-) -> tuple[list[Samples], Int[Tensor, " n"]]:
-    """At each site the activations of all texts in their order, and the text that each came from. Texts of like length
-    share a batch, so that little is padded. The first `starts` tokens of each text are not read."""
-    from tqdm.auto import tqdm
-
-    check_context(model, texts)
-    order = texts.mask.sum(1).argsort(descending=True, stable=True)
-    samples, sources = [], []
-    said = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"
-    bar = tqdm(order.split(batch_size), desc=said, delay=0 if progress else 2, disable=progress is False)
-    for chosen in bar:
-        batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
-        own = None if starts is None else starts[chosen]
-        values, rows = _activations(model, batch, sites, position, remote, blocks, own)
-        samples.append(values)
-        sources.append(chosen[rows])
-    source = torch.cat(sources)
-    back = source.argsort(stable=True)
-    return [torch.cat(parts)[back] for parts in zip(*samples, strict=True)], source[back]
-
-
-def _activations(
-    model: Any,
-    batch: Tokenised,
-    sites: list[Site],
-    position: Position,
-    remote: bool | str,
-    blocks: Any,
-    starts: PerRow | None,
-) -> tuple[list[Samples], Int[Tensor, " n"]]:
-    if kind_of(model) == "nnsight":
-        from odesteer_tl.backends.nnsight.running import activations_of
-
-        layers = [site.layer for site in sites]
-        return activations_of(model, batch, layers, sites[0].name, position, remote, blocks, starts)
-    return read_cache(model, batch, sites, position, starts)
+    found, _, met = read_batches(model, tokens, [Site(layer)], position, batch_size)
+    tell_of_sinks(model, [Site(layer)], position, [(tokens, met)])
+    return found[0]

@@ -10,8 +10,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from odesteer_tl.backends.carrying import Carrier, OwnedEdit, SiteValue
+from odesteer_tl.backends.checks import check_fit, check_place
 from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.models import check_fit, check_place, dtype_of, pad_id_of
+from odesteer_tl.backends.models import dtype_of, pad_id_of
 from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformer_lens.hooking import hooked
 from odesteer_tl.edits import Edit, State
@@ -48,13 +49,17 @@ def steering(
     overrides the fitted layer, not the site within it. `blocks` says where an nnsight model of unknown architecture
     holds its decoder blocks, as in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits
     stay. At one layer of an nnsight model, edits made before act first, then steering, then edits made inside, and last
-    what a trace does; of several nnsight models around one module, the one that is traced acts first. One thread at a
-    time.
+    what a trace does; of several nnsight models around one module, the one that is traced acts first.
+
+    A block belongs to the thread and the asyncio task that open it. A thread that is started while the block is open,
+    as for a streamer, may run the model while no other thread is in a generate or forward of it; join it before the
+    block ends. Any other thread or task that opens a block of the model, or runs it, gets a RuntimeError, and what the
+    block computes is as without it; ot.generate with a method lets no other thread in.
 
     Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
     mask declares, for a remote trace inside the block, and on a clean exit where no token was steered. Warns where
     reset_hooks() or clear_edits() inside the block removed the steering, and where T is too small for a 16-bit
-    residual stream.
+    residual stream. RuntimeError for another thread or task.
     """
     # two frames more than in generate: this generator and contextlib's __enter__
     carrier = carrier_for(model, method, T, relative_T, positions, prompt_lengths, layer, blocks, stacklevel=5)

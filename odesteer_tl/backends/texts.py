@@ -1,31 +1,41 @@
 """Texts to tokens: one way for reading and for generating, left-padded, never with two BOS."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from odesteer_tl.activations import Tokenised
+from odesteer_tl.backends.chats import Chat, ChatTemplate, all_of, chats_of, check_style, kinds, rendered
 from odesteer_tl.backends.models import context_of, pad_id_of, prepends_bos, tokenizer_of
 from odesteer_tl.positions import uneven_pads
 from odesteer_tl.shapes import AnyTokens, PerRow, TokenIds
 
-ChatTemplate = bool | str | Callable[[str], str]
-"""True: the tokenizer's own template around one user message; a string: this Jinja template; or text -> text."""
-Texts = str | Sequence[str] | AnyTokens | Tokenised
+Texts = str | Sequence[str] | Chat | Sequence[Chat] | AnyTokens | Tokenised
 
 
 def tokenise(
-    model: Any, texts: Texts, *, prepend_bos: bool | None = None, chat_template: ChatTemplate = False
+    model: Any,
+    texts: Texts,
+    *,
+    prepend_bos: bool | None = None,
+    chat_template: ChatTemplate = False,
+    system: str | None = None,
 ) -> Tokenised:
     """Token ids of `texts`, left-padded, with the mask of the real ones.
+
+    A chat, a list of messages with a role and a content, is one text, as the chat template writes it (the tokenizer's
+    own unless given): up to where the answer begins, or, where its last message is the assistant's, up to the end of
+    what that says. `system` stands before the text as a system message, and needs a template.
 
     `prepend_bos` None follows TransformerLens' `cfg.default_prepend_bos` or the tokenizer of an nnsight model, or, with
     a chat template, the template. A text that already begins with the BOS gets no second one. Token tensors and
     `Tokenised` are taken as they are (a tensor without mask holds no pads), the latter moved to the left. Raises
     ValueError for no text, a text without tokens, a missing tokenizer, template or BOS, tokens and mask that do not
-    fit, and for a tensor whose rows begin or end in different numbers of pad tokens.
+    fit, for a tensor whose rows begin or end in different numbers of pad tokens, and for a template that is none, or
+    that does not write a chat or its system prompt.
     """
+    check_style(texts, chat_template, system)
     if isinstance(texts, Tokenised):
         mask = texts.mask.bool()  # Hugging Face's masks are integers, which would be read as indices
         if mask.shape != texts.tokens.shape or texts.tokens.ndim != 2 or not bool(mask.any(1).all()) or len(mask) == 0:
@@ -36,30 +46,33 @@ def tokenise(
         return left_padded([row[real].tolist() for row, real in zip(texts.tokens, mask, strict=True)], _filler(model))
     if isinstance(texts, torch.Tensor):
         return _unpadded(texts, pad_id_of(model))
-    if not isinstance(texts, str) and not (isinstance(texts, Sequence) and all(isinstance(t, str) for t in texts)):
+    chats = chats_of(texts)
+    if chats is None and not isinstance(texts, str) and not all_of(texts, str):
         raise ValueError(
-            f"Expected texts, a token tensor [batch, pos] or ot.Tokenised(tokens, mask), got {type(texts).__name__}; "
-            "a tokenizer's output goes in as ot.Tokenised(out.input_ids, out.attention_mask.bool())."
+            f"Expected texts, chats, a token tensor [batch, pos] or ot.Tokenised(tokens, mask), got {kinds(texts)}; a "
+            'chat is a list of messages, [{"role": "user", "content": "…"}]; a tokenizer\'s output goes in as '
+            "ot.Tokenised(out.input_ids, out.attention_mask.bool())."
         )
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError("This model has no tokenizer: pass token tensors, or Tokenised(tokens, mask).")
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
+    listed: list[Any] = chats or ([texts] if isinstance(texts, str) else list(texts))
+    if not listed:
         raise ValueError("No text was given.")
+    chat_template = True if chats is not None and chat_template is False else chat_template
     if chat_template is not False:
-        texts = [_rendered(tokenizer, text, chat_template) for text in texts]
+        listed = [rendered(tokenizer, text, chat_template, system) for text in listed]
     wanted = prepend_bos
     if wanted is None:
         wanted = chat_template is False and prepends_bos(model)
     if wanted and tokenizer.bos_token_id is None:
         raise ValueError("prepend_bos=True, but this tokenizer has no BOS token; leave prepend_bos out.")
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in listed]
     if wanted:
         rows = [row if row[:1] == [tokenizer.bos_token_id] else [tokenizer.bos_token_id, *row] for row in rows]
     for number, row in enumerate(rows):
         if not row:
-            raise ValueError(f"Text {number} ({texts[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
+            raise ValueError(f"Text {number} ({listed[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
     return left_padded(rows, _filler(model))
 
 
@@ -70,12 +83,16 @@ def answered(
     *,
     prepend_bos: bool | None = None,
     chat_template: ChatTemplate = False,
+    system: str | None = None,
 ) -> tuple[Tokenised, PerRow]:
     """The tokens of each query with those of its answer after them, and the number of the query's.
 
-    The template, and the BOS, are the query's. Raises ValueError as `tokenise` does, and for another number of answers.
+    The template, the system prompt and the BOS are the query's. Raises ValueError as `tokenise` does, for another
+    number of answers, and for answers that are chats.
     """
-    first = tokenise(model, queries, prepend_bos=prepend_bos, chat_template=chat_template)
+    if chats_of(answers) is not None:
+        raise ValueError("With queries= the answers are plain texts, and the chats before them are the queries.")
+    first = tokenise(model, queries, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
     then = tokenise(model, answers, prepend_bos=False)
     if len(first.mask) != len(then.mask):
         raise ValueError(f"Each query has one desired and one undesired answer: {len(first.mask)}, {len(then.mask)}.")
@@ -117,20 +134,6 @@ def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
             "ot.Tokenised(tokens, mask), a bool mask of the same shape."
         )
     return Tokenised(tokens.cpu(), torch.ones(tokens.shape, dtype=torch.bool))
-
-
-def _rendered(tokenizer: Any, text: str, template: ChatTemplate) -> str:
-    """One user message, as the chat template writes it, up to where the answer begins."""
-    if callable(template):
-        return template(text)
-    if template is True and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "chat_template=True, but this tokenizer has no chat template: pass a Jinja template or a function of the "
-            "text, or leave chat_template out."
-        )
-    message = [{"role": "user", "content": text}]
-    own = {} if template is True else {"chat_template": template}
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **own)
 
 
 def _filler(model: Any) -> int:

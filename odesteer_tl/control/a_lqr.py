@@ -25,13 +25,14 @@ from torch import Tensor
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.backends.linearising import Linearised, mean_jacobians
-from odesteer_tl.backends.models import layers_of
+from odesteer_tl.backends.models import device_of, layers_of
 from odesteer_tl.backends.texts import ChatTemplate, Texts, tokenise
 from odesteer_tl.control.conjugate import answers as conjugate_answers
 from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, Signal, signal
 from odesteer_tl.control.riccati import check_weights, gains
 from odesteer_tl.feedback import linear_quadratic
 from odesteer_tl.methods.view import View
+from odesteer_tl.room import check_room
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ class ALQR(Loop):
         as for `ot.collect`; the model runs on this machine.
 
         Raises ValueError as `ot.collect` does, for weights that are not positive, and for `n_jacobians`, `context` or
-        `chunk` below 1, or `keep_gains` without matrices.
+        `chunk` below 1, `keep_gains` without matrices, or matrices that do not fit into the memory.
         """
         check_weights(q, r, q_f)
         for name, value in (("n_jacobians", n_jacobians), ("chunk", chunk), ("context", context)):
@@ -120,10 +121,15 @@ class ALQR(Loop):
         prompts = [texts.tokens[i][texts.mask[i]][:context].unsqueeze(0) for i in chosen.tolist()]
         span = range(found.layers[0], layers_of(model, blocks))
         kept = None
+        d_model = found.directions.shape[-1]
         if matrix_free:
             linear = Linearised(model, prompts, list(span), chunk, blocks)
             w = _without_matrices(linear, found, len(span), q, r, q_f, progress)
         else:
+            check_room(
+                4 * 8 * d_model**2, device_of(model), f"A-LQR by matrices of {d_model} × {d_model}",
+                "pass matrix_free=True, which makes none.",
+            )  # fmt: skip
             jacobians = mean_jacobians(model, prompts, list(reversed(span)), chunk, blocks, progress)
             w, kept = _with_matrices(jacobians, found, span, q, r, q_f, keep_gains)
         return cls(found.directions, found.sizes, w, found.layers, float(q), float(r), float(q_f), found.origin, kept)

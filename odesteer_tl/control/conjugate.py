@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl.progress import bar
+
 Rows = Float[Tensor, "rows d_model"]
 Product = Callable[[int, Rows], Rows]
 """(number of the layer, rows) → A row, or Aᵀ row, of each."""
@@ -34,8 +36,6 @@ def answers(
 
     The first layer is among `at`. `tol`: of ‖residual‖/‖b‖. Warns where `max_iter` products do not reach it.
     """
-    from tqdm.auto import tqdm
-
     count, features, d_model = directions.shape
     starts = [number for number in at for _ in range(features)]
     live = [sum(start <= j for start in starts) for j in range(depth)]
@@ -67,7 +67,7 @@ def answers(
     residual = -gradient(states(None))
     U, way, size = torch.zeros_like(residual), residual, dot(residual, residual)
     goal = tol**2 * size
-    for _ in tqdm(range(max_iter), "Conjugate gradients", delay=0 if progress else 2, disable=progress is False):
+    for _ in bar(range(max_iter), said="Conjugate gradients", progress=progress):
         if bool((size <= goal).all()):
             break
         product = r * way + gradient(states(way))

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl.backends.checks import check_layer
 from odesteer_tl.backends.linearising import BlockMap, block_maps
-from odesteer_tl.backends.models import check_layer, layers_chosen
+from odesteer_tl.backends.models import layers_chosen
 from odesteer_tl.backends.texts import Texts, tokenise
 
 RADII = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -19,6 +19,7 @@ from odesteer_tl.activations import Origin
 from odesteer_tl.backends.models import layers_chosen
 from odesteer_tl.backends.reading import collect_layers
 from odesteer_tl.backends.texts import Texts
+from odesteer_tl.degeneracy import ROUNDING
 from odesteer_tl.edits import Edit, Site
 from odesteer_tl.feedback import Feedback
 from odesteer_tl.methods.base import Method
@@ -144,7 +145,7 @@ def signal(
     **reading: Any,
 ) -> Signal:
     """v and ‖e‖ for each feature, read at the input of each of `layers` (None: all), at the last token. v = 0 where
-    e = 0, as before the first block of prompts that end alike.
+    e = 0 to rounding, as before the first block of prompts that end alike.
 
     Raises ValueError as `collect_layers` does, for no layers, for `also` that is no list of pairs, and where the sides
     are alike at every layer.
@@ -152,12 +153,14 @@ def signal(
     if not isinstance(also, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in also):
         raise ValueError("also is a list of pairs, one for each further feature: also=[(desired2, undesired2)].")
     wanted = sorted(layers_chosen(model, layers, blocks))
-    found, acts = [], []
+    found, usual, acts = [], [], []
     for sides in ((desired, undesired), *also):
         acts = collect_layers(model, *sides, wanted, site="resid_pre", blocks=blocks, **reading)
         found.append(torch.stack([each.desired.double().mean(0) - each.undesired.double().mean(0) for each in acts]))
+        usual.append(torch.tensor([each.origin.typical_norm for each in acts], dtype=torch.float64))
     e = torch.stack(found, dim=1)
     sizes = e.norm(dim=-1)
+    sizes = torch.where(sizes > ROUNDING * torch.stack(usual, dim=1), sizes, 0.0)  # texts that are the same ones
     if not bool((sizes > 0).any(0).all()):
         raise ValueError(
             "The means of desired and undesired texts are the same at every layer: there is nothing to track."

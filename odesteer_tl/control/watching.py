@@ -13,7 +13,8 @@ from odesteer_tl.backends.texts import ChatTemplate, Texts
 from odesteer_tl.edits import Edit, Site
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Time
-from odesteer_tl.travelling import State, working
+from odesteer_tl.strengths import working
+from odesteer_tl.travelling import State
 
 
 class Watch:

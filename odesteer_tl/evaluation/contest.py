@@ -1,10 +1,11 @@
 """What `odesteer-tl compare` does: the paper's Tables 2 and 3 in small, on the embedded model."""
 
-import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from odesteer_tl.backends import load_model
 from odesteer_tl.demo import Demo, load_demo
@@ -13,11 +14,13 @@ from odesteer_tl.evaluation.compare import compared, settings_of
 from odesteer_tl.evaluation.comparison import Comparison, wrapped
 from odesteer_tl.evaluation.conditions import DISPLACEMENT
 from odesteer_tl.evaluation.continuing import UNSTEERED
+from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import LITERATURE, LOOPS, PRAISE, controls
 from odesteer_tl.evaluation.material import material_of
 from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
 from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS
+from odesteer_tl.plots import check_picture
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Counts:
 
 
 FULL = Counts(prompts=40, validation_prompts=24, samples=4, validation_samples=2, max_new_tokens=32, seeds=3)
+ABLATED = "The ablation of Table 3: h linear or nonlinear, one step or ten, the paper's values or tuned ones."
 QUICK = Counts(prompts=20, validation_prompts=12, samples=2, validation_samples=2, max_new_tokens=24, seeds=2)
 
 
@@ -44,10 +48,13 @@ def run_contest(
     seeds: int | None = None,
     json_output: bool = False,
     picture: str | Path | None = "odesteer_compare.png",
+    out: Callable[[str], object] = print,
+    load: Callable[[str], Any] = load_model,
 ) -> Comparison:
-    """Compare all rows on the embedded model, or on `model`, and print them; the picture goes to `picture`.
+    """Compare all rows on the embedded model, or on `model`, and print them by `out`; the picture goes to `picture`.
 
-    Raises ValueError for fewer than one seed.
+    Raises ValueError for fewer than one seed and as `check_picture` does, before any work; OSError where the picture
+    fails after the table.
     """
     start = time.perf_counter()
 
@@ -58,8 +65,10 @@ def run_contest(
     chosen = range(counts.seeds if seeds is None else seeds)
     if not len(chosen):
         raise ValueError(f"compare needs at least one seed, got {seeds}.")
+    if picture is not None:
+        check_picture(picture)
     say("loading the model")
-    demo = _cut(load_demo(None if model is None else load_model(model)), counts)
+    demo = _cut(load_demo(None if model is None else load(model)), counts)
     material = material_of(demo.model, demo, layer)
     say("tuning gamma, coef0, degree and C")
     barriers = barriers_of(material.texts)
@@ -75,30 +84,18 @@ def run_contest(
     ablation = ablation_of(comparison, barriers, material)
     name = "the embedded model" if model is None else model
     shown = [UNSTEERED, *rows]
+    if json_output:
+        facts = {"model": name, "layer": site, "seeds": list(chosen), "counts": vars(counts)}
+        out(json_text(facts | {"ablation": ablation.as_json()} | comparison.as_json()))
+    else:
+        heading, ablated = _heading(name, site, counts, len(chosen)), ablation_table(comparison, ablation)
+        how = map(wrapped, _how_to_read(comparison, judge, len(ablation.differences)))
+        out("\n".join(["", heading, "", comparison.table(shown), "", ABLATED, "", ablated, "", *how]))
     if picture is not None:
         say("drawing")
         comparison.plot(picture, f"Steering {name} at layer {site} towards praise, {len(chosen)} seeds")
-    if json_output:
-        facts = {"model": name, "layer": site, "seeds": list(chosen), "counts": vars(counts)}
-        print(json.dumps(facts | {"ablation": ablation.as_json()} | comparison.as_json(), indent=1))
-        return comparison
-    print(
-        "\n".join(
-            [
-                "",
-                _heading(name, site, counts, len(chosen)),
-                "",
-                comparison.table(shown),
-                "",
-                "The ablation of Table 3: h linear or nonlinear, one step or ten, the paper's values or tuned ones.",
-                "",
-                ablation_table(comparison, ablation),
-                "",
-                *map(wrapped, _how_to_read(comparison, judge, len(ablation.differences))),
-            ]
-        )
-    )
-    print(f"{'' if picture is None else f'Picture: {picture}   '}Time: {time.perf_counter() - start:.0f} s")
+    if not json_output:
+        out(f"{'' if picture is None else f'Picture: {picture}   '}Time: {time.perf_counter() - start:.0f} s")
     return comparison
 
 
@@ -118,8 +115,8 @@ def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list
         "share that the judge calls praise; shift: its difference from no steering under the same seed. ppl: of the "
         "continuations after the prompt under the unsteered model. Dist-n: distinct n-grams over all, pooled.",
         f"Strength: three trials for each row on other prompts, median displacements {displacements}, fractions "
-        f"{fractions} of a map (MiMiC, HPR, Linear-AcT), or three prefixes; the largest share with ppl ≤ "
-        f"{MOST_PERPLEXITY}× and Dist-2 ≥ {LEAST_DISTINCT}× of unsteered.",
+        f"{fractions} of a map (MiMiC, HPR, Linear-AcT), or three prefixes; between them, interpolated, where ppl "
+        f"comes to {MOST_PERPLEXITY}× or Dist-2 to {LEAST_DISTINCT}× of unsteered; of prefixes the best within that.",
         "Closed loops. A-LQR and S-PID act at all layers, fitted on the last tokens of the texts, and A-LQR+ on every "
         "token; T multiplies their set-points, and at 0 they still act. Moved, length and angle are of last tokens at "
         "the comparison's layer, as the model shows them; h is of the state at every layer: there is none at one.",

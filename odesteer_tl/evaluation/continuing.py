@@ -34,8 +34,8 @@ class Setting:
     prompts: list[str]
     validation_prompts: list[str]
     judge: Judge
-    samples: int = 6
-    validation_samples: int = 4
+    samples: int = 10
+    validation_samples: int = 6
     max_new_tokens: int = 32
     temperature: float = 0.7
     top_p: float = 0.9

@@ -72,9 +72,11 @@ class Entry:
 def entry_of(name: str, method: Any) -> Entry:
     """The row for what a user names: an `Entry`, a fitted method, or a function of the activations that fits one.
 
-    The own `fit` of a method's class says on what it is fitted, by the class's `view`, and whether by a `seed`. Raises
-    ValueError for anything else.
+    The own `fit` of a method's class says on what it is fitted, by the class's `view`, and whether by a `seed`; the
+    class stands for its `fit`. Raises ValueError for anything else.
     """
+    if isinstance(method, type) and issubclass(method, Method):
+        method = getattr(method, "fit", method)
     if isinstance(method, (Entry, Prompted)):
         return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
     if isinstance(method, Method):
@@ -85,7 +87,7 @@ def entry_of(name: str, method: Any) -> Entry:
             return _own(name, owner, method)
         return Entry(lambda acts, seed: method(acts))
     raise ValueError(
-        f"{name!r} is a fitted method, such as ot.CAA.fit(acts), or what fits one, such as ot.CAA.fit; got {method!r}."
+        f"{name!r} is a fitted method, such as ot.CAA.fit(acts), or what fits one, such as ot.CAA; got {method!r}."
     )
 
 

@@ -1,11 +1,11 @@
 """What `odesteer-tl demo` does: collect, fit, choose strengths, steer, judge, print, draw."""
 
-import json
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,12 +15,13 @@ from odesteer_tl.backends.models import layers_of
 from odesteer_tl.barriers import auc
 from odesteer_tl.demo import load_demo
 from odesteer_tl.evaluation.continuing import UNSTEERED, Setting, Steerer
+from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.literature import opposites
 from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
-from odesteer_tl.evaluation.study import Study, as_json, run_study, table
+from odesteer_tl.evaluation.study import Study, as_json, curve_table, run_study, table
 from odesteer_tl.methods import CAA, ITI, FlowMethod, ODESteer, StepODESteer
-from odesteer_tl.plots import plot_study
+from odesteer_tl.plots import check_picture, plot_study
 
 QUICK_GRID = (0.1, 0.2, 0.4)
 DIRECTIONS = 6
@@ -37,15 +38,21 @@ def run_showcase(
     seed: int = 0,
     json_output: bool = False,
     picture: str | Path = "odesteer_demo.png",
+    out: Callable[[str], object] = print,
+    load: Callable[[str], Any] = load_model,
 ) -> Study:
-    """Run the study on the embedded model, or on `model`, and print it; the picture goes to `picture`."""
+    """Run the study on the embedded model, or on `model`, and print it by `out`; the picture goes to `picture`.
+
+    Raises ValueError as `check_picture` does, before any work; OSError where the picture fails after the table.
+    """
     start = time.perf_counter()
+    check_picture(picture)
 
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - start:5.1f} s] {text}", file=sys.stderr, flush=True)
 
     say("loading the model")
-    demo = load_demo(None if model is None else load_model(model))
+    demo = load_demo(None if model is None else load(model))
     site = layers_of(demo.model) // 3 if layer is None else layer
     sides = (demo.desired, demo.undesired) if towards_praise else (demo.undesired, demo.desired)
     held_out = (demo.validation_desired, demo.validation_undesired)
@@ -71,17 +78,18 @@ def run_showcase(
         **({"validation_samples": 2, "max_new_tokens": 16, "grid": QUICK_GRID} if quick else {}),
     )
     study = run_study(setting, methods, lambda name: say(f"steering: {name}"))
-    say("drawing")
-    plot_study(study, picture, title=f"Steering {_name(model)} at layer {site}, towards {_goal(towards_praise)}")
     fitted = {name: method for name, method in methods.items() if isinstance(method, FlowMethod)}
     aucs = {n: auc(m.barrier, unseen.desired, unseen.undesired) for n, m in fitted.items() if m.barrier is not None}
     accuracy = {"whole": judge.heldout_accuracy(), "40 words": judge.heldout_accuracy(words=40)}
     if json_output:
         facts = {"model": _name(model), "layer": site, "goal": _goal(towards_praise), "seed": seed, "auc": aucs}
-        print(json.dumps(facts | {"judge_accuracy": accuracy} | as_json(study), indent=1))
+        out(json_text(facts | {"judge_accuracy": accuracy} | as_json(study)))
     else:
-        print(_report(study, setting, aucs, accuracy, judge.trained_on, _name(model), _goal(towards_praise)))
-        print(f"Picture: {picture}   Time: {time.perf_counter() - start:.0f} s")
+        out(_report(study, setting, aucs, accuracy, judge.trained_on, _name(model), _goal(towards_praise)))
+    say("drawing")
+    plot_study(study, picture, title=f"Steering {_name(model)} at layer {site}, towards {_goal(towards_praise)}")
+    if not json_output:
+        out(f"Picture: {picture}   Time: {time.perf_counter() - start:.0f} s")
     return study
 
 
@@ -102,6 +110,9 @@ def _report(
         f"{setting.max_new_tokens} tokens, from {len(setting.prompts)} neutral prompts.",
         "",
         table(study),
+        "",
+        curve_table(study),
+        "",
         f"Largest shift: {best.name}, {100 * best.shift:+.1f} points.",
         "",
         _wrapped(
@@ -111,8 +122,9 @@ def _report(
             f"random direction: {DIRECTIONS // 2} of them and their opposites, in turns over a prompt's continuations."
         ),
         _wrapped(
-            f"Strength: of median displacements {grid} on {len(setting.validation_prompts)} other prompts, the largest "
-            f"share with ppl ≤ {MOST_PERPLEXITY}× and Dist-2 ≥ {LEAST_DISTINCT}× of unsteered."
+            f"Strength: tried at median displacements {grid} on {len(setting.validation_prompts)} other prompts; "
+            f"between them, where ppl comes to {MOST_PERPLEXITY}× or Dist-2 to {LEAST_DISTINCT}× of unsteered. The "
+            "second table reads the same curves at equal displacements and at equal perplexities."
         ),
         _wrapped(
             f"Judge: trained on {trained_on.rstrip('.')}. Accuracy on 500 held-out reviews {accuracy['whole']:.3f}, on "

@@ -1,8 +1,8 @@
 """One rule for the strength of every method, so that a table compares methods and not the care spent on each.
 
 Strength is counted in median displacement: the T at which a method moves the validation prompts' activations by
-‖a(T) − a‖/‖a‖ = .05, .1, .2, .4, .8 in the median. Of these the largest share of desired continuations wins, subject to
-perplexity ≤ 1.3× and Dist-2 ≥ .95× of the unsteered model.
+‖a(T) − a‖/‖a‖ = .05, .1, .2, .4, .8 in the median. Between these, perplexity and Dist-2 are interpolated (`curve`), and
+every method gets the strength that spends the same budget: perplexity 1.3× or Dist-2 .95× of the unsteered model's.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,8 @@ class Trial:
 
 
 def best(trials: Sequence[Trial], unsteered: Trial) -> Trial:
-    """The allowed trial with the largest share; the weakest one where none is allowed."""
+    """The allowed trial with the largest share, where nothing lies between trials, as between prefixes; the weakest one
+    where none is allowed."""
     allowed = [trial for trial in trials if trial.allowed(unsteered)]
     if not allowed:
         return min(trials, key=lambda trial: trial.displacement)

@@ -6,8 +6,9 @@ from typing import Any
 
 from odesteer_tl.backends import read_site
 from odesteer_tl.evaluation.continuing import UNSTEERED, Outcome, Setting, Steerer, continued, first_of, trial_of
+from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.metrics import bootstrap_interval
-from odesteer_tl.evaluation.strength import Trial, best, time_for
+from odesteer_tl.evaluation.strength import Trial, time_for
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods import FlowMethod
 from odesteer_tl.shapes import Samples
@@ -56,7 +57,7 @@ def run_study(setting: Setting, methods: Mapping[str, Steerer], progress: Callab
         first = first_of(method)
         times = [time_for(first, validation, goal) for goal in setting.grid]
         trials = [trial_of(setting, method, T, goal) for T, goal in zip(times, setting.grid, strict=True)]
-        T = best(trials, base_trial).T
+        T = Curve(trials, base_trial).chosen.T
         outcome = continued(setting, setting.prompts, setting.samples, method, T)
         rows.append(_row(setting, name, method, T, outcome, base, test, tuple(trials)))
         if isinstance(first, FlowMethod) and first.flow.steps > 1:
@@ -83,10 +84,29 @@ def table(study: Study) -> str:
     return "\n".join(lines)
 
 
+EQUAL_DISPLACEMENTS = (0.1, 0.2, 0.4)
+EQUAL_PERPLEXITIES = (1.1, 1.2, 1.3)
+
+
+def curve_table(study: Study) -> str:
+    """Shares on the validation prompts at equal displacements and at equal perplexities, a line per method."""
+    heads = [f"moved {x:g}" for x in EQUAL_DISPLACEMENTS] + [f"ppl {x:g}×" for x in EQUAL_PERPLEXITIES]
+    lines = [f"{'desired %':<16}" + "".join(f"{head:>11}" for head in heads)]
+    for row in study.rows[1:]:
+        curve = Curve(row.trials, study.unsteered_trial)
+        shares = [curve.at(x).share for x in EQUAL_DISPLACEMENTS]
+        shares += [curve.at_perplexity(x).share for x in EQUAL_PERPLEXITIES]
+        lines.append(f"{row.name:<16}" + "".join(f"{100 * share:>11.1f}" for share in shares))
+    return "\n".join(lines)
+
+
 def as_json(study: Study) -> dict[str, Any]:
     """The table as plain values, trials included, continuations left out."""
     rows = [{k: v for k, v in vars(row).items() if k != "continuations"} for row in study.rows]
-    return {"rows": [row | {"trials": [vars(trial) for trial in row["trials"]]} for row in rows]}
+    return {
+        "unsteered_trial": vars(study.unsteered_trial),
+        "rows": [row | {"trials": [vars(trial) for trial in row["trials"]]} for row in rows],
+    }
 
 
 def _row(

@@ -11,6 +11,7 @@ from odesteer_tl.control.loop import Loop
 from odesteer_tl.control.watching import watched
 from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.continuing import Outcome, Setting, Steerer, continued, first_of, trial_of
+from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.literature import MAPS, Prompted
 from odesteer_tl.evaluation.metrics import distinct
 from odesteer_tl.evaluation.strength import Trial, best, displacements, median_displacement, nearest, reach
@@ -90,18 +91,24 @@ def unsteered(base: Base) -> Run:
 
 
 def run_row(base: Base, steerer: Steerer | Prompted, levels: Sequence[Level], positions: Positions = "decoding") -> Run:
-    """Try every level on the validation prompts, take the one that the rule chooses, and judge the test prompts."""
+    """Try every level on the validation prompts, take the strength that the rule chooses between them (of prefixes, the
+    best one), and judge the test prompts."""
     setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
     trials = [trial_of(setting, method, level.T, level.displacement, level.prefix, positions) for level in levels]
-    chosen = best(trials, base.trial)
-    level = next(level for level, trial in zip(levels, trials, strict=True) if trial is chosen)
+    if method is None:
+        picked = best(trials, base.trial)
+        allowed = picked.allowed(base.trial)
+        level = next(level for level, trial in zip(levels, trials, strict=True) if trial is picked)
+    else:
+        curve = Curve(trials, base.trial, rests=not isinstance(first_of(method), Loop))
+        allowed, level = curve.allowed, Level(curve.chosen.T, curve.chosen.displacement)
     outcome = continued(
         setting, setting.prompts, setting.samples, method, None if method is None else level.T, level.prefix, positions
     )
     displacement = None if method is None else _moved(base, method, level.T, positions, test=True)
     return _run(
         base, outcome, level, displacement, tuple(trials),
-        allowed=any(trial.allowed(base.trial) for trial in trials), reached=all(level.reached for level in levels),
+        allowed=allowed, reached=all(level.reached for level in levels),
     )  # fmt: skip
 
 

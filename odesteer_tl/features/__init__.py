@@ -1,6 +1,16 @@
 """Features φ(a): recipes that are fitted to samples, and the complete maps that they become."""
 
-from odesteer_tl.features.base import FeatureMap, Linear, Recipe, Reduced, Squares, features_of, fit_to_sides
+from odesteer_tl.features.base import (
+    FeatureMap,
+    Linear,
+    Recipe,
+    Reduced,
+    Squares,
+    check_fitted_map,
+    check_recipe,
+    features_of,
+    fit_to_sides,
+)
 from odesteer_tl.features.fourier import Fourier, RandomFourier
 from odesteer_tl.features.polynomial import Kernel, Polynomial
 from odesteer_tl.features.sketch import PolynomialSketch, Sketch
@@ -18,6 +28,8 @@ __all__ = [
     "Reduced",
     "Sketch",
     "Squares",
+    "check_fitted_map",
+    "check_recipe",
     "features_of",
     "fit_to_sides",
     "norm",

@@ -69,6 +69,30 @@ class Recipe(Protocol):
     def fit(self, samples: Samples) -> FeatureMap: ...
 
 
+def check_fitted_map(features: Any) -> None:
+    """Raise ValueError for a class, or a recipe that was not fitted, where a feature map is wanted."""
+    name = features.__name__ if isinstance(features, type) else type(features).__name__
+    if isinstance(features, type) or (not callable(features) and callable(getattr(features, "fit", None))):
+        made = f"{name}(…)" if isinstance(features, type) else "recipe"
+        raise ValueError(
+            f"{name} is a {'class' if isinstance(features, type) else 'recipe'}, and here its features are wanted: "
+            f"{made}.fit(samples) gives them, of samples [n, d_model]."
+        )
+    if not callable(features) or not callable(getattr(features, "slope", None)):
+        raise ValueError(f"Features are a FeatureMap, φ(a) with slope(w); a {name} is none.")
+
+
+def check_recipe(recipe: Any) -> None:
+    """Raise ValueError for a class, or a map that is fitted already, where a recipe is wanted."""
+    if isinstance(recipe, type):
+        raise ValueError(f"features is a recipe, and {recipe.__name__} is its class: write {recipe.__name__}().")
+    if not callable(getattr(recipe, "fit", None)) and not callable(getattr(recipe, "fit_sides", None)):
+        raise ValueError(
+            f"features is a recipe, such as ot.Polynomial(), which the fit fits; a {type(recipe).__name__} has no "
+            "fit(samples). A map that is fitted already goes into ot.LogRatioBarrier(features, weight, bias)."
+        )
+
+
 def fit_to_sides(recipe: Recipe, desired: Desired, undesired: Undesired) -> FeatureMap:
     """The recipe fitted to both sides: by its `fit_sides`, or by `fit` to all rows in float64."""
     apart: Any = getattr(recipe, "fit_sides", None)
@@ -130,6 +154,14 @@ class Squares(FeatureMap):
 
     def _phi(self, x: Activations) -> Features:
         return torch.cat([x * x, x], dim=-1)
+
+
+def farthest(degree: int, gamma: float, coef0: float, normalize: bool) -> float | None:
+    """The ‖a‖ from which on the slope of a cubic kernel has the direction that it has at infinity: c₀ is 1e-12 of γ‖a‖.
+
+    Its length grows like ‖a‖², and leaves float32 at 1e19. None where no such length is met.
+    """
+    return None if degree < 3 or normalize else 1e12 * (1 + coef0) / gamma
 
 
 def check_kernel(degree: int, gamma: float, coef0: float) -> None:

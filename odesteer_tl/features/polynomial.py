@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel
+from odesteer_tl.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel, farthest
 from odesteer_tl.features.landmarks import FEWEST, drawn, landmarks
 from odesteer_tl.numerics import kernel_slope, unit
 from odesteer_tl.shapes import Activations, Desired, Features, Samples, Undesired, Weight
@@ -34,7 +34,8 @@ class Kernel(FeatureMap):
     def slope(self, w: Weight) -> Slope:
         alpha = self.degree * self.gamma * (self.whitening @ w)
         numbers = (alpha, self.landmarks, self.degree, self.gamma, self.coef0)
-        return Slope(kernel_slope, numbers, self.normalize)
+        beyond = farthest(self.degree, self.gamma, self.coef0, self.normalize)
+        return Slope(kernel_slope, numbers, self.normalize, farthest=beyond)
 
     def reduced(self, w: Weight) -> Reduced:
         """Degree 1: one direction. Degree 2: eigenvectors of the quadratic form, so that a step is elementwise."""

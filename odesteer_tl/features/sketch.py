@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.features.base import FeatureMap, check_kernel
+from odesteer_tl.features.base import FeatureMap, check_kernel, farthest
 from odesteer_tl.numerics import product, sketch_slope, sketch_spectra
 from odesteer_tl.shapes import Activations, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.slopes import Slope
@@ -33,7 +33,8 @@ class Sketch(FeatureMap):
 
     def slope(self, w: Weight) -> Slope:
         spectrum = torch.view_as_real(torch.fft.rfft(w)).contiguous()
-        return Slope(sketch_slope, (spectrum, *self._numbers), self.normalize)
+        beyond = farthest(len(self.hashes), self.gamma, self.coef0, self.normalize)
+        return Slope(sketch_slope, (spectrum, *self._numbers), self.normalize, farthest=beyond)
 
     def _phi(self, x: Activations) -> Features:
         return torch.fft.irfft(product(sketch_spectra(x, *self._numbers)), n=self.n_components)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.activations import Origin
 from odesteer_tl.barriers import Barrier
 from odesteer_tl.edits import Edit, Site
 from odesteer_tl.feedback import Feedback
@@ -22,7 +22,7 @@ from odesteer_tl.moving import moved
 from odesteer_tl.numerics import flowed
 from odesteer_tl.sending import check_travels, sent_by_nnsight
 from odesteer_tl.shapes import Activations, Time
-from odesteer_tl.strengths import absolute, check_strength, check_width, layer_of
+from odesteer_tl.strengths import absolute, check_strength, check_width, given_back, layer_of
 from odesteer_tl.travelling import Travelling, TravellingEdit, TravellingLayers, steered
 
 Some = TypeVar("Some", bound="Method")
@@ -59,17 +59,20 @@ class Method(ABC):
 
         `T` is a number or a tensor with one value per row; `relative_T` means T = relative_T·‖a‖ for each activation.
         The number T = 0 returns `a` itself. Casting back to bfloat16 loses about 2 % of the displacement at T/‖a‖ = 0.1
-        and 17 % at 0.01. Raises ValueError for both or neither of T and relative_T, a T that is not finite or does not
-        fit, or another d_model than the one fitted.
+        and 17 % at 0.01; what the dtype cannot hold ends at its largest number. Finite activations up to ‖a‖ = 1e19
+        stay finite, and a = 0 is no special case: a/‖a‖ is then 0, so that h = wᵀa gives a + T w/‖w‖, h = wᵀa/‖a‖ one
+        step towards w, where its gradient vanishes, and relative_T moves nothing. Raises ValueError for both or neither
+        of T and relative_T, a T that is not finite or does not fit the rows or the dtype, or another d_model than the
+        one fitted.
         """
-        check_strength(T, relative_T)
+        check_strength(T, relative_T, a.dtype)
         return self._steered(a, T, relative_T)
 
     def vector_field(self, a: Activations) -> Activations:
         """The velocity v(a) at T = 0."""
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
-        return here._velocity(x).to(a.dtype)
+        return given_back(here._velocity(x), a.dtype)
 
     def edits(self, T: Time | None = None, *, relative_T: Time | None = None, layer: int | None = None) -> list[Edit]:
         """What a backend carries out: at the site of the fit (`origin.hook_name`; `resid_post` where that is None)
@@ -156,7 +159,7 @@ class FlowMethod(Method):
 
     def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
         """a(t) and h at every step, in the dtype of the computation; `chatters` flags activations where h falls."""
-        check_strength(T, relative_T)
+        check_strength(T, relative_T, a.dtype)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
         return here.flow.trajectory(x, absolute(T, relative_T, x), here.barrier)
@@ -170,12 +173,3 @@ class FlowMethod(Method):
 
     def _velocity(self, x: Activations) -> Activations:
         return self.flow.field(x)
-
-
-def check_samples(acts: ContrastiveActivations, name: str, least: int = 2) -> None:
-    """Raise ValueError where a side holds fewer than `least` activations; `name` is the method that needs them."""
-    sizes = (len(acts.desired), len(acts.undesired))
-    if min(sizes) < least:
-        raise ValueError(
-            f"{name} needs at least {least} desired and {least} undesired activations, got {sizes[0]} and {sizes[1]}."
-        )

@@ -27,7 +27,8 @@ class CAA(FlowMethod):
 
     @classmethod
     def fit(cls, acts: ContrastiveActivations) -> "CAA":
-        """Take the means of both sides."""
+        """Take the means of both sides. Raises ValueError where they are the same."""
+        acts.check("CAA")
         return cls(mean_difference(acts), acts.origin)
 
     @property

@@ -14,13 +14,14 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
-from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.view import View
 from odesteer_tl.shapes import Activations, Direction
 from odesteer_tl.strengths import site_name
@@ -79,14 +80,19 @@ class HeadShift(FlowMethod):
     @property
     def sigma(self) -> Float[Tensor, " chosen_heads"]:
         """σ of each chosen head."""
-        return self.shift.unflatten(0, (self.n_heads, -1))[list(self.heads)].norm(dim=-1)
+        return by_head(self.shift, self.n_heads)[list(self.heads)].norm(dim=-1)
 
     def head_values(self, z: Activations) -> Float[Tensor, "*batch chosen_heads"]:
         """h of each chosen head: θᵀz_head + b, positive on the desired side of its probe."""
         chosen = list(self.heads)
-        theta = torch.nn.functional.normalize(self.shift.unflatten(0, (self.n_heads, -1))[chosen], dim=-1).to(z)
-        own = z.unflatten(-1, (self.n_heads, -1))[..., chosen, :]
-        return (own * theta).sum(-1) + torch.tensor(self.offset).to(z)
+        theta = torch.nn.functional.normalize(by_head(self.shift, self.n_heads)[chosen], dim=-1).to(z)
+        own = by_head(z, self.n_heads)[..., chosen, :]
+        return einsum(own, theta, "... head d_head, head d_head -> ... head") + torch.tensor(self.offset).to(z)
+
+
+def by_head(z: Float[Tensor, "*batch z"], n_heads: int) -> Float[Tensor, "*batch head d_head"]:
+    """What the heads of attention give, which lies side by side in z, apart."""
+    return rearrange(z, "... (head d_head) -> ... head d_head", head=n_heads)
 
 
 def head_shifts(
@@ -119,7 +125,7 @@ def _probes(acts: ContrastiveActivations, n_heads: int, validation: float, seed:
 
     (fit, fit_is), (rest, rest_is) = (
         (
-            torch.cat([part.desired, part.undesired]).double().cpu().unflatten(1, (n_heads, -1)),
+            by_head(torch.cat([part.desired, part.undesired]).double().cpu(), n_heads),
             [1] * len(part.desired) + [0] * len(part.undesired),
         )
         for part in acts.split(seed, 1 - validation)
@@ -135,7 +141,7 @@ def _probes(acts: ContrastiveActivations, n_heads: int, validation: float, seed:
 def _shift(
     acts: ContrastiveActivations, n_heads: int, heads: tuple[int, ...], probes: list[Probe], direction: Along
 ) -> HeadShift:
-    desired, undesired = (side.double().cpu().unflatten(1, (n_heads, -1)) for side in (acts.desired, acts.undesired))
+    desired, undesired = (by_head(side.double().cpu(), n_heads) for side in (acts.desired, acts.undesired))
     shift, offset = torch.zeros(desired.shape[1:], dtype=torch.float64), []
     for head, (weight, intercept, _) in zip(heads, probes, strict=True):
         high, low = desired[:, head].mean(0), undesired[:, head].mean(0)
@@ -161,7 +167,7 @@ def _checked(
             raise ValueError(
                 f'Heads are read at z, these activations at {each.hook_name}: ot.collect_layers(..., site="z").'
             )
-        check_samples(each, "ITI.fit_heads")
+        each.check("ITI.fit_heads", 2)
         if (each.desired.shape, each.undesired.shape, each.paired) != (
             acts[0].desired.shape,
             acts[0].undesired.shape,

@@ -19,6 +19,7 @@ released).
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +32,7 @@ from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.view import View
 from odesteer_tl.moving import packed
-from odesteer_tl.networks import Network, centred, drawn, held_out, trained
+from odesteer_tl.networks import Network, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.neural import angle_between, network, turned, turning_speed
 from odesteer_tl.numerics import per_activation
 from odesteer_tl.shapes import Activations, PerActivation, Samples, Time
@@ -73,19 +74,22 @@ class HPR(Method):
         """Fit θ and the angles in float32, on the device of the activations; `seed` is all the chance there is.
 
         `epochs=None` is 5, or what makes 1,000 steps of few pairs; `patience=None` a fifth of the epochs, at least 2.
-        Raises ValueError for activations that are not paired, and for too few pairs to hold out `validation` of them.
+        Raises ValueError for activations that are not paired, too few pairs to hold out `validation` of them, and
+        a network that does not fit into the memory.
         """
         if not acts.paired:
             raise ValueError(
                 "HPR learns the angle between the two activations of a pair, and these are not paired: read desired "
                 "and undesired answers to the same queries, in one order, and pass paired=True."
             )
+        acts.check("HPR")
+        d_model = acts.desired.shape[1]
+        widths = [d_model, *(max(NARROWEST, d_model >> k) for k in (1, 2, 3)), 1]
+        check_trainable(list(pairwise(widths)), acts.desired.device, "the angle network of HPR")
         rows, held = (_rows(part) for part in held_out(acts, validation, seed, "HPR"))
         scale = float(rows[0].square().mean().sqrt()) or 1.0
         rows, held = (rows[0] / scale, *rows[1:]), (held[0] / scale, *held[1:])
         mean, spread = centred(rows[0])
-        d_model = len(mean)
-        widths = [d_model, *(max(NARROWEST, d_model >> k) for k in (1, 2, 3)), 1]
         generator = torch.Generator().manual_seed(seed)
 
         def loss(parameters: Any, x: Tensor, desired: Tensor, target: Tensor) -> Tensor:
@@ -108,7 +112,7 @@ class HPR(Method):
 
     def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
         """Eleven points of the arc, and h at each; `chatters` flags those turned past the point nearest to θ."""
-        check_strength(T, relative_T)
+        check_strength(T, relative_T, a.dtype)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
         strength = absolute(T, relative_T, x)

@@ -14,7 +14,7 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Linear
 from odesteer_tl.fields import UnitGradient
 from odesteer_tl.flow import Flow
-from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.head_shift import Along, head_shifts
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.view import View
@@ -32,7 +32,7 @@ class ITI(FlowMethod):
     @classmethod
     def fit(cls, acts: ContrastiveActivations, *, C: float = 1.0, tol: float = 1e-4) -> "ITI":
         """Fit the probe (scikit-learn's logistic regression, its default C and tolerance, as the paper's code)."""
-        check_samples(acts, "ITI")
+        acts.check("ITI", 2)
         return cls(LogRatioBarrier.fit(acts, Linear(normalize=False), C=C, tol=tol), acts.origin)
 
     @classmethod

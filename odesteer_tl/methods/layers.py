@@ -36,7 +36,8 @@ class Layers(Method):
         object.__setattr__(self, "parts", tuple(self.parts))
         for number, part in enumerate(self.parts):
             if not isinstance(part, Method):
-                raise ValueError(f"The parts of Layers are fitted methods; part {number} is a {type(part).__name__}.")
+                what = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
+                raise ValueError(f"The parts of Layers are fitted methods; part {number} is {what}.")
             if part.layer is None and not part.several:
                 raise ValueError(
                     f"Part {number} of Layers, {type(part).__name__}, was fitted without a layer: collect with "

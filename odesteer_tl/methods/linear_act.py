@@ -29,7 +29,7 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Squares
 from odesteer_tl.fields import Gradient
 from odesteer_tl.flow import Flow
-from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.view import View
 from odesteer_tl.shapes import Direction
 
@@ -57,7 +57,7 @@ class LinearAcT(FlowMethod):
         Raises ValueError for fewer than 2 activations on a side, another `match`, or `parity` with one that is not
         "quantiles".
         """
-        check_samples(acts, "LinearAcT")
+        acts.check("LinearAcT", 2)
         if match not in get_args(Match):
             raise ValueError(f'match must be "quantiles", "moments" or "means", got {match!r}.')
         if parity and match != "quantiles":

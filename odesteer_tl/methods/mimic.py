@@ -6,7 +6,9 @@ undesired and 0 elsewhere, map(a) = μ₊ + A(a − μ₋), in one step: a + T v
 
 Fit: A is the optimal map between N(μ₋, Σ₋) and N(μ₊, Σ₊) (Bures, Wasserstein), symmetric and positive definite,
 A = S^-½ (S^½ Σ₊ S^½)^½ S^-½ with S = Σ₋; `reg`·I is added to both covariances (1/n), so that A(Σ₋ + reg I)A =
-Σ₊ + reg I exactly and the covariance of mapped samples is Σ₊ + reg(I − A²). A is computed once, in float64.
+Σ₊ + reg I exactly and the covariance of mapped samples is Σ₊ + reg(I − A²). A is computed once, in float64. Where no
+sample varies both covariances are reg I, and A is I: of fewer samples than half of the dimensions, A is computed and
+kept in their span alone, A − I = U λ Uᵀ, the same map in a part of the bytes and of the time.
 
 The gate is scikit-learn's own prediction: undesired where the classifier gives probability ≤ ½, a threshold that knows
 how often each side was seen: h(a) ≤ log(n₋/n₊), not h(a) ≤ 0.
@@ -29,23 +31,27 @@ from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Linear
 from odesteer_tl.flow import Flow
-from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.view import View
 from odesteer_tl.moving import packed
 from odesteer_tl.numerics import affine_pull, euler, flowed, gated_pull
+from odesteer_tl.room import check_room
 from odesteer_tl.shapes import Direction
 from odesteer_tl.slopes import Slope
 from odesteer_tl.travelling import Travelling
 
 Square = Float[Tensor, "d_model d_model"]
+Factors = tuple[Float[Tensor, "d_model k"], Float[Tensor, " k"]]
+"""(U, λ) of U λ Uᵀ, U orthonormal."""
 
 
 @dataclass(frozen=True, eq=False)
 class MiMiC(FlowMethod):
     """a + T gate(a) (map(a) − a), map(a) − a = `stretch` (a − `source`) + `shift`.
 
-    T counts in fractions of the map's way, whatever ‖a‖. `stretch` is A − I, `source` μ₋, `shift` μ₊ − μ₋; `prior` is
-    log(n₋/n₊). With `gate=False` every activation is carried. The gate opens or closes by where an activation starts.
+    T counts in fractions of the map's way, whatever ‖a‖. `stretch` is A − I, or its (U, λ), `source` μ₋, `shift`
+    μ₊ − μ₋; `prior` is log(n₋/n₊). With `gate=False` every activation is carried. The gate opens or closes by where an
+    activation starts.
     """
 
     view: ClassVar[View] = View(
@@ -54,7 +60,7 @@ class MiMiC(FlowMethod):
     )  # fmt: skip
 
     barrier: LogRatioBarrier
-    stretch: Square
+    stretch: Square | Factors
     source: Direction
     shift: Direction
     prior: float
@@ -75,17 +81,17 @@ class MiMiC(FlowMethod):
     ) -> "MiMiC":
         """Fit map and gate; C and tol are those of the gate's regression.
 
-        Raises ValueError for fewer than 2 activations on a side or a `reg` that is not positive and finite.
+        Raises ValueError for fewer than 2 activations on a side, a `reg` that is not positive and finite, and where
+        both samples and dimensions are so many that the covariances fill the memory.
         """
-        check_samples(acts, "MiMiC")
+        acts.check("MiMiC", 2)
         if not 0 < reg < math.inf:
             raise ValueError(f"reg, which is added to the variances, must be positive and finite, got {reg}.")
         source, target = acts.undesired.double(), acts.desired.double()
-        identity = torch.eye(source.shape[1]).to(source)
-        covariances = [torch.cov(x.T, correction=0).reshape(identity.shape) + reg * identity for x in (source, target)]
+        stretch = _stretch(source, target, reg)
         return cls(
             LogRatioBarrier.fit(acts, Linear(normalize=False), C=C, tol=tol),
-            (_optimal_map(*covariances) - identity).float(),
+            stretch,
             source.mean(0).float(),
             (target.mean(0) - source.mean(0)).float(),
             math.log(len(source) / len(target)),
@@ -96,7 +102,12 @@ class MiMiC(FlowMethod):
     @property
     def matrix(self) -> Square:
         """A [d_model, d_model], symmetric and positive definite."""
-        return self.stretch + torch.eye(len(self.stretch)).to(self.stretch)
+        whole = self.stretch
+        if not isinstance(whole, Tensor):
+            vectors, values = whole
+            whole = vectors * values @ vectors.T
+            whole = (whole + whole.T) / 2  # to the last bit
+        return whole + torch.eye(len(whole)).to(whole)
 
     @cached_property
     def flow(self) -> Flow:
@@ -114,6 +125,29 @@ class MiMiC(FlowMethod):
         if not self.gate:
             return Slope(affine_pull, numbers)
         return Slope(gated_pull, (*numbers, self.barrier.weight, self.barrier.bias - self.prior))
+
+
+def _stretch(
+    source: Float[Tensor, "n_source d_model"], target: Float[Tensor, "n_target d_model"], reg: float
+) -> Square | Factors:
+    """A − I in float32, as a whole or in the span of the centred samples."""
+    d_model, rows = source.shape[1], len(source) + len(target)
+    sides = [side - side.mean(0) for side in (source, target)]
+    few = 2 * rows < d_model
+    needed = 8 * (4 * rows * d_model if few else 8 * d_model**2)
+    check_room(
+        needed, source.device, f"MiMiC's map of {rows} samples in {d_model} dimensions",
+        f"fit fewer samples; fewer than {(d_model + 1) // 2} need no matrix of {d_model} × {d_model}.",
+    )  # fmt: skip
+    basis = torch.linalg.qr(torch.cat(sides).T).Q if few else None
+    inner = sides if basis is None else [side @ basis for side in sides]
+    identity = torch.eye(inner[0].shape[1]).to(source)
+    covariances = [x.T @ x / len(x) + reg * identity for x in inner]
+    stretch = _optimal_map(*covariances) - identity
+    if basis is None:
+        return stretch.float()
+    values, vectors = torch.linalg.eigh(stretch)
+    return (basis @ vectors).float(), values.float()
 
 
 def _optimal_map(source: Square, target: Square) -> Square:

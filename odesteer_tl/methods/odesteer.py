@@ -15,7 +15,7 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Polynomial, Recipe
 from odesteer_tl.fields import UnitGradient
 from odesteer_tl.flow import Flow
-from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.view import View
 from odesteer_tl.solvers import SolverName, solver_named
 
@@ -50,7 +50,7 @@ class ODESteer(FlowMethod):
     ) -> "ODESteer":
         """Fit h by logistic regression. `features` is `Polynomial(degree=2, gamma=0.1, coef0=1.0)` unless given;
         `PolynomialSketch(n_components=8000)` with `tol=1e-4` is the paper's estimator."""
-        check_samples(acts, "ODESteer")
+        acts.check("ODESteer", 2)
         barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)
         return cls(barrier, acts.origin, steps, solver)
 
@@ -76,7 +76,7 @@ class StepODESteer(FlowMethod):
         cls, acts: ContrastiveActivations, *, features: Recipe | None = None, C: float = 1.0, tol: float = 1e-5
     ) -> "StepODESteer":
         """As ODESteer.fit, without steps and solver."""
-        check_samples(acts, "StepODESteer")
+        acts.check("StepODESteer", 2)
         barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)
         return cls(barrier, acts.origin)
 

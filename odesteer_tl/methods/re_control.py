@@ -27,7 +27,7 @@ from odesteer_tl.fields import Gradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.view import View
-from odesteer_tl.networks import Network, NetworkBarrier, centred, drawn, held_out, trained
+from odesteer_tl.networks import Network, NetworkBarrier, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.neural import network
 from odesteer_tl.shapes import PerActivation
 
@@ -76,6 +76,7 @@ class REControl(FlowMethod):
         1,000 steps of few rows; `patience=None` a fifth of the epochs. `seed` is all the chance there is. Raises
         ValueError for too few rows to hold out `validation` of either side, and rewards not finite or all the same.
         """
+        acts.check("REControl")
         parts = held_out(acts, validation, seed, "REControl")
         samples = [torch.cat([part.desired, part.undesired]).float() for part in parts]
         goals, unit, middle = _goals(acts, parts)
@@ -83,6 +84,7 @@ class REControl(FlowMethod):
         width = min(len(mean), WIDEST) if width is None else width
         if width < 1:
             raise ValueError(f"A value network needs a width of at least 1, got {width}.")
+        check_trainable([(len(mean), width), (width, width)], mean.device, "the value network of RE-Control")
         generator = torch.Generator().manual_seed(seed)
         of_labels = acts.rewards is None
 

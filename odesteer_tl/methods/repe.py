@@ -28,9 +28,11 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Linear
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
-from odesteer_tl.methods.base import FlowMethod, check_samples
+from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.view import View
+from odesteer_tl.room import check_room
+from odesteer_tl.shapes import Direction, Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +51,10 @@ class RepE(FlowMethod):
     def fit(cls, acts: ContrastiveActivations, *, parity: bool = False) -> "RepE":
         """Take the first principal component, in float64; `parity` as the head of this file says.
 
-        Raises ValueError for fewer than 2 activations on a side, or where the pairs do not differ.
+        Raises ValueError for fewer than 2 activations on a side, where the pairs do not differ, and where both rows and
+        dimensions are so many that a square of either fills the memory.
         """
-        check_samples(acts, "RepE")
+        acts.check("RepE", 2)
         desired, undesired = acts.desired.double(), acts.undesired.double()
         shift = desired.mean(0) - undesired.mean(0)
         if parity:
@@ -65,9 +68,11 @@ class RepE(FlowMethod):
             rows = torch.cat([*sides, shift.unsqueeze(0)])
         size = max(float(side.abs().max()) for side in (desired, undesired))
         if float(rows.square().sum(0).amax()) <= (1e-12 * size) ** 2:
-            what = "differ by one and the same vector, and parity=True centres it away" if parity else "are equal"
-            raise ValueError(f"RepE needs pairs that differ; the members of all pairs {what}.")
-        v = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
+            raise ValueError(
+                "RepE needs pairs that differ; these differ by one and the same vector, and parity=True centres it "
+                "away."
+            )
+        v = _main_direction(rows)
         if not parity and shift @ v < 0:
             v = -v
         middle = (desired.mean(0) + undesired.mean(0)) / 2
@@ -92,3 +97,16 @@ class RepE(FlowMethod):
     @cached_property
     def flow(self) -> Flow:
         return Flow(Constant(self.barrier.weight), steps=1)
+
+
+def _main_direction(rows: Samples) -> Direction:
+    """The unit v that maximises ‖rows v‖: an eigenvector of rowsᵀrows, or of rows rowsᵀ where that is the smaller."""
+    n, d_model = rows.shape
+    check_room(
+        4 * 8 * min(n, d_model) ** 2, rows.device, f"The main direction of {n} differences in {d_model} dimensions",
+        "fit fewer pairs.",
+    )  # fmt: skip
+    if n >= d_model:
+        return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
+    v = rows.T @ torch.linalg.eigh(rows @ rows.T).eigenvectors[:, -1]
+    return v / v.norm()

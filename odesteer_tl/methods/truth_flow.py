@@ -36,11 +36,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.degeneracy import check_queries
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.view import View
 from odesteer_tl.moving import packed
-from odesteer_tl.networks import Parameters, centred, drawn, held_out, trained
+from odesteer_tl.networks import Parameters, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.numerics import euler, path
 from odesteer_tl.shapes import Activations, Basis, Direction, Samples, Time
 from odesteer_tl.strengths import absolute, check_strength, check_width
@@ -104,15 +105,20 @@ class TruthFlow(Method):
         `rank=None` is 20 as published, or min(pairs, d_model), which the corrections can have at most, where fewer.
         `lr=None` is 0.4/d_model, at most 3e-3; `epochs=None` is 40, or what makes 1,000 steps of few pairs;
         `patience=None` a fifth of the epochs. Raises ValueError for activations that are not paired or have no queries,
-        queries that are not finite, a `rank` that the corrections cannot have, and too few pairs to hold out
-        `validation` of them.
+        queries that are not finite or all the same, a `rank` that the corrections cannot have, too few
+        pairs to hold out `validation` of them, and a U-Net that does not fit into the memory.
         """
         queries = _queries(acts)
+        acts.check("TruthFlow")
+        check_queries(queries)
         d_model = queries.shape[1]
         most = min(queries.shape)
         rank = min(RANK, most) if rank is None else rank
         if not 1 <= rank <= most:
             raise ValueError(f"rank is from 1 to min(pairs, d_model) = {most}, got {rank}.")
+        widths = _widths(d_model)
+        ways = [*pairwise(widths), *((n, n) for n in widths[1:])]
+        check_trainable([*ways, *ways], acts.desired.device, "the U-Net of TruthFlow")
         parts = held_out(acts, validation, seed, "TruthFlow")
         (x0, x1), (held0, held1) = ((_queries(part).float(), _corrections(part)) for part in parts)
         source, scale = centred(x0)
@@ -151,7 +157,7 @@ class TruthFlow(Method):
 
     def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
         """The two ends of the straight way from a to `steer(a, T)`; there is no h."""
-        check_strength(T, relative_T)
+        check_strength(T, relative_T, a.dtype)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
         return Trajectory(torch.stack(list(path(here._velocity, x, absolute(T, relative_T, x), euler, 1))), None)
@@ -197,14 +203,21 @@ def _corrections(acts: ContrastiveActivations) -> Samples:
 
 
 def _top(corrections: Samples, rank: int) -> Basis:
-    """The first right singular vectors of the stacked corrections, largest first; eigenvectors cost less at any n."""
+    """The first right singular vectors of the stacked corrections, largest first; of many rows as eigenvectors."""
     rows = corrections.double()
+    if len(rows) < rows.shape[1]:  # no square of d_model
+        return torch.linalg.svd(rows, full_matrices=False).Vh[:rank].T.float().contiguous()
     return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -rank:].flip(1).float().contiguous()
+
+
+def _widths(d_model: int) -> list[int]:
+    """The full width, and that of every level below it."""
+    return [d_model, *(max(NARROWEST, d_model >> k) for k in range(1, DEPTH + 1))]
 
 
 def _start(d_model: int, generator: torch.Generator) -> Parameters:
     """A U-Net in the order of `vector_flow.unet`; its last level starts at 0, so that u is 0 everywhere at first."""
-    widths = [d_model, *(max(NARROWEST, d_model >> k) for k in range(1, DEPTH + 1))]
+    widths = _widths(d_model)
     parameters = list(drawn((TIMES, TIMES), generator))
     for inputs, outputs in (*pairwise(widths), *pairwise(widths[:0:-1])):  # down, and up again to widths[1]
         parameters += [*drawn((inputs, outputs), generator), drawn((TIMES, outputs), generator)[0]]

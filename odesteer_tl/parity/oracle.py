@@ -139,16 +139,24 @@ def activations(
     )
 
 
-def differences(
-    family: Family, rows: list[list[int]], new: TokenIds, found: Tensor, where: list[Place]
-) -> tuple[float, float]:
-    """The largest distance of the logits found [batch, steps, d_vocab] from the steered ones, and the smallest effect
-    that steering has in a row. `new` [batch, steps] was generated; steered: the last prompt token and what follows."""
-    worst, effect = 0.0, float("inf")
-    for row, generated, mine in zip(rows, new.tolist(), found, strict=True):
+def steered_and_plain(
+    family: Family, rows: list[list[int]], new: TokenIds, where: list[Place]
+) -> list[tuple[Tensor, Tensor]]:
+    """For each row the logits [steps, d_vocab] of every step that generated `new` [batch, steps], steered and not.
+    Steered are the last prompt token and what follows."""
+    expected = []
+    for row, generated in zip(rows, new.tolist(), strict=True):
         whole, last = row + generated[:-1], len(row) - 1
         steered = logits(family, whole, where, range(last, len(whole)))[last:]
-        plain = logits(family, whole, (), ())[last:]
+        expected.append((steered, logits(family, whole, (), ())[last:]))
+    return expected
+
+
+def differences(found: Tensor, expected: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """The largest distance of the logits found [batch, steps, d_vocab] from the steered ones, and the smallest effect
+    that steering has in a row."""
+    worst, effect = 0.0, float("inf")
+    for mine, (steered, plain) in zip(found, expected, strict=True):
         worst = max(worst, (mine - steered).abs().nan_to_num(torch.inf).max().item())
         effect = min(effect, (steered - plain).abs().max().item())
     return worst, effect

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.backends import intervene, load_model, steering
-from odesteer_tl.backends.nnsight.asking import asking
+from odesteer_tl.backends.nnsight.asking import asked
+from odesteer_tl.backends.nnsight.replies import tokens_in
 from odesteer_tl.parity.models import (
     Family,
     as_bridge,
@@ -20,6 +21,7 @@ from odesteer_tl.parity.models import (
 )
 from odesteer_tl.parity.oracle import STEPS
 from odesteer_tl.shapes import TokenIds
+from odesteer_tl.tokens import Tokenised
 
 Generated = tuple[TokenIds, Tensor]
 """Tokens [batch, steps], logits [batch, steps, d_vocab]."""
@@ -86,15 +88,21 @@ def in_graph(model: Any, remote: str | bool) -> Run:
         inputs = {"input_ids": tokens, "attention_mask": mask}
         options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": _UNENDING, "pad_token_id": 0}
         found = sequences = None
-        with asking(remote):
-            with model.generate(inputs, use_cache=cache, remote=remote, **options) as tracer:
-                found = nnsight.save([])
-                for _ in tracer.iter[:STEPS]:
-                    intervene(model, method, T)
-                    found.append(model.lm_head.output[:, -1].detach().cpu())
-                sequences = nnsight.save(tracer.result)
-        if found is None or sequences is None:
-            raise RuntimeError("The server says that it is done, and sent back nothing.")
+        server = asked(model, remote, most=2**26)
+        with model.generate(inputs, use_cache=cache, remote=remote, backend=server, **options) as tracer:
+            found = nnsight.save([])
+            for _ in tracer.iter[:STEPS]:
+                intervene(model, method, T)
+                found.append(model.lm_head.output[:, -1].detach().cpu())
+            sequences = nnsight.save(tracer.result)
+        if server is not None:
+            found, sequences = server.named("found", "sequences")
+            vocabulary = model._module.config.vocab_size
+            batch = Tokenised(tokens, mask.bool())
+            sequences = tokens_in(sequences, batch, STEPS, vocabulary, 0, [], server.refused)
+            shapes = [each.shape for each in found if isinstance(each, Tensor)] if isinstance(found, list) else []
+            if shapes != [(len(rows), vocabulary)] * STEPS or len(found) != STEPS:
+                raise server.refused("other logits than were asked for")
         return sequences[:, tokens.shape[1] :].cpu(), torch.stack(found, dim=1)
 
     return run

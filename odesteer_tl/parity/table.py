@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +30,7 @@ from odesteer_tl.methods import (
     TruthFlow,
 )
 from odesteer_tl.parity.models import Family, as_nnsight, hugging_face, tokenizer
-from odesteer_tl.parity.oracle import PROMPTS, activations, differences, places, texts
+from odesteer_tl.parity.oracle import PROMPTS, activations, differences, places, steered_and_plain, texts
 from odesteer_tl.parity.running import ways
 
 TOLERANCE, EFFECT = 1e-4, 0.1
@@ -127,20 +128,30 @@ class Cell:
         return self.deviation <= TOLERANCE and self.effect >= EFFECT
 
 
-def measured(remote: str | None = None) -> list[Cell]:
-    """Every cell that can be measured on the installed libraries; with `remote`, on the server at that address too."""
+def conditions(quick: bool = False) -> list[tuple[Family, str, bool]]:
+    """Family, prompts and cache of every cell or, where it is `quick`, of half of them: any two of the three meet."""
+    every = product(get_args(Family), PROMPTS, (True, False))
+    return [case for case in every if not quick or (case[0] == "llama") ^ (case[1] == "single") ^ case[2]]
+
+
+def measured(remote: str | None = None, quick: bool = False) -> list[Cell]:
+    """Every cell that can be measured on the installed libraries; with `remote`, on the server at that address too.
+    `quick`: those of half of the conditions."""
     cells = []
     for family in get_args(Family):
+        fitted = {label: fit(family) for label, fit in METHODS.items()}
+        expected: dict[Any, Any] = {}  # all ways generate the same tokens, unless one is wrong
         for name, run in ways(family, remote).items():
-            for label, fit in METHODS.items():
-                method = fit(family)
+            for label, method in fitted.items():
                 T = _strength(method)
                 where = places(method, T)
-                for prompts, rows in PROMPTS.items():
-                    for cache in (True, False):
-                        new, found = run(rows, method, T, cache)
-                        worst, effect = differences(family, rows, new, found, where)
-                        cells.append(Cell(name, label, family, prompts, cache, worst, effect))
+                for prompts, cache in [case[1:] for case in conditions(quick) if case[0] == family]:
+                    new, found = run(PROMPTS[prompts], method, T, cache)
+                    key = label, prompts, str(new.tolist())
+                    if key not in expected:
+                        expected[key] = steered_and_plain(family, PROMPTS[prompts], new, where)
+                    worst, effect = differences(found, expected[key])
+                    cells.append(Cell(name, label, family, prompts, cache, worst, effect))
     return cells
 
 
@@ -162,8 +173,13 @@ def written(cells: Iterable[Cell]) -> str:
 def read(file: Path) -> list[Cell]:
     """The cells of another installation. Raises ValueError for a file that holds none."""
     try:
-        return [Cell(**cell) for cell in json.loads(file.read_text(encoding="utf-8"))]
-    except (TypeError, json.JSONDecodeError) as error:
+        cells = [Cell(**cell) for cell in json.loads(file.read_text(encoding="utf-8"))]
+        for cell in cells:
+            for field in fields(Cell):
+                if not isinstance(getattr(cell, field.name), field.type):  # type: ignore[arg-type]
+                    raise TypeError(f"{field.name} is {getattr(cell, field.name)!r}")
+        return cells
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} does not hold what odesteer-tl parity --json prints: {error}") from error
 
 
@@ -185,7 +201,7 @@ def _worst_of(cells: list[Cell]) -> str:
     return f"{worst:.0e} / {effect:.1f}"
 
 
-def faults(cells: list[Cell], complete: bool = False) -> list[str]:
+def faults(cells: list[Cell], complete: bool = False, quick: bool = False) -> list[str]:
     """What is wrong with a table: cells that deviate or do nothing and, where it is to be complete, empty ones."""
     wrong = [str(cell) for cell in cells if not cell.good]
     if complete:
@@ -194,28 +210,32 @@ def faults(cells: list[Cell], complete: bool = False) -> list[str]:
             f"No cell for {key}"
             for way in WAYS
             for method in METHODS
-            for family in get_args(Family)
-            for prompts in PROMPTS
-            for cache in (True, False)
-            if (key := (way, method, family, prompts, cache)) not in there
+            for case in conditions(quick)
+            if (key := (way, method, *case)) not in there
         ]
     return wrong
 
 
 def print_parity(
-    remote: str | None, others: list[Path], as_json: bool, complete: bool, say: Callable[[Any], Any]
+    remote: str | None,
+    others: list[Path],
+    as_json: bool,
+    complete: bool,
+    say: Callable[[Any], Any],
+    quick: bool = False,
 ) -> bool:
     """Measure, join with the cells of `others`, and `say` the table, or JSON. Returns whether all is well."""
     more = [cell for file in others for cell in read(file)]
     with StringIO() as unread, redirect_stdout(unread), redirect_stderr(unread):  # progress and status of the libraries
-        cells = measured(remote) + more
-    wrong = faults(cells, complete)
+        cells = measured(remote, quick) + more
+    wrong = faults(cells, complete, quick)
     if as_json:
         say(written(cells))
         return not wrong
     say(markdown(cells))
     shown = f"{len(cells)} measurements in float32: largest deviation of a logit from a torch hook / smallest effect"
-    say(f"\n{shown}, over {', '.join(get_args(Family))}, {' and '.join(PROMPTS)} prompts, KV cache on and off.")
+    over = f"{', '.join(get_args(Family))}, {' and '.join(PROMPTS)} prompts, KV cache on and off"
+    say(f"\n{shown}, over {over}{', every two of these together' if quick else ''}.")
     if remote is None:
         say("nnsight remote is left out: --remote URL names a server.")
     for fault in wrong:

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesteer_tl.caches import cache_in, length_at
+from odesteer_tl.model_inputs import attending, compare, named, refuse_packed
+
 OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
-MASKED = -1e3  # below what attention biases such as ALiBi reach, above every value that stands for "do not attend"
 
 
 def blocks_of(model: Any, blocks: Any = None) -> Any:
@@ -58,49 +60,46 @@ def output_with(output: Any, value: Tensor) -> Any:
     return type(output)([value, *output[1:]]) if isinstance(output, (tuple, list)) else value
 
 
-def real_tokens(inputs: Any, batch: int, width: int, layer: int) -> tuple[Tensor | None, int]:
+def real_tokens(
+    inputs: Any, batch: int, width: int, layer: int, state: int | None = None, library: str = "transformers"
+) -> tuple[Tensor | None, int]:
     """Which of a pass's columns are real tokens, and how many columns were cached before it.
 
     `inputs` is the block's (args, kwargs), and must be read before its output: attention appends to the cache. Real: a
     bool mask [batch, width], pads False; None where the model attends without a mask, which it does only if no column
-    is padded. All True also says no more than that nobody declared a pad. Raises ValueError for a mask or a cache that
-    cannot be read.
+    is padded. All True also says no more than that nobody declared a pad. `state`: the columns that a state-space
+    model's cache stands for, where they are known. Raises ValueError for a mask or a cache that cannot be read, and for
+    position ids that tell another story.
     """
     args, kwargs = inputs
-    positions = kwargs.get("position_ids")
+    given = named(args, kwargs, ("hidden_states",))
+    positions = given.get("position_ids")
     if isinstance(positions, Tensor) and positions.shape[-1] > width:
         raise ValueError(
             f"Block {layer} is given the last {width} of {positions.shape[-1]} tokens, as blocks are that share an "
             "earlier one's keys: pass output_hidden_states=True to generate, or choose an earlier layer."
         )
-    cached = _cached(args, kwargs, layer, width)
+    refuse_packed(given, library)
+    cache = cache_in(given, library)
+    cached = 0 if cache is None else length_at(cache, layer, width, state, library)
     mask = _mask(args, kwargs)
-    if mask is None:
-        return None, cached
-    # Flash attention has one entry per key, of which the present ones come last.
-    real = mask[:, -width:] != 0 if mask.ndim == 2 else attending(mask, cached, width)
-    if real.shape[0] not in (1, batch) or real.shape[1] != width:
-        raise ValueError(
-            f"The attention mask {tuple(mask.shape)} does not fit {batch} rows of {width} columns after {cached}: pass "
-            "attention_mask= with one entry per token, [batch, pos]."
-        )
-    return real.expand(batch, width), cached
+    real = None
+    if mask is not None:
+        # Flash attention has one entry per key, of which the present ones come last.
+        real = mask[:, -width:] != 0 if mask.ndim == 2 else attending(mask, cached, width)
+        if real.shape[0] not in (1, batch) or real.shape[1] != width:
+            raise ValueError(
+                f"The attention mask {tuple(mask.shape)} does not fit {batch} rows of {width} columns after {cached}: "
+                "pass attention_mask= with one entry per token, [batch, pos]."
+            )
+        real = real.expand(batch, width)
+    compare(given, real, width, cached, library)
+    return real, cached
 
 
 def is_attention(name: str) -> bool:
     """Whether a part of a block is named as attention is, in one architecture or another."""
     return "attn" in name or "attention" in name
-
-
-def attending(mask: Tensor, cached: int, width: int) -> Tensor:
-    """Which present columns attend to themselves [batch or 1, width], by a mask [batch, head, query, key].
-
-    A token does, in a full and in a sliding window, a pad does not: that is the diagonal where this pass's keys begin.
-    They are the last ones, but for a static cache that is not yet full, which has room after.
-    """
-    first = min(cached, mask.shape[-1] - width)
-    real = mask[:, 0].diagonal(first, -2, -1) if first >= 0 else mask[:, 0, 0, :0]
-    return real > MASKED if real.is_floating_point() else real.bool()
 
 
 def _mask(args: Any, kwargs: Any) -> Tensor | None:
@@ -117,29 +116,6 @@ def _mask(args: Any, kwargs: Any) -> Tensor | None:
             f'model\'s is {what}: load it with attn_implementation="sdpa" or "eager".'
         )
     return mask
-
-
-def _cached(args: Any, kwargs: Any, layer: int, width: int) -> int:
-    """Columns in this layer's cache before this pass."""
-    names = ("past_key_values", "past_key_value", "layer_past")
-    cache = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
-    if cache is None:
-        cache = next((a for a in args[1:] if isinstance(a, (tuple, list)) or hasattr(a, "get_seq_length")), None)
-    if cache is None:
-        return 0
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
-    if layers is None:
-        raise ValueError(
-            f"How many tokens are cached cannot be read from a {type(cache).__name__}: pass use_cache=False, or a "
-            "transformers Cache as past_key_values=."
-        )
-    # A layer may keep none: it has yet to be made, shares an earlier layer's, or is recurrent. Layers before it, unlike
-    # those after it, hold this pass already.
-    counted = [kept for kept in layers[layer:] if hasattr(kept, "get_seq_length")]
-    if counted:
-        return int(counted[0].get_seq_length())
-    counted = [kept for kept in layers[:layer] if hasattr(kept, "get_seq_length")]
-    return int(counted[-1].get_seq_length()) - width if counted else 0
 
 
 def _told(model: Any, blocks: Any) -> Any:

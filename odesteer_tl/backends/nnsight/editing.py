@@ -17,8 +17,10 @@ from odesteer_tl.backends.carrying import Carrier
 from odesteer_tl.backends.models import load_weights
 from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, value_in
 from odesteer_tl.backends.nnsight.sites import entering, inputs_with, projection_of
+from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.passes import watching
 from odesteer_tl.backends.report import Report
+from odesteer_tl.backends.torch_hooks import removal
 from odesteer_tl.edits import Site
 
 
@@ -82,27 +84,33 @@ def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]
     found = blocks_of(model, blocks)
     ours: list[Standing] = []
 
+    def removed() -> bool:
+        return any(all(other is not edit for other in model._edits) for edit in ours)
+
     def remove() -> None:
+        report.hooks_removed |= removed()
         for edit in ours:
             edit.over = True  # a copy of the model made inside the block holds it still
-            report.hooks_removed |= all(other is not edit for other in model._edits)
         model._edits = [other for other in model._edits if all(other is not edit for edit in ours)]
 
+    carrier.removed = removed
     with ExitStack() as stack:
-        stack.enter_context(watching(model, carrier))
+        owner = stack.enter_context(owned(model, blocks))
+        stack.enter_context(watching(model, carrier, owner, blocks))
         for site in carrier.sites:
             module = projection_of(found[site.layer]) if site.name == "z" else found[site.layer]
             side = "output" if site.name == "resid_post" else "input"
             ours.append(Standing(f"{module.path}.{side}", _replacing(carrier, site)))
-            stack.callback(_hooked(module._module, ours[-1], side, model).remove)
+            stack.callback(_hooked(module._module, ours[-1], side, model))
         stack.callback(remove)
         model._edits = [*model._edits, *ours]
         yield report
+        owner.wait()
 
 
-def _hooked(hooked: Any, edit: Standing, side: str, model: Any) -> Any:
+def _hooked(hooked: Any, edit: Standing, side: str, model: Any) -> Callable[[], None]:
     """A torch hook that does what `edit` does in the runs that nnsight does not serve, before the user's own hooks, as
-    nnsight would, and after those of steering blocks around this one."""
+    nnsight would, and after those of steering blocks around this one. Returns what takes it off."""
 
     def acts(module: Any) -> bool:
         there = any(other is edit for other in model._edits)  # unless clear_edits has taken it away
@@ -123,7 +131,7 @@ def _hooked(hooked: Any, edit: Standing, side: str, model: Any) -> Any:
     own.__dict__["steers"] = True
     for number in reversed([n for n, other in hooks.items() if other is not own and hasattr(other, "steers")]):
         hooks.move_to_end(number, last=False)
-    return handle
+    return removal(hooked, handle)
 
 
 def _replacing(carrier: Carrier, site: Site) -> Callable[[Any], Any]:

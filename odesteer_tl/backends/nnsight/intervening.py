@@ -14,6 +14,7 @@ from torch import Tensor
 from odesteer_tl.backends.nnsight.blocks import blocks_of, real_tokens
 from odesteer_tl.backends.nnsight.sites import check_biases, check_site, entering, put_at, value_at
 from odesteer_tl.following import Answers, Followed, Pass, follow
+from odesteer_tl.model_inputs import named, unread
 from odesteer_tl.rules import checked, chosen_by, per_row, tells
 from odesteer_tl.strengths import SITES, pairs_of, place_of
 from odesteer_tl.travelling import State
@@ -87,7 +88,7 @@ def intervene(
     chosen, read, states = None, {}, {}
     for at, number_in_block in sorted(places):
         block, name = found[at], SITES[number_in_block]
-        facts = _facts(worker, memory, block, at)
+        facts = _facts(model, worker, memory, block, at)
         value = value_at(block, name)
         if type(value).__name__ == "FakeTensor":  # model.scan: shapes without numbers
             continue
@@ -157,9 +158,10 @@ def _check_rows(worker: Any, strengths: list[Any], batch: int) -> None:
             raise ValueError(f"T holds {len(strength)} values, the model sees {batch} rows: T needs one value per row.")
 
 
-def _facts(worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Tensor | None, int] | None:
+def _facts(model: Any, worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Tensor | None, int] | None:
     """What the block's inputs say of a pass that is met for the first time: its real tokens, and how many columns are
-    cached. None where the pass is known, or the model is past the block's input."""
+    cached. None where the pass is known, or the model is past the block's input. Raises ValueError for a pass that
+    begins anew where the run goes on, as where a cache is there and cannot be seen."""
     now = worker.wanted(f"{block.path}.output")
     if memory.get("pass") == now or worker.occurrence(f"{block.path}.input") > now:
         return None
@@ -168,7 +170,26 @@ def _facts(worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Te
     if type(value).__name__ == "FakeTensor":
         return None
     batch, width = value.shape[:2]
-    return real_tokens(inputs, batch, width, at)
+    before = memory.get("tokens")
+    made = memory.setdefault("made", _library(model))
+    real, cached = real_tokens(inputs, batch, width, at, None if before is None else before.columns, made)
+    if before is not None and (cached > before.columns or (cached == 0 and width <= before.columns)):
+        raise unread(
+            named(*inputs),
+            made,
+            f"{before.columns} tokens of these rows were seen, and this pass of {width} tokens says that "
+            f"{cached} come before it",
+        )
+    return real, cached
+
+
+def _library(model: Any) -> str:
+    """Which library made the model, with the version that it writes into its configurations."""
+    name = type(model._module).__module__.partition(".")[0]
+    config = getattr(model._module, "config", None)
+    told = getattr(config, "to_dict", None)
+    said = None if told is None else told().get("transformers_version")
+    return f"{name} {said or ''}".strip() + f" ({type(model._module).__name__})"
 
 
 def _chosen(

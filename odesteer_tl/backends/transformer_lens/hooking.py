@@ -5,8 +5,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.passes import watching
 from odesteer_tl.backends.report import Report
+from odesteer_tl.backends.torch_hooks import removal
+from odesteer_tl.backends.transformer_lens.cache_names import renamed
 
 
 @contextmanager
@@ -16,20 +19,26 @@ def hooked(model: Any, carrier: Carrier) -> Iterator[Report]:
     points: list[tuple[Any, Any]] = []
     over = False
 
+    def removed() -> bool:
+        return any(all(other is not handle for other in point.fwd_hooks) for point, handle in points)
+
     def detach() -> None:
         nonlocal over
         over = True
+        report.hooks_removed |= removed()
         for point, handle in points:
-            report.hooks_removed |= all(other is not handle for other in point.fwd_hooks)
-            handle.hook.remove()
+            removal(point, handle.hook)()
             point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
     def until_over(carry_out: Callable[..., Any]) -> Callable[..., Any]:
         """A copy of the model that is made inside the block keeps the hook."""
         return lambda value, hook: None if over else carry_out(value, hook)
 
+    carrier.removed = removed
     with ExitStack() as stack:
-        stack.enter_context(watching(model, carrier))
+        owner = stack.enter_context(owned(model))
+        stack.enter_context(renamed(model))
+        stack.enter_context(watching(model, carrier, owner))
         stack.callback(detach)
         hooks = model.hook_dict  # which a bridge gathers each time it is asked
         for site in carrier.sites:
@@ -37,3 +46,4 @@ def hooked(model: Any, carrier: Carrier) -> Iterator[Report]:
             point.add_hook(until_over(carrier.hook(site)))
             points.append((point, point.fwd_hooks[-1]))
         yield report
+        owner.wait()

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import device_of, pad_id_of
+from odesteer_tl.backends.transformer_lens.cache_names import renamed
 from odesteer_tl.edits import Site
-from odesteer_tl.shapes import PerRow, Position, Samples, TokenIds
-from odesteer_tl.tokens import Tokenised, after, read_tokens
+from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl.tokens import Met, Tokenised, read_sites
 
 
 def activations_of(
-    model: Any, batch: Tokenised, sites: list[Site], position: Position, starts: PerRow | None = None
-) -> tuple[list[Samples], Int[Tensor, " n"]]:
-    """The activations of a left-padded batch at each site, float32 on the CPU, and the row that each came from, in one
-    pass. The first `starts` tokens of each row are not read. What has an axis for heads, as hook_z has here, is read as
-    one activation."""
+    model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool
+) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    """The activations of a left-padded batch at each site, float32 on the CPU, the row that each came from, and what
+    was met (`tokens.read_sites`), in one pass. Only tokens of `read` are read. What has an axis for heads, as hook_z
+    has here, is read as one activation."""
     tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
     names, last = [site.hook_name for site in sites], max(site.layer for site in sites)
-    with _no_logits(model, last):
+    with renamed(model), _no_logits(model, last):
         _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, stop_at_layer=last + 1)
-    read = after(batch.mask, starts)
-    found = [read_tokens(cache[name].flatten(2).float().cpu(), read, position) for name in names]
-    return [values for values, _ in found], found[0][1]
+    values = [cache[name].flatten(2).float().cpu() for name in names]
+    return read_sites(values, batch.mask, read, position, keep_sinks)
 
 
 @contextmanager
@@ -54,7 +54,8 @@ def _no_logits(model: Any, last: int) -> Iterator[None]:
 def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
     """The logits of every token of a left-padded batch, on the CPU."""
     tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
-    return model(tokens, attention_mask=mask, return_type="logits").float().cpu()
+    with renamed(model):
+        return model(tokens, attention_mask=mask, return_type="logits").float().cpu()
 
 
 def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
@@ -66,9 +67,10 @@ def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds
         return model.generate(tokens, padding_side="left", prepend_bos=flag, verbose=False, **options).cpu()
     # Nothing said is what the library does by itself where there is nothing to say.
     padded = {} if bool(mask.all()) else {"attention_mask": mask.long().to(device)}
-    if "num_beams" in options:
-        return model.hf_generate(tokens, use_cache=options["use_past_kv_cache"], **padded, **options).cpu()
-    return model.generate(tokens, verbose=False, **padded, **options).cpu()
+    with renamed(model):
+        if "num_beams" in options:
+            return model.hf_generate(tokens, use_cache=options["use_past_kv_cache"], **padded, **options).cpu()
+        return model.generate(tokens, verbose=False, **padded, **options).cpu()
 
 
 def _bos_flag(model: Any, batch: Tokenised) -> bool:

@@ -1,0 +1,97 @@
+"""The KV cache under the names that TransformerLens and transformers expect of each other.
+
+transformers 5.24 renamed the argument `past_key_values` to `cache`. The attention of a TransformerBridge up to
+TransformerLens 4.3 looks for the old name alone, so that nothing is cached and every decoded token sees itself and no
+other: the bridge's own `generate` writes wrong text, steered or not, and without an error. State-space models lose
+their state in the same way, between the bridge and the model.
+"""
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from odesteer_tl.backends.torch_hooks import removal
+from odesteer_tl.backends.upstream import library
+
+_OLD = ("past_key_values", "layer_past", "cache_params")
+_MARK = "_odesteer_tl_cache_names"
+
+
+def rename_for_good(model: Any) -> Any:
+    """The same TransformerBridge, with the cache renamed on its way for as long as it lives, where that is needed."""
+    if _needed(model) and not hasattr(model.original_model, _MARK):
+        _hooks(model)
+        setattr(model.original_model, _MARK, True)
+    return model
+
+
+@contextmanager
+def renamed(model: Any) -> Iterator[None]:
+    """The cache is renamed on its way inside the block, and transformers does not say that TransformerLens uses old
+    names. Warns where the model itself is wrong outside."""
+    if not _needed(model):
+        yield
+        return
+    told = logging.getLogger("transformers.utils.generic")
+    told.addFilter(_not_of_names)
+    try:
+        if hasattr(model.original_model, _MARK):
+            yield
+        else:
+            with _for_now(model):
+                yield
+    finally:
+        told.removeFilter(_not_of_names)
+
+
+def _not_of_names(record: logging.LogRecord) -> bool:
+    return "past_key_values" not in record.getMessage()
+
+
+@contextmanager
+def _for_now(model: Any) -> Iterator[None]:
+    warnings.warn(
+        f"{library('transformer_lens')} loses the KV cache of {library('transformers')}, which has another name there: "
+        "outside odesteer_tl this model's generate writes wrong text with its cache on. Load the model with "
+        'ot.load_model(name), pass use_past_kv_cache=False to its generate, or pip install "transformers<5.24".',
+        stacklevel=2,
+    )
+    removals = _hooks(model)
+    try:
+        yield
+    finally:
+        for remove in removals:
+            remove()
+
+
+def _needed(model: Any) -> bool:
+    """Whether transformers has the new name and this TransformerLens does not read it."""
+    inner = getattr(model, "original_model", None)
+    if inner is None or "cache" not in inspect.signature(type(inner).forward).parameters:
+        return False
+    own = next((module for module in model.modules() if hasattr(module, "_update_kv_cache")), None)
+    return own is None or '"cache"' not in inspect.getsource(type(own)._update_kv_cache)
+
+
+def _hooks(model: Any) -> list[Callable[[], None]]:
+    attention = [module for module in model.original_model.modules() if hasattr(module, "_update_kv_cache")]
+    delegates = [module.original_component for module in attention if hasattr(module, "original_component")]
+    behind = [model.original_model, *(module for module in delegates if module is not None)]
+    pairs = [*((module, _to_old) for module in attention), *((module, _to_new) for module in behind)]
+    return [removal(m, m.register_forward_pre_hook(own, with_kwargs=True, prepend=True)) for m, own in pairs]
+
+
+def _to_old(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if kwargs.get("cache") is None or any(kwargs.get(name) is not None for name in _OLD):
+        return None
+    return args, kwargs | {"past_key_values": kwargs["cache"]}
+
+
+def _to_new(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    old = [kwargs[name] for name in _OLD if kwargs.get(name) is not None]
+    if not old or any(cache is not old[0] for cache in [*old, kwargs.get("cache")] if cache is not None):
+        return None
+    return args, {name: value for name, value in kwargs.items() if name not in _OLD} | {"cache": old[0]}

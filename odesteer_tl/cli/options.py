@@ -1,0 +1,123 @@
+"""The arguments and options of the commands: what each may be, and what `--help` says of it."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from odesteer_tl.cli import values
+
+MOST_SEED = 2**31 - 1
+"""Rows of a comparison draw from multiples of the seed, which torch holds in 64 bit."""
+MOST_SEEDS = 1_000
+MOST_TOKENS = 1_000_000
+MOST_LAYER = 10_000
+MOST_TIME = 1e9
+"""Of T and of relative T: what float32 adds to an activation, and squares."""
+
+
+class Direction(StrEnum):
+    """Which side of the demo's texts is desired."""
+
+    positive = "positive"
+    negative = "negative"
+
+
+class MethodName(StrEnum):
+    """The methods that `fit` offers, in the order of the paper's tables."""
+
+    repe = "repe"
+    iti = "iti"
+    caa = "caa"
+    mimic = "mimic"
+    hpr = "hpr"
+    recontrol = "recontrol"
+    linearact = "linearact"
+    truthflow = "truthflow"
+    stepodesteer = "stepodesteer"
+    odesteer = "odesteer"
+
+
+ModelName = Annotated[
+    str,
+    Option(parser=values.name, metavar="NAME", help="A name for TransformerLens, a local folder, or 'embedded'."),
+]
+OtherModelName = Annotated[
+    str | None, Option(parser=values.name, metavar="NAME", help="As for fit; the model of the fit unless given.")
+]
+Layer = Annotated[
+    int | None,
+    Option(
+        parser=values.whole(0, MOST_LAYER),
+        metavar="INTEGER",
+        help="Block, from 0. Default: a third of the way.",
+    ),
+]
+FitLayer = Annotated[
+    int,
+    Option(parser=values.whole(0, MOST_LAYER), metavar="INTEGER", help="Block whose resid_post is read, from 0."),
+]
+Towards = Annotated[Direction, Option(help="Towards praise or towards its opposite.")]
+Seed = Annotated[
+    int, Option(parser=values.whole(0, MOST_SEED), metavar="INTEGER", help="Repeats exactly, timings apart.")
+]
+Seeds = Annotated[
+    int | None,
+    Option(parser=values.whole(1, MOST_SEEDS), metavar="INTEGER", help="How many; 3 unless given, 2 with --quick."),
+]
+Picture = Annotated[Path, Option(parser=values.path, metavar="FILE", help="Where the PNG or other picture goes.")]
+Desired = Annotated[
+    Path,
+    Argument(
+        parser=values.path, metavar="DESIRED", help="A text file, one desired text per line; - is standard input."
+    ),
+]
+Undesired = Annotated[
+    Path, Argument(parser=values.path, metavar="UNDESIRED", help="A text file, one undesired text per line.")
+]
+Queries = Annotated[
+    Path | None,
+    Option(
+        parser=values.path,
+        metavar="FILE",
+        help="A text file: line i of both files goes on where its line i ends. Begin answers with a space.",
+    ),
+]
+Out = Annotated[Path, Argument(parser=values.path, metavar="OUT", help="Folder for the fitted method.")]
+Folder = Annotated[Path, Argument(parser=values.path, metavar="FOLDER", help="Folder that `fit` wrote.")]
+Prompts = Annotated[list[str], Argument(parser=values.text, metavar="PROMPT...", help="One or more prompts.")]
+Position = Annotated[
+    str, Option(parser=values.position, metavar="WHERE", help="last, mean, all, or an index such as -2.")
+]
+Paired = Annotated[bool, Option("--paired", help="Line i of both files answers the same query.")]
+IntegrationTime = Annotated[
+    float | None, Option("--T", parser=values.number(-MOST_TIME, MOST_TIME), metavar="NUMBER", help="Integration time.")
+]
+RelativeTime = Annotated[
+    float | None,
+    Option(
+        "--relative-T",
+        parser=values.number(-MOST_TIME, MOST_TIME),
+        metavar="NUMBER",
+        help="T as a part of ‖a‖, such as 0.25.",
+    ),
+]
+MaxNewTokens = Annotated[int, Option(parser=values.whole(1, MOST_TOKENS), metavar="INTEGER")]
+Temperature = Annotated[
+    float | None,
+    Option(parser=values.number(0.0), metavar="NUMBER", help="Samples; 0, or without it and --top-p, greedy."),
+]
+TopP = Annotated[
+    float | None,
+    Option(parser=values.number(0.0, 1.0, above=True), metavar="NUMBER", help="Samples from the likeliest tokens."),
+]
+Remote = Annotated[
+    str | None,
+    Option(parser=values.address, metavar="URL", help="Address of an NDIF-like server, to fill its column too."),
+]
+Others = Annotated[
+    list[Path] | None,
+    Option("--with", parser=values.path, metavar="FILE", help="JSON of another installation to join."),
+]
+AsJson = Annotated[bool, Option("--json", help="Print the numbers as JSON and nothing else.")]

@@ -1,0 +1,87 @@
+"""Values as they are typed: read from their text, or refused before any work, under the option's name."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+
+def whole(low: int, high: int) -> Callable[[Any], int]:
+    """Reads a whole number from `low` to `high`, in decimal digits."""
+
+    def read(given: Any) -> int:
+        text = str(given)
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
+            raise typer.BadParameter(f"{text!r} is not a whole number.")
+        number = int(text) if len(text) <= 20 else math.inf  # Python refuses to read thousands of digits
+        if not low <= number <= high:
+            raise typer.BadParameter(f"{text} is not from {low} to {high}.")
+        return int(number)
+
+    return read
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
+    """Reads a finite number from `low` (or, with `above`, above it) to `high`."""
+
+    def read(given: Any) -> float:
+        text = str(given)
+        try:
+            value = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a number.") from None
+        if not math.isfinite(value):
+            raise typer.BadParameter(f"{text} is not a finite number.")
+        if value < low or value > high or (above and value == low):
+            start = f"above {low:g}" if above else f"at least {low:g}"
+            raise typer.BadParameter(f"{text} is not {start}{'' if math.isinf(high) else f' and at most {high:g}'}.")
+        return value
+
+    return read
+
+
+def position(given: Any) -> Literal["last", "mean", "all"] | int:
+    """Reads which tokens of a text are read: by name, or the index of one."""
+    text = str(given)
+    if text in ("last", "mean", "all"):
+        return text  # type: ignore[return-value]
+    if not re.fullmatch(r"-?[0-9]{1,9}", text):
+        raise typer.BadParameter(f"{text!r} is not last, mean, all or an index such as -2.")
+    return int(text)
+
+
+def text(given: Any) -> str:
+    """Reads a text that tokenizers can read: bytes that are not UTF-8 arrive as surrogates."""
+    try:
+        str(given).encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter(f"{str(given)!r} is not UTF-8.") from None
+    if "\0" in str(given):
+        raise typer.BadParameter("it holds a NUL character.")
+    return str(given)
+
+
+def name(given: Any) -> str:
+    """Reads a text that is not blank."""
+    if not text(given).strip():
+        raise typer.BadParameter("it is empty.")
+    return str(given)
+
+
+def path(given: Any) -> Path:
+    """Reads a path; the empty one would be the current folder."""
+    if not str(given).strip():
+        raise typer.BadParameter("it is empty; '.' is the current folder.")
+    if "\0" in str(given):
+        raise typer.BadParameter("it holds a NUL character.")
+    return Path(str(given))
+
+
+def address(given: Any) -> str:
+    """Reads the address of a server."""
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text(given)):
+        raise typer.BadParameter(f"{given!r} is not an address such as http://localhost:5001.")
+    return str(given)

@@ -1,0 +1,29 @@
+"""Whether plain values read from a file are of the kinds that a dataclass says of its fields."""
+
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+
+
+def check_fields(cls: type, values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of another kind than its field: a string for a number, true for 1. Tensors and
+    objects are judged by the classes themselves."""
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r}, which is no {getattr(hints[name], '__name__', hints[name])}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind = get_origin(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if kind is Literal:
+        return any(value == each and type(value) is type(each) for each in get_args(hint))
+    if hint in (None, types.NoneType):
+        return value is None
+    if hint in _PLAIN:
+        return type(value) in _PLAIN[hint]
+    return not isinstance(value, (str, bool, int, float)) or hint is Any or isinstance(hint, str)

@@ -1,0 +1,62 @@
+"""What a tree of plain values and tensors may hold when it is kept in a file, and how its text is read."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_DEPTH = 64
+"""Of values within values."""
+
+
+def parsed(text: str) -> Any:
+    """What JSON says. Raises ValueError for names that stand twice, and for NaN and Infinity, which are no JSON."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+
+
+def check_finite(plain: Any, tensors: dict[str, Tensor], whose: str) -> None:
+    """Raise ValueError, beginning with `whose`, for NaN or inf among the tensors or the plain values."""
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise ValueError(f"{whose} holds complex numbers in {name.removeprefix('tree.')}.")
+        numbers = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
+        if tensor.is_floating_point() and not bool(torch.isfinite(numbers).all()):
+            raise ValueError(f"{whose} holds NaN or inf in {name.removeprefix('tree.')}: fit again on finite numbers.")
+
+    def look(value: Any, path: str) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{whose} holds {value} in {path.removeprefix('tree.')}: fit again on finite numbers.")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value if type(value) is list else ()):
+            look(item, f"{path}.{key}")
+
+    look(plain, "tree")
+
+
+def check_depth(plain: Any, file: Path) -> None:
+    """Raise ValueError for values within values deeper than `MOST_DEPTH`; needs no recursion of its own."""
+    level, depth = [plain], 0
+    while level:
+        if depth > MOST_DEPTH:
+            raise ValueError(f"{file} holds values within values deeper than {MOST_DEPTH}, the most that is read.")
+        inner = [value.values() if isinstance(value, dict) else value for value in level if type(value) in (dict, list)]
+        level, depth = [value for values in inner for value in values], depth + 1
+
+
+def tree_digest(plain: Any) -> str:
+    """SHA-256 of the plain values, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one place")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
