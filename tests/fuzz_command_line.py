@@ -195,7 +195,7 @@ def light_work() -> Iterator[None]:
         mock.patch.object(showcase, "load_demo", few),
         mock.patch.object(showcase, "run_study", study),
         mock.patch.object(contest, "run_contest", comparison),
-        mock.patch.object(table, "measured", lambda remote: []),
+        mock.patch.object(table, "measured", lambda remote, quick: []),
     ):
         yield
 
