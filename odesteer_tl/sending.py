@@ -10,6 +10,7 @@ import copy
 import pickletools
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -133,8 +134,13 @@ def _named(payload: bytes) -> Iterator[tuple[str, tuple[str, str]]]:
         values.append(value)
 
 
-def _faults_of_source(source: str) -> Iterator[str]:
-    tree = ast.parse(source)
+@cache
+def _faults_of_source(source: str) -> tuple[str, ...]:
+    """What would fail there in a function of that source. Kept: a request sends some hundred, mostly the same."""
+    return tuple(_faults_in(ast.parse(source)))
+
+
+def _faults_in(tree: ast.Module) -> Iterator[str]:
     name = getattr(tree.body[0], "name", "lambda")
     if name == "__init__":  # objects arrive made
         return

@@ -27,7 +27,22 @@ import models
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
-import importlib.util, json, os, sys
+import functools, importlib.util, inspect, json, os, ssl, sys, types
+
+def _once(asked):  # a request asks for the lines of some hundred functions and for a context of its own, all the same
+    known = {}
+    def lines(thing):
+        if not isinstance(thing, types.FunctionType):
+            return asked(thing)
+        key = thing.__code__.co_filename, thing.__code__
+        if key not in known:
+            known[key] = asked(thing)
+        found, number = known[key]
+        return list(found), number
+    return lines
+
+inspect.getsourcelines = _once(inspect.getsourcelines)
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 import nnsight, torch
 from nnsight.modeling.huggingface import _ID_CACHE
 
