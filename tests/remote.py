@@ -4,10 +4,10 @@ A client runs in a process of its own with the wheel unpacked into a folder name
 do: nnsight sends every module that it finds outside site-packages along with a request, so that code which no user
 could run remotely would pass.
 
-    with serving() as server:
-        found = client(SCRIPT, installed_wheel(), saved_model("llama"), server.url)
+    found = client(SCRIPT, installed_wheel(), saved_model("llama"), server().url)
 """
 
+import atexit
 import json
 import os
 import select
@@ -18,7 +18,7 @@ import textwrap
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,8 @@ from pathlib import Path
 import models
 
 ROOT = Path(__file__).parents[1]
+_lasting = ExitStack()
+atexit.register(_lasting.close)
 PREAMBLE = """
 import functools, importlib.util, inspect, json, os, ssl, sys, types
 
@@ -103,6 +105,12 @@ def serving(*options: str) -> Iterator[Serving]:
                 process.kill()
                 process.wait()
             process.stdout.close()
+
+
+@cache
+def server() -> Serving:
+    """A server with the usual options, which lasts as long as this process: for tests that leave nothing in it."""
+    return _lasting.enter_context(serving())
 
 
 @cache

@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 from remote import client, installed_wheel, saved_model, serving
+from remote import server as lasting
 
 MEASURE = """
     found = {}
@@ -142,8 +143,7 @@ LENIENT = ["plain", "instance", "holding", "importing", "in_the_block", "dunder"
 
 @pytest.fixture(scope="module")
 def server():
-    with serving() as server:
-        yield server
+    return lasting()
 
 
 @pytest.fixture(scope="module")

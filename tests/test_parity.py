@@ -10,7 +10,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 import pytest
-from remote import client, installed_wheel, serving
+from remote import client, installed_wheel, server
 
 from odesteer_tl.parity import table
 from odesteer_tl.parity.table import METHODS, WAYS, Cell, faults, markdown, print_parity, read, written
@@ -31,8 +31,7 @@ SCRIPT = """
 
 @pytest.fixture(scope="module")
 def cells():
-    with serving() as server:
-        return [Cell(**cell) for cell in client(SCRIPT, installed_wheel(), server.url)["cells"]]
+    return [Cell(**cell) for cell in client(SCRIPT, installed_wheel(), server().url)["cells"]]
 
 
 def test_every_cell_of_this_stack_is_there_and_good(cells):

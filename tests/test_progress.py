@@ -8,34 +8,36 @@ import subprocess
 import sys
 import termios
 
-import pytest
-
+CASES = [(None, ""), (False, ""), (True, ""), (None, "1"), (True, "0")]
+"""What is given as `progress=`, and what ODESTEER_TL_PROGRESS is."""
 WORK = """
+import os, sys
 import torch
 import odesteer_tl as ot
 from odesteer_tl.progress import bar
 
-for _ in bar(range(200), said="Counting", progress={progress}):
-    pass
 acts = ot.ContrastiveActivations(torch.randn(64, 16), torch.randn(64, 16) + 1, layer=1)
-ot.REControl.fit(acts, epochs=30)
+for progress, switch in {cases}:
+    os.environ["ODESTEER_TL_PROGRESS"] = switch
+    for _ in bar(range(200), said="Counting", progress=progress):
+        pass
+    ot.REControl.fit(acts, epochs=30)
+    print("<end>", end="", file=sys.stderr, flush=True)
 """
 
 
-def run(progress, switch=None, terminal=False):
-    """What a process says on standard error: to a file, or to a terminal."""
-    own = {name: value for name, value in os.environ.items() if name != "ODESTEER_TL_PROGRESS"}
-    own |= {} if switch is None else {"ODESTEER_TL_PROGRESS": switch}
-    command = [sys.executable, "-c", WORK.format(progress=progress)]
+def said(terminal=False):
+    """What each of CASES says on standard error: to a file, or to a terminal."""
+    command = [sys.executable, "-c", WORK.format(cases=CASES)]
     if not terminal:
-        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        return done.stderr
+        return dict(zip(CASES, done.stderr.split("<end>"), strict=False))
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new one has no columns
-    process = subprocess.Popen(command, env=own, stderr=theirs, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=theirs, stdin=subprocess.DEVNULL)
     os.close(theirs)
-    said = b""
+    shown = b""
     while True:
         try:
             part = os.read(ours, 4096)
@@ -43,23 +45,21 @@ def run(progress, switch=None, terminal=False):
             break
         if not part:
             break
-        said += part
+        shown += part
     os.close(ours)
     assert process.wait(300) == 0
-    return said.decode(errors="replace")
+    return dict(zip(CASES, shown.decode(errors="replace").split("<end>"), strict=False))
 
 
-@pytest.mark.parametrize("progress", [None, False])
-def test_without_a_terminal_nothing_is_said(progress):
-    assert run(progress) == ""
-
-
-@pytest.mark.parametrize("progress, switch", [(True, None), (None, "1")])
-def test_who_asks_without_a_terminal_gets_a_line_per_stage(progress, switch):
-    lines = run(progress, switch).splitlines()
-    assert lines[0] == "Counting" and len(lines) <= 2 and not any("\r" in line for line in lines)
+def test_without_a_terminal_only_who_asks_gets_a_line_per_stage():
+    shown = said()
+    assert shown[None, ""] == shown[False, ""] == shown[True, "0"] == ""
+    for asked in ((True, ""), (None, "1")):
+        lines = shown[asked].splitlines()
+        assert lines[0] == "Counting" and len(lines) <= 2 and not any("\r" in line for line in lines)
 
 
 def test_a_terminal_shows_a_bar_unless_it_is_switched_off():
-    assert "Counting" in (shown := run(True, terminal=True)) and "\r" in shown
-    assert "Counting" not in run(True, "0", terminal=True) and "Counting" not in run(False, terminal=True)
+    shown = said(terminal=True)
+    assert "Counting" in shown[True, ""] and "\r" in shown[True, ""]
+    assert "Counting" not in shown[True, "0"] and "Counting" not in shown[False, ""]

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from remote import client, installed_wheel, serving
+from remote import client, installed_wheel, server
 
 import odesteer_tl as ot
 
@@ -48,8 +48,7 @@ def test_the_nnsight_examples_run_as_printed_here_and_on_a_server():
     )
     """
     parts = [textwrap.dedent(part) for part in (before, LOCAL, between, REMOTE, after)]
-    with serving() as server:
-        found = client("\n".join(parts), installed_wheel(), server.url)
+    found = client("\n".join(parts), installed_wheel(), server().url)
     assert found["text"].startswith("The film opens with") and len(found["text"]) > 60
     assert found["rows"] == [40, 4] and 4 <= found["steered"] <= 40
     assert found["changed"] > 0.5 and found["moved"] > 0.5

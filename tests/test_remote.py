@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from instances import ALL_METHODS
-from remote import client, installed_wheel, saved_model, serving
+from remote import client, installed_wheel, saved_model, server
 
 STEER = """
     import numpy as np
@@ -243,8 +243,7 @@ OWN = ["own-value", "own-grad", "own-module", "own-odd"]
 
 @pytest.fixture(scope="module")
 def found():
-    with serving() as server:
-        return client(STEER, installed_wheel(), server.url, saved_model("llama"), Path(__file__).parent)
+    return client(STEER, installed_wheel(), server().url, saved_model("llama"), Path(__file__).parent)
 
 
 @pytest.mark.parametrize("name", [*(n for n in ALL_METHODS if n != "gradient-flow-own"), *OWN, *SEVERAL])

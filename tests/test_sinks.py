@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import BACKENDS, hugging_face, tokenizer
 from oracle import LAYER, block
-from remote import client, installed_wheel, serving
+from remote import client, installed_wheel, server
 
 import odesteer_tl as ot
 from odesteer_tl.parity import models as made
@@ -235,8 +235,7 @@ def test_a_server_leaves_out_what_this_machine_does(tmp_path):
             said += [str(each.message) for each in heard if "attention sink" in str(each.message)]
         report(found=found, said=said)
     """
-    with serving() as server:
-        got = client(script, installed_wheel(), server.url, tmp_path, "|".join(DESIRED), "|".join(UNDESIRED))
+    got = client(script, installed_wheel(), server().url, tmp_path, "|".join(DESIRED), "|".join(UNDESIRED))
     pick = {"mean": lambda a: a.mean(0, keepdim=True), "all": lambda a: a}
     for position, sides in got["found"].items():
         for side, texts in zip(sides, (DESIRED, UNDESIRED), strict=True):
