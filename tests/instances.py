@@ -183,7 +183,7 @@ def fitted(name: str) -> Method:
     return METHODS[name]()
 
 
-def shorter(demo, n=60, words=25):
+def shorter(demo, n=40, words=20):
     """The demo with fewer texts, and their ends alone, so that its fits are short."""
     sides = ("desired", "undesired", "validation_desired", "validation_undesired")
     cut = {name: [" ".join(text.split()[-words:]) for text in getattr(demo, name)[:n]] for name in sides}

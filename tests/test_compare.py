@@ -496,7 +496,7 @@ def small(tmp_path_factory):
     """The whole of `odesteer-tl compare`, on few prompts and few candidates, with what it printed."""
     picture = tmp_path_factory.mktemp("compare") / "picture.png"
     counts = contest.Counts(
-        prompts=3, validation_prompts=2, samples=4, validation_samples=2, max_new_tokens=4, seeds=SEEDS
+        prompts=3, validation_prompts=2, samples=4, validation_samples=2, max_new_tokens=3, seeds=SEEDS
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contest, "QUICK", counts)
@@ -587,7 +587,7 @@ def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(
     names = ["CAA", "shuffled labels", "random direction", "prompt only"]
     again = ot.compare(
         demo.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
-        seeds=range(SEEDS), samples=4, validation_samples=2, max_new_tokens=4,
+        seeds=range(SEEDS), samples=4, validation_samples=2, max_new_tokens=3,
     )  # fmt: skip
     for name in names:
         for run, other in zip(found.row(name).runs, again.row(name).runs, strict=True):
