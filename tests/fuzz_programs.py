@@ -190,8 +190,11 @@ class _Program:
     def some(self) -> Call:
         return self.chance.choice(self.world.calls), self.chance.randrange(len(IDS))
 
-    def any_block(self) -> Block:
-        return self.chance.choice(BLOCKS)
+    def next_block(self, blocks: tuple[Block, ...]) -> Block:
+        """Any block; within another one of two, so that what is right of most nestings is known from earlier ones."""
+        if not blocks:
+            return self.chance.choice(BLOCKS)
+        return BLOCKS[(BLOCKS.index(blocks[-1]) + self.chance.choice([1, 3])) % len(BLOCKS)]
 
     def call(self, blocks: tuple[Block, ...], depth: int) -> None:
         self.compare(blocks, self.some())
@@ -202,7 +205,7 @@ class _Program:
 
     def opens(self, blocks: tuple[Block, ...], depth: int) -> None:
         """A block with moves in it, left at its end or by an error."""
-        block, ends = self.any_block(), self.chance.choice([None, None, *ERRORS])
+        block, ends = self.next_block(blocks), self.chance.choice([None, None, *ERRORS])
         self.moves.append(f"block {block} {ends and ends.__name__}")
         try:
             with nothing_steered_allowed(), self.world.block(block):
@@ -257,7 +260,7 @@ class _Program:
 
     def abandons(self, blocks: tuple[Block, ...], depth: int) -> None:
         """A generator that holds a block: closed, thrown into, dropped, or collected in a cycle."""
-        block, end = self.any_block(), self.chance.choice(["close", "throw", "drop", "cycle"])
+        block, end = self.next_block(blocks), self.chance.choice(["close", "throw", "drop", "cycle"])
         self.moves.append(f"generator {block} {end}")
         holder: list[Any] = [self.generator(block)]
         next(holder[0])
@@ -280,7 +283,8 @@ class _Program:
 
     def overlap(self, blocks: tuple[Block, ...], depth: int) -> None:
         """Two blocks, of which the first one ends first."""
-        first, second = (self.any_block() for _ in range(2))
+        first = self.next_block(blocks)
+        second = self.next_block((*blocks, first))
         self.moves.append(f"overlap {first} {second}")
         one, two = self.generator(first), self.generator(second)
         next(one), next(two)
@@ -308,7 +312,7 @@ class _Program:
 
     def tasks(self, blocks: tuple[Block, ...], depth: int) -> None:
         """A block in one task, and another task that calls the model meanwhile."""
-        block, call = self.any_block(), self.some()
+        block, call = self.next_block(blocks), self.some()
         self.moves.append(f"tasks {block} {call}")
 
         async def owner() -> None:
