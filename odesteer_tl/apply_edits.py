@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.edits import Edit, Site, State
+from odesteer_tl.edits import Edit, State
 from odesteer_tl.following import Answers, Followed
 from odesteer_tl.rules import chosen_by
 from odesteer_tl.strengths import place_of
@@ -142,13 +142,6 @@ class PassEdits:
             if writes and chosen:
                 value = new = self._written(number, value)
         return new
-
-    def missed(self, layer: int | None = None) -> list[Site]:
-        """Where edits were to be carried out and were not, in a layer or in all, now that it has ended."""
-        if len(self.selection.rows) == 0:
-            return []
-        sites = [each.edit.write for number, each in enumerate(self.edits) if number not in self.done]
-        return [site for site in sites if layer in (None, site.layer)]
 
     def _taken(self, number: int, value: Tensor) -> Tensor:
         if number not in self.answers:

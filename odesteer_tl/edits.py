@@ -23,13 +23,10 @@ assert get_args(SiteName) == SITES
 
 
 class Frozen:
-    """Compared, hashed and shown by its attributes, which `__init__` puts into `__dict__` and nothing changes."""
+    """Compared, hashed and shown by its attributes, which nothing changes."""
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is not changed; make a new one with another {name}.")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is not changed, and keeps its {name}.")
+        raise AttributeError(f"{type(self).__name__} is frozen: make another with that {name}.")
 
     def __eq__(self, other: object) -> bool:
         return self.__dict__ == other.__dict__ if type(other) is type(self) else NotImplemented
@@ -42,8 +39,7 @@ class Frozen:
 
 
 class Site(Frozen):
-    """A place in the model: `blocks.{layer}.hook_{name}` in TransformerLens words, layers counted from 0. Raises
-    ValueError for a layer that is no index."""
+    """A place in the model: `blocks.{layer}.hook_{name}` in TransformerLens words, layers counted from 0."""
 
     layer: int
     name: SiteName
@@ -54,7 +50,6 @@ class Site(Frozen):
 
     @property
     def hook_name(self) -> str:
-        """The name of the hook of TransformerLens at this place."""
         inner = "attn." if self.name == "z" else ""
         return f"blocks.{self.layer}.{inner}hook_{self.name}"
 
@@ -103,7 +98,6 @@ class State:
 
     @property
     def rows(self) -> Tensor:
-        """The batch row of each chosen token [chosen]."""
         if not isinstance(self._rows, Tensor):
             self._rows = self._rows()
         return self._rows

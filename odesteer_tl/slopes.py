@@ -64,19 +64,20 @@ class Copies:
         return {"made": {}}
 
 
-def leaves(thing: Any) -> list[Any]:
-    """What stands in tuples and slopes, one within another: tensors, numbers, functions and objects of the user's."""
-    inner = thing.numbers if isinstance(thing, Slope) else thing
-    return (
-        [leaf for part in inner for leaf in leaves(part)] if type(inner) is tuple else [inner]
-    )  # a named one is a user's
-
-
 def changed(thing: Any, change: Callable[[Any], Any]) -> Any:
-    """The same tuples and slopes, with change(leaf) for each of their `leaves`."""
+    """Tuples and slopes, one within another, with change(leaf) in place of each tensor, number, function or object."""
     if isinstance(thing, Slope):
         return thing.over(changed(thing.numbers, change))
-    return tuple(changed(part, change) for part in thing) if type(thing) is tuple else change(thing)
+    if type(thing) is tuple:  # a named one is a user's
+        return tuple(changed(part, change) for part in thing)
+    return change(thing)
+
+
+def leaves(thing: Any) -> list[Any]:
+    """What `changed` would change."""
+    found: list[Any] = []
+    changed(thing, found.append)
+    return found
 
 
 def holds_module(parts: Any) -> bool:
@@ -91,20 +92,19 @@ def arrived(parts: Any, device: torch.device, dtype: torch.dtype) -> Any:
     Restores what `moving.packed` packed: int8 to `dtype`, int32 to int64. Of the user's own objects a module moves as a
     whole, and any other is copied with its tensors and modules on `device`, each in its own dtype.
     """
-    return changed(parts, lambda leaf: arrived_leaf(leaf, device, dtype))
 
+    def arrive(thing):
+        if isinstance(thing, Tensor):
+            packed = {torch.int8: dtype, torch.int32: torch.int64}
+            return thing.to(device=device, dtype=dtype if thing.is_floating_point() else packed.get(thing.dtype))
+        if isinstance(thing, torch.nn.Module):
+            return thing.to(device=device, dtype=dtype)
+        attributes = getattr(thing, "__dict__", {})
+        held = {k: v.to(device) for k, v in attributes.items() if isinstance(v, (Tensor, torch.nn.Module))}
+        if isinstance(thing, type) or not held:
+            return thing
+        copy = object.__new__(type(thing))
+        copy.__dict__.update({**thing.__dict__, **held})
+        return copy
 
-def arrived_leaf(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """`arrived`, of one tensor, number, function or object."""
-    if isinstance(thing, Tensor):
-        packed = {torch.int8: dtype, torch.int32: torch.int64}
-        return thing.to(device=device, dtype=dtype if thing.is_floating_point() else packed.get(thing.dtype))
-    if isinstance(thing, torch.nn.Module):
-        return thing.to(device=device, dtype=dtype)
-    attributes = getattr(thing, "__dict__", {})
-    held = {k: v.to(device) for k, v in attributes.items() if isinstance(v, (Tensor, torch.nn.Module))}
-    if isinstance(thing, type) or not held:
-        return thing
-    copy = object.__new__(type(thing))
-    copy.__dict__.update({**thing.__dict__, **held})
-    return copy
+    return changed(parts, arrive)

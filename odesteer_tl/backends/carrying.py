@@ -84,8 +84,11 @@ class Carrier:
         """A pass, or a block of it, has ended without an error. Raises ValueError where tokens of it were chosen, and
         an edit that was to be carried out there was not."""
         run = self._run
-        missed = [] if run is None else [site.hook_name for site in run.edits.missed(layer)]
-        if run is not None and missed and not self.removed():
+        if run is None or len(run.edits.selection.rows) == 0:
+            return
+        sites = [each.edit.write for n, each in enumerate(self.edits) if n not in run.edits.done]
+        missed = [site.hook_name for site in sites if layer in (None, site.layer)]
+        if missed and not self.removed():
             raise ValueError(
                 f"A pass of {tuple(run.now.tokens.shape[:2]) if run.now.tokens is not None else run.now.width} tokens "
                 f"ended, and the steering at {', '.join(missed)} did not run in it ({made}): that part of the model "
