@@ -139,7 +139,8 @@ class Method(ABC):
 
     def _there(self: Some, *place: Any) -> Some:
         """The method on a device and in a dtype; copies are made once."""
-        return self._copies.at(place, lambda: self.to(*place))
+        found = self._copies.made.get(place)  # asked in every call
+        return found if found is not None else self._copies.at(place, lambda: self.to(*place))
 
     @cached_property
     def _copies(self) -> Copies:
