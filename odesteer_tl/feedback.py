@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.slopes import arrived
+from odesteer_tl.edits import Edit, Site, State
+from odesteer_tl.slopes import Copies, arrived
 from odesteer_tl.strengths import check_fits, check_strength, check_width, given_back, of_rows, size_of, working
-from odesteer_tl.travelling import State, TravellingSite
 
 
 def gaps(z: Tensor, T: float | int | Tensor, directions: Tensor, set_points: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Feedback:
     ) -> None:
         self.law, self.numbers, self.layers = law, numbers, layers
         self.d_model, self.processing, self.carries = d_model, processing, carries
-        self._there: dict[Any, Any] = {}
+        self._there = Copies()
 
     def edits(
         self,
@@ -87,9 +87,10 @@ class Feedback:
         *,
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
-    ) -> list[FeedbackEdit]:
-        """One for each layer, in their order. T counts in set-points. Raises ValueError for a `layer`, which would put
-        all at one, for relative_T, and as `check_strength` does."""
+    ) -> list[Edit]:
+        """One for each layer, in their order: z is read at the input of its block, u is added to the output. T counts
+        in set-points. Raises ValueError for a `layer`, which would put all at one, for relative_T, and as
+        `check_strength` does."""
         check_strength(T, relative_T)
         if relative_T is not None:
             raise ValueError(
@@ -102,7 +103,9 @@ class Feedback:
                 "put them all at one: leave layer= out, and say layers= in the fit."
             )
         kept: dict[str, Any] | None = {} if self.carries else None
-        return [FeedbackEdit(self, number, T, kept) for number in range(len(self.layers))]
+        laws = [LayerLaw(self, number, T, kept) for number in range(len(self.layers))]
+        sites = [(Site(layer, "resid_pre"), Site(layer)) for layer in self.layers]
+        return [Edit(*where, law.apply) for where, law in zip(sites, laws, strict=True)]
 
     def made_from(self) -> tuple[Any, ...]:
         """The arguments that make it again."""
@@ -110,28 +113,19 @@ class Feedback:
 
     def numbers_of(self, number: int, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
         """The numbers of the layer with that number on a device and in a dtype. Copies are made once."""
-        place = (number, device, dtype)
-        if place not in self._there:
-            own = tuple(each[number] if isinstance(each, (Tensor, tuple)) else each for each in self.numbers)
-            with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-                self._there[place] = arrived(own, device, dtype)
-        return self._there[place]
+        return self._there.at((number, device, dtype), lambda: arrived(self._own(number), device, dtype))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_there": {}}
+    def _own(self, number: int) -> tuple[Any, ...]:
+        return tuple(each[number] if isinstance(each, (Tensor, tuple)) else each for each in self.numbers)
 
 
-class FeedbackEdit:
-    """Measure z at `read`, the input of a block, and add u to its output, `write`, on the chosen tokens."""
-
-    of_query = None
+class LayerLaw:
+    """The law at one layer: what the edit there applies, from z that enters the block to what leaves it."""
 
     def __init__(
         self, loop: Feedback, number: int, T: float | int | Tensor | None, kept: dict[str, Any] | None = None
     ) -> None:
         self.loop, self.number, self.T, self.kept, self.size = loop, number, T, kept, size_of(T, None)
-        self.read = TravellingSite(loop.layers[number], "resid_pre")
-        self.write = TravellingSite(loop.layers[number])
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
         """The new value [chosen, d_model] at `write`, computed in float32, or float64 for float64. Raises ValueError

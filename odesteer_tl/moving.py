@@ -7,15 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.slopes import Slope
+from odesteer_tl.slopes import changed, leaves
 
 
 def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
     """`thing` with every tensor on `device` and every floating tensor in `dtype`; integer tensors keep their type.
 
-    Walks dataclasses and tuples. A module that is elsewhere is copied before it moves, so that the user's own stays as
-    it is; any other object is used as it is.
+    Walks dataclasses, tuples and slopes. A module that is elsewhere is copied before it moves, so that the user's own
+    stays as it is; any other object is used as it is.
     """
+    return changed(thing, lambda leaf: _moved(leaf, device, dtype))
+
+
+def _moved(thing: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:
     if isinstance(thing, Tensor):
         return thing.to(device=device, dtype=dtype if thing.is_floating_point() else None)
     if isinstance(thing, torch.nn.Module):
@@ -25,8 +29,6 @@ def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dty
             for n in (*thing.parameters(), *thing.buffers())
         )
         return thing if there else deepcopy(thing).to(device=device, dtype=dtype)
-    if type(thing) is tuple:  # a named one is a user's
-        return tuple(moved(part, device, dtype) for part in thing)
     if is_dataclass(thing) and not isinstance(thing, type):
         return replace(thing, **{f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing)})
     return thing
@@ -35,10 +37,14 @@ def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dty
 def packed(thing: Any) -> Any:
     """The parts of a `Travelling` as they are sent: tensors on the CPU, with no storage but their own, in few bytes.
 
-    A float tensor of small whole numbers (signs) becomes int8, int64 becomes int32 where it fits; `travelling.arrived`
+    A float tensor of small whole numbers (signs) becomes int8, int64 becomes int32 where it fits; `slopes.arrived`
     restores both. Objects of the user's are copied, so that what happens to them there does not happen here.
     Raises ValueError for one that cannot be copied.
     """
+    return changed(thing, _packed)
+
+
+def _packed(thing: Any) -> Any:
     if isinstance(thing, Tensor):
         here, kind = thing.detach().cpu(), thing.dtype
         if thing.is_floating_point() and thing.numel() and bool((here == here.to(torch.int8)).all()):
@@ -46,10 +52,6 @@ def packed(thing: Any) -> Any:
         elif kind == torch.int64 and bool((here == here.to(torch.int32)).all()):
             kind = torch.int32
         return here.to(kind, copy=True, memory_format=torch.contiguous_format)
-    if type(thing) is tuple:  # a named one is a user's
-        return tuple(packed(part) for part in thing)
-    if isinstance(thing, Slope):
-        return thing.over(packed(thing.numbers))
     try:
         copy = deepcopy(thing)
     except Exception as error:
@@ -64,8 +66,4 @@ def packed(thing: Any) -> Any:
 
 def held(thing: Any) -> int:
     """Bytes of the tensors in the parts of a `Travelling`; objects of the user's do not count."""
-    if isinstance(thing, Tensor):
-        return thing.numel() * thing.element_size()
-    if isinstance(thing, Slope):
-        return held(thing.numbers)
-    return sum(held(part) for part in thing) if type(thing) is tuple else 0
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(thing) if isinstance(leaf, Tensor))

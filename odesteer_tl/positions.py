@@ -4,16 +4,16 @@ The position of a token is its index among the real tokens of its row: the same 
 its own or padded in a batch. A `Tracker` follows the passes of a model and says for each one which tokens are chosen.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from odesteer_tl.apply_edits import Selection, selected
 from odesteer_tl.following import Followed, Pass, follow
-from odesteer_tl.rules import checked, chosen_by, per_row, tells
-from odesteer_tl.shapes import Indices, PerRow, TokenIds
+from odesteer_tl.rules import checked, per_row, tells
+from odesteer_tl.shapes import PerRow, TokenIds
 
 Positions = Literal["decoding", "generated", "prompt", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"]
 """Which tokens are steered. "decoding": the last prompt token and every generated one; "generated": those alone;
@@ -22,26 +22,6 @@ real token; what lies beyond a mask's end is not steered. Pads never are."""
 
 PromptLengths = int | list[int] | tuple[int, ...] | PerRow
 """Real tokens of each row's prompt: one number for all rows, or one per row."""
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """The chosen tokens of one pass, on the CPU: batch row, column of the chunk, position in the row.
-
-    `everything`: all columns of all rows, so that nothing needs to be picked out. `prompt` numbers the prompts seen.
-    `found` and `lengths` [batch]: where the pass stands, and how many tokens the prompts have.
-    """
-
-    rows: Indices
-    columns: Indices
-    positions: Indices
-    everything: bool
-    found: Followed
-    lengths: PerRow
-
-    @property
-    def prompt(self) -> int:
-        return self.found.number
 
 
 class Tracker:
@@ -76,19 +56,11 @@ class Tracker:
         if now.offset == 0 and (self.last is None or found.number != self.last.number):
             self._refuse_undeclared_pads(now)
         self.last = found
-        lengths = found.lengths if given is None else given
-        chosen = self._rule(found.index, lengths) & found.real
-        rows, places = chosen.nonzero(as_tuple=True)
-        everything = len(rows) == chosen.numel()
-        index = found.index.flatten() if everything else found.index[rows, places]
-        return Selection(rows, places, index, everything, found, lengths)
+        return selected(self.positions, found, found.lengths if given is None else given, self.beams)
 
     def break_off(self) -> None:
         """The last pass was not completed: no later one continues it."""
         self.last = None if self.last is None else self.last.broken_off()
-
-    def _rule(self, index: Tensor, lengths: PerRow) -> Tensor:
-        return chosen_by(self.positions, index, lengths, self.beams)
 
     def _refuse_undeclared_pads(self, now: Pass) -> None:
         """Libraries fill in a mask of ones where they were told nothing, so ones do not vouch for the beginnings; they

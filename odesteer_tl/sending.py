@@ -17,7 +17,7 @@ from typing import Any
 
 import cloudpickle
 
-from odesteer_tl import feedback, neural, numerics, sinks, slopes, strengths, travelling, vector_flow
+from odesteer_tl import edits, feedback, neural, numerics, sinks, slopes, strengths, travelling, vector_flow
 
 RUNNING = frozenset("torch math einops numpy typing collections".split())
 """What code may import on every server."""
@@ -35,7 +35,7 @@ _STRINGS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"
 _MARKS = frozenset({"MARK", "FRAME", "PROTO"})
 _COPIES = (copy.copy.__code__, copy.deepcopy.__code__)
 
-for _module in (feedback, neural, numerics, sinks, slopes, strengths, travelling, vector_flow):
+for _module in (edits, feedback, neural, numerics, sinks, slopes, strengths, travelling, vector_flow):
     cloudpickle.register_pickle_by_value(_module)
 
 

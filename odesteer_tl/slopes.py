@@ -47,35 +47,64 @@ class Slope:
         return Slope(self.function, self.numbers, self.normalize, True, self.farthest)
 
 
-def holds_module(thing: Any) -> bool:
-    """Whether a module is among the parts of a method, or in an object of the user's among them."""
+class Copies:
+    """Copies of one thing, by where they are: each is made once. A copy of this, or one that is sent, is empty."""
+
+    def __init__(self) -> None:
+        self.made: dict[Any, Any] = {}
+
+    def at(self, place: Any, make: Callable[[], Any]) -> Any:
+        """The copy at a place, which `make` makes where there is none."""
+        if place not in self.made:
+            with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
+                self.made[place] = make()
+        return self.made[place]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"made": {}}
+
+
+def changed(thing: Any, change: Callable[[Any], Any]) -> Any:
+    """Tuples and slopes, one within another, with change(leaf) in place of each tensor, number, function or object."""
     if isinstance(thing, Slope):
-        return holds_module(thing.numbers)
-    if type(thing) is tuple:
-        return any(holds_module(part) for part in thing)
-    parts = [thing, *getattr(thing, "__dict__", {}).values()]
-    return any(isinstance(part, torch.nn.Module) for part in parts)
+        return thing.over(changed(thing.numbers, change))
+    if type(thing) is tuple:  # a named one is a user's
+        return tuple(changed(part, change) for part in thing)
+    return change(thing)
 
 
-def arrived(thing: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def leaves(thing: Any) -> list[Any]:
+    """What `changed` would change."""
+    found: list[Any] = []
+    changed(thing, found.append)
+    return found
+
+
+def holds_module(parts: Any) -> bool:
+    """Whether a module is among the parts of a method, or in an object of the user's among them."""
+    objects = [each for leaf in leaves(parts) for each in (leaf, *getattr(leaf, "__dict__", {}).values())]
+    return any(isinstance(each, torch.nn.Module) for each in objects)
+
+
+def arrived(parts: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """The parts of a method where they are to work: tensors on `device`, floating ones in `dtype`.
 
     Restores what `moving.packed` packed: int8 to `dtype`, int32 to int64. Of the user's own objects a module moves as a
     whole, and any other is copied with its tensors and modules on `device`, each in its own dtype.
     """
-    if isinstance(thing, Tensor):
-        packed = {torch.int8: dtype, torch.int32: torch.int64}
-        return thing.to(device=device, dtype=dtype if thing.is_floating_point() else packed.get(thing.dtype))
-    if type(thing) is tuple:  # a named one is a user's
-        return tuple(arrived(part, device, dtype) for part in thing)
-    if isinstance(thing, Slope):
-        return thing.over(arrived(thing.numbers, device, dtype))
-    if isinstance(thing, torch.nn.Module):
-        return thing.to(device=device, dtype=dtype)
-    attributes = getattr(thing, "__dict__", {})
-    held = {k: v.to(device) for k, v in attributes.items() if isinstance(v, (Tensor, torch.nn.Module))}
-    if isinstance(thing, type) or not held:
-        return thing
-    copy = object.__new__(type(thing))
-    copy.__dict__.update({**thing.__dict__, **held})
-    return copy
+
+    def arrive(thing):
+        if isinstance(thing, Tensor):
+            packed = {torch.int8: dtype, torch.int32: torch.int64}
+            return thing.to(device=device, dtype=dtype if thing.is_floating_point() else packed.get(thing.dtype))
+        if isinstance(thing, torch.nn.Module):
+            return thing.to(device=device, dtype=dtype)
+        attributes = getattr(thing, "__dict__", {})
+        held = {k: v.to(device) for k, v in attributes.items() if isinstance(v, (Tensor, torch.nn.Module))}
+        if isinstance(thing, type) or not held:
+            return thing
+        copy = object.__new__(type(thing))
+        copy.__dict__.update({**thing.__dict__, **held})
+        return copy
+
+    return changed(parts, arrive)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesteer_tl.edits import Edit, Site, State
 from odesteer_tl.numerics import per_activation
-from odesteer_tl.slopes import arrived, holds_module
+from odesteer_tl.slopes import Copies, arrived, holds_module
 from odesteer_tl.strengths import (
     absolute,
     check_fits,
-    check_index,
     check_no_layer,
     check_strength,
     check_width,
@@ -26,21 +26,9 @@ from odesteer_tl.strengths import (
     layer_of,
     of_rows,
     place_of,
-    site_name,
     size_of,
     working,
 )
-
-
-class State:
-    """What one forward pass knows of its chosen tokens; a backend makes a fresh one for every pass.
-
-    `rows[i]` is the batch row of chosen token i; `memory` carries values from one edit to a later one of the pass.
-    """
-
-    def __init__(self, rows: Tensor, memory: dict[str, Any] | None = None) -> None:
-        self.rows = rows
-        self.memory = {} if memory is None else memory
 
 
 class Travelling:
@@ -64,7 +52,7 @@ class Travelling:
     ) -> None:
         self.move, self.parts, self.answer = move, parts, answer
         self.layer, self.d_model, self.processing, self.hook_name = layer, d_model, processing, hook_name
-        self._there: dict[Any, Any] = {}
+        self._there = Copies()
 
     def steer(
         self, a: Tensor, T: float | int | Tensor | None = None, *, relative_T: float | int | Tensor | None = None
@@ -79,12 +67,12 @@ class Travelling:
         *,
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
-    ) -> list[TravellingEdit]:
+    ) -> list[Edit]:
         """What is to be carried out in the model, as Method.edits, with the same errors."""
-        layer = layer_of(self.layer, layer)
+        site = Site.fitted(self.hook_name, layer_of(self.layer, layer))
         check_strength(T, relative_T)
         asks = None if self.answer is None else self._answered
-        return [TravellingEdit(self._steered, layer, T, relative_T, site_name(self.hook_name), asks)]
+        return [Edit(site, site, at_strength(self._steered, T, relative_T, asks is not None), asks)]
 
     def made_from(self) -> tuple[Any, ...]:
         """The arguments that make it again."""
@@ -108,15 +96,9 @@ class Travelling:
     def _parts(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
         """The parts on that device and in that dtype. Copies are made once."""
         place = (device, dtype)
-        if place not in self._there:
-            if holds_module(self.parts):  # one object, which can be in one place
-                self._there.clear()
-            with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-                self._there[place] = arrived(self.parts, device, dtype)
-        return self._there[place]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_there": {}}
+        if place not in self._there.made and holds_module(self.parts):  # one object, which can be in one place
+            self._there.made.clear()
+        return self._there.at(place, lambda: arrived(self.parts, device, dtype))
 
 
 class TravellingLayers:
@@ -135,49 +117,44 @@ class TravellingLayers:
         *,
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
-    ) -> list[Any]:
+    ) -> list[Edit]:
         """The edits of all parts, in the order in which a pass comes to them."""
-        check_no_layer(layer)
-        edits = [edit for part in self.parts for edit in part.edits(T, relative_T=relative_T)]
-        return sorted(edits, key=lambda edit: place_of(edit.write))
+        return edits_of(self.parts, T, relative_T, layer)
 
     def made_from(self) -> tuple[Any, ...]:
         """The arguments that make it again."""
         return (self.parts,)
 
 
-class TravellingSite:
-    """A place in the model, of a block. Raises ValueError for a layer below 0."""
+def at_strength(
+    steered: Callable[..., Tensor],
+    T: float | int | Tensor | None,
+    relative_T: float | int | Tensor | None,
+    asks: bool = False,
+) -> Callable[[Tensor, Tensor, State], Tensor]:
+    """What an edit applies: a → steered(a, T, relative_T), or a + T·read where it `asks` the prompt's last token.
 
-    def __init__(self, layer: int, name: str = "resid_post") -> None:
-        check_index(layer)
-        self.layer, self.name = layer, name
-
-
-class TravellingEdit:
-    """Replace a by `steered(a, T, relative_T)` at a site of a layer, on the chosen tokens.
-
-    A tensor T or relative_T holds one value per batch row. With `of_query` (see Edit) it is a + T·of_query(query).
+    A tensor T or relative_T holds one value per batch row. What it returns raises ValueError for a T that does not fit
+    the dtype of the activations.
     """
+    size = size_of(T, relative_T)
 
-    def __init__(
-        self,
-        steered: Callable[..., Tensor],
-        layer: int,
-        T: float | int | Tensor | None,
-        relative_T: float | int | Tensor | None,
-        site: str = "resid_post",
-        of_query: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.read = self.write = TravellingSite(layer, site)
-        self.steered, self.T, self.relative_T, self.of_query = steered, T, relative_T, of_query
-        self.size = size_of(T, relative_T)
+    def apply(read, write, state):
+        check_fits(size, write.dtype)
+        strength = of_rows(T, state), of_rows(relative_T, state)
+        return added(write, *strength, read) if asks else steered(write, *strength)
 
-    def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
-        """The new value [chosen, d_model] at `write`. Raises ValueError for a T that does not fit its dtype."""
-        check_fits(self.size, write.dtype)
-        T, relative_T = of_rows(self.T, state), of_rows(self.relative_T, state)
-        return self.steered(write, T, relative_T) if self.of_query is None else added(write, T, relative_T, read)
+    return apply
+
+
+def edits_of(
+    parts: tuple[Any, ...], T: float | int | Tensor | None, relative_T: float | int | Tensor | None, layer: int | None
+) -> list[Edit]:
+    """The edits of all parts of `Layers`, in the order in which a pass comes to them. Raises ValueError for a `layer`,
+    which would put all parts at one, and as the parts do."""
+    check_no_layer(layer)
+    edits = [edit for part in parts for edit in part.edits(T, relative_T=relative_T)]
+    return sorted(edits, key=lambda edit: place_of(edit.write))
 
 
 def steered(

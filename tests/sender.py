@@ -23,7 +23,6 @@ from nnsight.intervention.serialization import dumps
 from odesteer_tl.edits import State
 from odesteer_tl.methods import GradientFlow, Method
 from odesteer_tl.moving import moved
-from odesteer_tl.positions import Tracker
 from odesteer_tl.rules import chosen_by
 from odesteer_tl.sending import check_travels, payload_bytes
 
@@ -177,7 +176,7 @@ def main(target):
     index, lengths = torch.arange(-1, 7).repeat(3, 1), torch.tensor([2, 4, 7])
     mask = torch.rand(5, generator=torch.Generator().manual_seed(0)) < 0.5
     rules = ["decoding", "generated", "prompt", "all", slice(1, 6, 2), slice(2, None), mask, mask.expand(3, 5)]
-    chosen = [(i, rule, index, lengths, Tracker(rule)._rule(index, lengths)) for i, rule in enumerate(rules)]
+    chosen = [(i, rule, index, lengths, chosen_by(rule, index, lengths)) for i, rule in enumerate(rules)]
     sent = {"methods": methods, "steer": steer, "edits": edits, "chosen": chosen}
     raw = {name: dumps(barrier) for name, barrier in REFUSED.items() if name != "unpicklable"}
     target.write_bytes(dumps({**sent, "State": State, "chosen_by": chosen_by, "refused": raw}))

@@ -140,16 +140,18 @@ def test_parity_is_the_released_loop_token_by_token(family):
 
 def at_output(edits):
     """The mistake of a port: measured one block late."""
-    return [replace(edit, read=edit.write) for edit in edits]
+    return [ot.Edit(edit.write, edit.write, edit.apply) for edit in edits]
 
 
 def one_layer_late(edits):
     places = [ot.Site(edit.write.layer + 1) for edit in edits[:-1]]
-    return [replace(edit, write=place) for edit, place in zip(edits, places, strict=False)]
+    return [ot.Edit(edit.read, place, edit.apply) for edit, place in zip(edits, places, strict=False)]
 
 
 def another_layers_numbers(edits):
-    return [replace(edit, apply=other.apply) for edit, other in zip(edits, [*edits[1:], edits[0]], strict=True)]
+    return [
+        ot.Edit(edit.read, edit.write, other.apply) for edit, other in zip(edits, [*edits[1:], edits[0]], strict=True)
+    ]
 
 
 def one_state_for_all_passes(edits):
@@ -163,7 +165,7 @@ def one_state_for_all_passes(edits):
 
         return apply
 
-    return [replace(edit, apply=held(edit)) for edit in edits]
+    return [ot.Edit(edit.read, edit.write, held(edit)) for edit in edits]
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odesteer_tl.backends.report import Tally
-from odesteer_tl.positions import Pass, Selection, Tracker, checked, uneven_pads
+from odesteer_tl.apply_edits import Selection, Tally
+from odesteer_tl.positions import Pass, Tracker, checked, uneven_pads
 
 PAD = 0
 RULES = ["decoding", "generated", "prompt", "all", slice(2, None), slice(1, 6, 2)]
@@ -109,19 +109,19 @@ def test_prompt_lengths_allow_a_prompt_in_chunks(rule, lengths, steps, data):
 
 @given(prompts, st.integers(0, 3), st.integers(0, 3), st.sampled_from([cached, uncached]))
 def test_two_generations_in_one_block_are_two_prompts_and_each_token_counts_once(lengths, first, second, run):
-    tally = Tally()
+    tally = Tally([3, 4])
 
     class Counted(Tracker):
         def select(self, now):
             found = super().select(now)
-            tally.add(found)
+            tally.add(3, found)
             return found
 
     tracker = Counted("decoding", pad_id=PAD)
     for steps in (first, second):
         rows = texts(lengths, steps)
         assert set(run(tracker, rows, lengths, steps)) == expected("decoding", rows, lengths)
-    assert tally.total == len(lengths) * (first + second + 2)
+    assert tally.totals == {3: len(lengths) * (first + second + 2), 4: 0}
 
 
 def test_a_prompt_of_one_token_is_its_own_last_token():

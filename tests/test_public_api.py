@@ -22,10 +22,10 @@ PUBLIC = [
 
 ORDER = [
     "progress", "room", "numerics", "neural", "vector_flow", "shapes", "plain_trees", "storage", "field_types",
-    "sinks", "degeneracy", "tokens", "activations", "strengths", "slopes", "travelling", "feedback", "moving",
-    "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending", "edits", "methods", "rules",
-    "model_inputs", "caches", "following", "positions", "backends", "control", "artefacts", "assets", "demo",
-    "evaluation", "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation",
+    "sinks", "degeneracy", "tokens", "activations", "strengths", "edits", "slopes", "travelling", "feedback", "moving",
+    "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending", "methods", "rules",
+    "model_inputs", "caches", "following", "apply_edits", "positions", "backends", "control", "artefacts", "assets",
+    "demo", "evaluation", "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation",
     "evaluation.showcase", "evaluation.contest", "parity", "messages", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own entry and from those before it. Of the evaluation, what draws

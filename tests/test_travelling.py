@@ -135,13 +135,14 @@ def test_the_numbers_move_once_and_in_every_mode():
     travelling, a = fitted("odesteer").travelling(), activations(2, dtype=torch.float32)
     with torch.inference_mode():
         inside = travelling.steer(a, T=1.0)
-    kept = dict(travelling._there)
+    kept = dict(travelling._there.made)
     assert torch.equal(inside, travelling.steer(a, T=1.0)) and len(kept) == 1
     double = activations(2).requires_grad_()
     travelling.steer(double, T=1.0).sum().backward()
     assert torch.isfinite(double.grad).all() and double.grad.abs().sum() > 0
     travelling.steer(a, T=1.0)
-    assert len(travelling._there) == 2 and all(travelling._there[place] is parts for place, parts in kept.items())
+    made = travelling._there.made
+    assert len(made) == 2 and all(made[place] is parts for place, parts in kept.items())
     assert travelling.parts[3].dtype == torch.float32
 
 
@@ -200,8 +201,8 @@ TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.starts
 
 def test_all_that_travels_is_registered():
     inner = ["blocks", "intervening", "picking", "sites"]
-    outer = "caches feedback following model_inputs neural numerics rules sinks slopes strengths travelling vector_flow"
-    outer = outer.split()
+    outer = "apply_edits caches edits feedback following model_inputs neural numerics rules sinks slopes strengths"
+    outer = [*outer.split(), "travelling", "vector_flow"]
     assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
 
 

@@ -1,8 +1,7 @@
-"""Carrying out edits while a model runs: each value is read and written at its site, on the chosen tokens alone."""
+"""Edits while a model runs under hooks: which pass a value belongs to; `apply_edits` does the rest."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from threading import get_ident
 from typing import Any
 from weakref import ref
@@ -12,77 +11,32 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from odesteer_tl.backends.report import Tally
-from odesteer_tl.edits import Edit, Site, State
+from odesteer_tl.apply_edits import OwnedEdit, PassEdits, Selection, Tally, by_place
+from odesteer_tl.edits import Site
 from odesteer_tl.following import Answers, Followed, Pass
-from odesteer_tl.positions import Selection, Tracker
-from odesteer_tl.shapes import Chosen, Indices
+from odesteer_tl.positions import Tracker
+from odesteer_tl.strengths import place_of
 
 SiteValue = Float[Tensor, "batch pos *site"]
 
 
-@dataclass(frozen=True, eq=False)
-class OwnedEdit:
-    """An edit, the number of its method, and for how many rows that method has a T (None: one T for all)."""
-
-    edit: Edit
-    owner: int
-    rows: int | None
-
-
 @dataclass(eq=False)
 class _Run:
-    """A forward pass under way. `read` holds, by edit, what was read at an earlier site; `states` one per method;
-    `done` the edits that were carried out. `counts`: its tokens are new, as those of a pass computed twice are not.
-    `thread` runs it."""
+    """A forward pass under way, what the edits do in it, and the thread that runs it."""
 
     now: Pass
-    selection: Selection
-    counts: bool = True
-    read: dict[int, Chosen] = field(default_factory=dict)
-    states: dict[int, State] = field(default_factory=dict)
-    where: dict[torch.device, tuple[Indices, Indices]] = field(default_factory=dict)
-    done: set[int] = field(default_factory=set)
+    edits: PassEdits
     thread: int = field(default_factory=get_ident)
-
-    def index(self, device: torch.device) -> tuple[Indices, Indices]:
-        """Rows and columns of the chosen tokens, once per device; nothing here waits for the device."""
-        if device not in self.where:
-            rows, columns = self.selection.rows, self.selection.columns
-            self.where[device] = rows.to(device, non_blocking=True), columns.to(device, non_blocking=True)
-        return self.where[device]
-
-    def take(self, value: SiteValue) -> Chosen:
-        flat = value.flatten(2)
-        return flat.flatten(0, 1) if self.selection.everything else flat[self.index(value.device)]
-
-    def put(self, value: SiteValue, new: Chosen) -> SiteValue:
-        """`value` with the chosen tokens replaced, out of place, so that derivatives pass through."""
-        new = new.to(value)
-        if self.selection.everything:
-            return new.reshape(value.shape)
-        return value.flatten(2).index_put(self.index(value.device), new).reshape(value.shape)
-
-
-class _State(State):
-    """One that finds whose each token is where an edit asks for it: with one T for all, none does."""
-
-    def __init__(self, find: Callable[[], Indices]) -> None:
-        self.memory, self._find = {}, find
-
-    @cached_property
-    def rows(self) -> Indices:
-        return self._find()
 
 
 class Carrier:
-    """The edits of a steering block, and what they did so far. At one hook they act in the order of the list."""
+    """The edits of a steering block, and what they did so far: told of each pass, and given each value at a site."""
 
     def __init__(self, edits: list[OwnedEdit], tracker: Tracker) -> None:
-        self.edits = edits
+        self.edits, self._places = edits, by_place(edits)
         self.sites = list(dict.fromkeys(site for each in edits for site in (each.edit.read, each.edit.write)))
-        self.tokens_steered = dict.fromkeys((each.edit.write.layer for each in edits), 0)
-        self._tallies = {layer: Tally() for layer in self.tokens_steered}
+        self._tally = Tally(each.edit.write.layer for each in edits)
+        self.tokens_steered = self._tally.totals
         self._answers = {n: Answers() for n, each in enumerate(edits) if each.edit.of_query is not None}
         self._tracker = tracker
         self._run: _Run | None = None
@@ -95,7 +49,7 @@ class Carrier:
         """A forward pass begins. Raises as `Tracker.select` does, and then leaves nothing to steer by."""
         self._run = None
         if not isinstance(now.tokens, FakeTensor):
-            self._run = _Run(now, self._tracker.select(now))
+            self._run = self._begun(now, self._tracker.select(now))
 
     @property
     def under_way(self) -> tuple[_Run | None, Followed | None]:
@@ -124,15 +78,15 @@ class Carrier:
         """This enters a part of a block; where a backward pass computes the block anew, it may be what entered it."""
         if _in_backward() and isinstance(value, Tensor) and (layer, value.data_ptr()) in self._entered:
             run = self._entered[layer, value.data_ptr()][1]
-            self._again = _Run(run.now, run.selection, counts=False)
+            self._again = self._begun(run.now, run.edits.selection, counts=False)
 
     def check_complete(self, layer: int | None = None, made: str = "the model") -> None:
         """A pass, or a block of it, has ended without an error. Raises ValueError where tokens of it were chosen, and
         an edit that was to be carried out there was not."""
         run = self._run
-        if run is None or len(run.selection.rows) == 0:
+        if run is None or len(run.edits.selection.rows) == 0:
             return
-        sites = [each.edit.write for n, each in enumerate(self.edits) if n not in run.done]
+        sites = [each.edit.write for n, each in enumerate(self.edits) if n not in run.edits.done]
         missed = [site.hook_name for site in sites if layer in (None, site.layer)]
         if missed and not self.removed():
             raise ValueError(
@@ -144,7 +98,7 @@ class Carrier:
 
     def hook(self, site: Site) -> Callable[..., SiteValue | None]:
         """What a backend calls with the value at `site`; None leaves the value as it is."""
-        here = [(n, each.edit) for n, each in enumerate(self.edits) if site in (each.edit.read, each.edit.write)]
+        here = self._places[place_of(site)]
 
         def carry_out(value: SiteValue, hook: Any = None) -> SiteValue | None:
             if isinstance(value, FakeTensor):  # nnsight's scan: shapes without numbers
@@ -154,35 +108,14 @@ class Carrier:
                 run = None  # a part that another thread calls by itself
             if run is None or value.shape[:2] != (run.now.batch, run.now.width):
                 raise _stray(site, value, run)
-            chosen = len(run.selection.rows) > 0
-            result = None
-            for number, edit in here:
-                if edit.read == site and (chosen or number in self._answers):
-                    run.read[number] = self._read(run, number, value)
-                if edit.write == site and chosen:
-                    value = result = self._written(run, number, value)
-                    run.done.add(number)
-            return result
+            return run.edits.act(here, value)
 
         return carry_out
 
-    def _read(self, run: _Run, number: int, value: SiteValue) -> Chosen:
-        if number not in self._answers:
-            return run.take(value)
-        now, of_query = run.selection, self.edits[number].edit.of_query
-        return self._answers[number].of(now.found, now.found.ends(now.lengths), value.flatten(2), of_query, now.rows)
-
-    def _written(self, run: _Run, number: int, value: SiteValue) -> SiteValue:
-        each = self.edits[number]
-        if each.owner not in run.states:
-            run.states[each.owner] = _State(_rows(run, value.device, each.rows, self._tracker.beams))
-        read = run.read.pop(number).to(value.device)
-        value = run.put(value, each.edit.apply(read, run.take(value), run.states[each.owner]))
-        layer = each.edit.write.layer
-        if run.counts:
-            self._tallies[layer].add(run.selection)
-        self.tokens_steered[layer] = self._tallies[layer].total
-        return value
+    def _begun(self, now: Pass, selection: Selection, counts: bool = True) -> _Run:
+        """A pass whose tokens are new, or (not `counts`) one that is computed twice."""
+        beams = self._tracker.beams
+        return _Run(now, PassEdits(self.edits, selection, self._answers, self._tally, beams, counts))
 
 
 def _in_backward() -> bool:
@@ -208,17 +141,3 @@ def _stray(site: Site, value: Tensor, run: _Run | None) -> ValueError:
         "sees other rows or columns than the model was given, as where a layer computes the last tokens alone. Steer "
         "an earlier layer."
     )
-
-
-def _rows(run: _Run, device: torch.device, rows: int | None, beams: int) -> Callable[[], Indices]:
-    """Finds the batch row of each chosen token; where T holds a value per prompt, beams count as their prompt's row."""
-    batch, width = run.now.batch, run.now.width
-    if rows is not None and rows * beams != batch:
-        raise ValueError(f"T holds {rows} values, the model sees {batch} rows: T needs one value per row.")
-
-    def find() -> Indices:
-        everything = run.selection.everything
-        chosen = torch.arange(batch, device=device).repeat_interleave(width) if everything else run.index(device)[0]
-        return chosen if rows is None else chosen // beams
-
-    return find

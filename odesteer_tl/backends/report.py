@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from odesteer_tl.positions import Selection
-
 
 @dataclass(eq=False)
 class Report:
@@ -16,21 +14,3 @@ class Report:
 
     tokens_steered: dict[int, int]
     hooks_removed: bool = False
-
-
-class Tally:
-    """Counts distinct (row, position) pairs per prompt: a token steered in ten passes counts once."""
-
-    def __init__(self) -> None:
-        self._prompt, self._earlier, self._pairs = -1, 0, set[tuple[int, int]]()
-
-    def add(self, selection: Selection) -> None:
-        """Count the tokens of one pass."""
-        if selection.prompt != self._prompt:
-            self._earlier, self._prompt, self._pairs = self.total, selection.prompt, set()
-        self._pairs.update(zip(selection.rows.tolist(), selection.positions.tolist(), strict=True))
-
-    @property
-    def total(self) -> int:
-        """Pairs counted so far, over all prompts."""
-        return self._earlier + len(self._pairs)

@@ -1,4 +1,4 @@
-"""Steering: the life cycle of edits on a model. `carrying` says what the edits do, `positions` where."""
+"""Steering: the life cycle of edits on a model. `apply_edits` says what the edits do, `positions` where."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from odesteer_tl.backends.carrying import Carrier, OwnedEdit, SiteValue
+from odesteer_tl.apply_edits import owned_edits
+from odesteer_tl.backends.carrying import Carrier, SiteValue
 from odesteer_tl.backends.checks import check_fit, check_place
 from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import dtype_of, pad_id_of
@@ -139,13 +140,12 @@ def carrier_for(
     check_place(model, False, blocks)
     owned = []
     for owner, (each, strength) in enumerate(pairs_of(method, T, relative_T, layer)):
-        edits = each.edits(T=strength, relative_T=relative_T, layer=layer)
+        own = owned_edits(owner, each, strength, relative_T, layer)
+        edits = [one.edit for one in own]
         check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
         _check_order(edits)
         _warn_of_rounding(model, each, strength, relative_T, stacklevel)
-        values = strength if relative_T is None else relative_T
-        rows = len(values) if isinstance(values, Tensor) and values.ndim else None
-        owned += [OwnedEdit(edit, owner, rows) for edit in edits]
+        owned += own
     asks = any(each.edit.of_query is not None for each in owned)
     return Carrier(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams, asks))
 

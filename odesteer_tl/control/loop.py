@@ -20,7 +20,7 @@ from odesteer_tl.backends.models import layers_chosen
 from odesteer_tl.backends.reading import collect_layers
 from odesteer_tl.backends.texts import Texts
 from odesteer_tl.degeneracy import ROUNDING
-from odesteer_tl.edits import Edit, Site
+from odesteer_tl.edits import Edit
 from odesteer_tl.feedback import Feedback
 from odesteer_tl.methods.base import Method
 from odesteer_tl.moving import packed
@@ -95,8 +95,7 @@ class Loop(Method):
 
         Raises ValueError for relative_T and for `layer`, which mean nothing here, and for a T that is not finite.
         """
-        edits = self._feedback.edits(T, relative_T=relative_T, layer=layer)
-        return [Edit(Site(e.read.layer, "resid_pre"), Site(e.write.layer), e.apply) for e in edits]
+        return self._feedback.edits(T, relative_T=relative_T, layer=layer)
 
     def travelling(self) -> Feedback:
         """The law and its numbers."""

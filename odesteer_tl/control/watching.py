@@ -10,11 +10,10 @@ from torch import Tensor
 from odesteer_tl.activations import Origin
 from odesteer_tl.backends.generating import generate
 from odesteer_tl.backends.texts import ChatTemplate, Texts
-from odesteer_tl.edits import Edit, Site
+from odesteer_tl.edits import Edit, Site, State
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Time
 from odesteer_tl.strengths import working
-from odesteer_tl.travelling import State
 
 
 class Watch:

@@ -22,8 +22,9 @@ from odesteer_tl.moving import moved
 from odesteer_tl.numerics import flowed
 from odesteer_tl.sending import check_travels, sent_by_nnsight
 from odesteer_tl.shapes import Activations, Time
+from odesteer_tl.slopes import Copies
 from odesteer_tl.strengths import absolute, check_strength, check_width, given_back, layer_of
-from odesteer_tl.travelling import Travelling, TravellingEdit, TravellingLayers, steered
+from odesteer_tl.travelling import Travelling, TravellingLayers, at_strength, steered
 
 Some = TypeVar("Some", bound="Method")
 """The method's own class. (Not typing.Self, which beartype checks in classes only, not in functions.)"""
@@ -84,8 +85,7 @@ class Method(ABC):
         site = Site.fitted(self.origin.hook_name, layer_of(self.layer, layer))
         check_strength(T, relative_T)
         asks = self._of_query
-        apply = TravellingEdit(self._steered, site.layer, T, relative_T, of_query=asks).apply
-        return [Edit(read=site, write=site, apply=apply, of_query=asks)]
+        return [Edit(site, site, at_strength(self._steered, T, relative_T, asks is not None), asks)]
 
     def travelling(self) -> Travelling | TravellingLayers | Feedback:
         """The method in plain numbers: it steers, and gives edits, where this package is not installed.
@@ -139,14 +139,12 @@ class Method(ABC):
 
     def _there(self: Some, *place: Any) -> Some:
         """The method on a device and in a dtype; copies are made once."""
-        if place not in self._copies:
-            with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-                self._copies[place] = self.to(*place)
-        return self._copies[place]
+        found = self._copies.made.get(place)  # asked in every call
+        return found if found is not None else self._copies.at(place, lambda: self.to(*place))
 
     @cached_property
-    def _copies(self) -> "dict[tuple[torch.device, torch.dtype], Any]":
-        return {}
+    def _copies(self) -> Copies:
+        return Copies()
 
 
 class FlowMethod(Method):

@@ -11,8 +11,8 @@ from odesteer_tl.activations import Origin
 from odesteer_tl.edits import Edit
 from odesteer_tl.methods.base import Method
 from odesteer_tl.shapes import Activations, Time
-from odesteer_tl.strengths import check_no_layer, check_strength, place_of
-from odesteer_tl.travelling import TravellingLayers
+from odesteer_tl.strengths import check_strength
+from odesteer_tl.travelling import TravellingLayers, edits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,7 @@ class Layers(Method):
 
         Raises ValueError for a `layer`, which would put all parts at one, and as the parts do.
         """
-        check_no_layer(layer)
-        edits = [edit for part in self.parts for edit in part.edits(T, relative_T=relative_T)]
-        return sorted(edits, key=lambda edit: place_of(edit.write))
+        return edits_of(self.parts, T, relative_T, layer)
 
     def travelling(self) -> TravellingLayers:
         """The parts in plain numbers. Raises ValueError where one of them cannot be sent."""

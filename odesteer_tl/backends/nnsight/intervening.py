@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesteer_tl.apply_edits import OwnedEdit, PassEdits, Selection, Tally, by_place, owned_edits, selected
 from odesteer_tl.backends.nnsight.blocks import blocks_of, real_tokens
 from odesteer_tl.backends.nnsight.sites import check_biases, check_site, entering, put_at, value_at
 from odesteer_tl.following import Answers, Followed, Pass, follow
 from odesteer_tl.model_inputs import named, unread
-from odesteer_tl.rules import checked, chosen_by, per_row, tells
+from odesteer_tl.rules import checked, per_row, tells
 from odesteer_tl.strengths import SITES, pairs_of, place_of
-from odesteer_tl.travelling import State
 
 
 class Face:
@@ -73,43 +73,69 @@ def intervene(
     """
     pairs = pairs_of(method, T, relative_T, layer)
     rule, worker = checked(positions), _worker(model)
-    memory = worker.worker.__dict__.setdefault("odesteer_tl", {"steered": {}})  # of this run and of this invoke
-    if memory.get("asked", memory) is not blocks:
-        memory["asked"], memory["blocks"] = blocks, blocks_of(model, blocks)
-    found, edits = memory["blocks"], []
+    invoke = worker.worker.__dict__.setdefault("odesteer_tl", Invoke())  # of this run
+    found, owned = invoke.blocks_of(model, blocks), []
     for number, (each, strength) in enumerate(pairs):
         _check_processing(each)
-        own = each.edits(T=strength, relative_T=relative_T, layer=layer)
-        edits += [(number, edit, (id(each), place)) for place, edit in enumerate(own)]
-        memory.setdefault("methods", {})[id(each)] = each  # so that no other gets its id
-    for number, edit, _ in edits:
-        _check_sites(edit, found, _fitted_on(pairs[number][0]))
-    places = {place_of(site) for _, edit, _ in edits for site in (edit.read, edit.write)}
-    chosen, read, states = None, {}, {}
-    for at, number_in_block in sorted(places):
+        own = owned_edits(number, each, strength, relative_T, layer)
+        for one in own:
+            _check_sites(one.edit, found, _fitted_on(each))
+        owned += own
+    edits = None
+    for (at, number_in_block), here in by_place(owned).items():
         block, name = found[at], SITES[number_in_block]
-        facts = _facts(model, worker, memory, block, at)
+        facts = _facts(model, worker, invoke, block, at)
         value = value_at(block, name)
         if type(value).__name__ == "FakeTensor":  # model.scan: shapes without numbers
             continue
-        if chosen is None:
-            _check_rows(worker, [relative_T, *(strength for _, strength in pairs)], len(value))
-            asks = any(edit.of_query is not None for _, edit, _ in edits)
-            chosen = _chosen(worker, memory, facts, block, value, rule, prompt_lengths, asks)
-        rows, columns, index = chosen
-        where = tuple(each.to(value.device, non_blocking=True) for each in (rows, columns))
-        changed = False
-        for order, (number, edit, key) in enumerate(edits):
-            if (edit.read.layer, edit.read.name) == (at, name):
-                read[order] = value[where] if edit.of_query is None else _answered(memory, key, edit, value, rows)
-            if (edit.write.layer, edit.write.name) == (at, name) and len(rows):
-                state = states.setdefault(number, State(where[0]))
-                new = edit.apply(read[order].to(value.device), value[where], state)
-                value, changed = value.index_put(where, new.to(value)), True
-                memory["steered"].setdefault(at, set()).update(zip(rows.tolist(), index.tolist(), strict=True))
-        if changed:
-            put_at(block, name, value)
-    return {at: len(steered) for at, steered in memory["steered"].items()}
+        if edits is None:
+            _check_rows(worker, len(value))
+            asks = any(one.edit.of_query is not None for one in owned)
+            selection = _selected(worker, invoke, facts, block, value, rule, prompt_lengths, asks)
+            answers = invoke.answers_of([each for each, _ in pairs], owned)
+            edits = PassEdits(owned, selection, answers, invoke.tally)
+        new = edits.act(here, value)
+        if new is not None:
+            put_at(block, name, new)
+    return dict(invoke.tally.totals)
+
+
+class Invoke:
+    """What is known of an invoke from pass to pass of a run: `pass_number`, which visit of a block the present one
+    is; `tokens`, where that stands; `library`, who made the model; `tally`, what was steered."""
+
+    def __init__(self) -> None:
+        self.pass_number: int | None = None
+        self.tokens: Followed | None = None
+        self.library: str | None = None
+        self.tally = Tally()
+        self._asked, self._blocks = self, None  # no list of blocks is that
+        self._answers: dict[Any, Answers] = {}
+        self._turns: dict[Any, int] = {}
+        self._methods: dict[int, Any] = {}
+
+    def blocks_of(self, model: Any, blocks: Any) -> Any:
+        """The decoder blocks, found once for each `blocks`."""
+        if self._asked is not blocks:
+            self._asked, self._blocks = blocks, blocks_of(model, blocks)
+        return self._blocks
+
+    def begins(self, number: int, tokens: Followed) -> None:
+        """A pass begins."""
+        self.pass_number, self.tokens, self._turns = number, tokens, {}
+
+    def answers_of(self, methods: list[Any], owned: list[OwnedEdit]) -> dict[int, Answers]:
+        """By number of the edits: what was made of the prompts. A method may be called several times in a pass, where
+        it reads what the call before wrote, so that each time has answers of its own."""
+        found = {}
+        for number, each in enumerate(owned):
+            if each.edit.of_query is not None:
+                method = methods[each.owner]
+                self._methods[id(method)] = method  # so that no other gets its id
+                key = id(method), *place_of(each.edit.read)
+                self._turns[key] = self._turns.get(key, 0) + 1
+                found[number] = self._answers.setdefault((*key, self._turns[key]), Answers())
+        return found
 
 
 def _worker(model: Any) -> Any:
@@ -146,32 +172,29 @@ def _check_sites(edit: Any, found: Any, fitted: str) -> None:
         check_biases(found[site.layer]._module, site.name, fitted, "raw")
 
 
-def _check_rows(worker: Any, strengths: list[Any], batch: int) -> None:
+def _check_rows(worker: Any, batch: int) -> None:
     """Under a beam search nnsight gives the rows of all invokes to each, and all would be steered several times."""
     batcher, group = worker.interleaver.batcher, worker.batch_group
     if batcher is not None and batcher.batching and group is not None and batch != group[1]:
         raise ValueError(
             f"This invoke has {group[1]} rows and is given {batch}: with num_beams, put all prompts into one invoke."
         )
-    for strength in strengths:
-        if isinstance(strength, Tensor) and strength.ndim and len(strength) != batch:
-            raise ValueError(f"T holds {len(strength)} values, the model sees {batch} rows: T needs one value per row.")
 
 
-def _facts(model: Any, worker: Any, memory: dict[str, Any], block: Any, at: int) -> tuple[Tensor | None, int] | None:
+def _facts(model: Any, worker: Any, invoke: Invoke, block: Any, at: int) -> tuple[Tensor | None, int] | None:
     """What the block's inputs say of a pass that is met for the first time: its real tokens, and how many columns are
     cached. None where the pass is known, or the model is past the block's input. Raises ValueError for a pass that
     begins anew where the run goes on, as where a cache is there and cannot be seen."""
     now = worker.wanted(f"{block.path}.output")
-    if memory.get("pass") == now or worker.occurrence(f"{block.path}.input") > now:
+    if invoke.pass_number == now or worker.occurrence(f"{block.path}.input") > now:
         return None
     inputs = block.inputs
     value = entering(inputs)
     if type(value).__name__ == "FakeTensor":
         return None
     batch, width = value.shape[:2]
-    before = memory.get("tokens")
-    made = memory.setdefault("made", _library(model))
+    before = invoke.tokens
+    invoke.library = made = invoke.library or _library(model)
     real, cached = real_tokens(inputs, batch, width, at, None if before is None else before.columns, made)
     if before is not None and (cached > before.columns or (cached == 0 and width <= before.columns)):
         raise unread(
@@ -192,44 +215,24 @@ def _library(model: Any) -> str:
     return f"{name} {said or ''}".strip() + f" ({type(model._module).__name__})"
 
 
-def _chosen(
-    worker: Any,
-    memory: dict[str, Any],
-    facts: Any,
-    block: Any,
-    value: Tensor,
-    rule: Any,
-    prompt_lengths: Any,
-    asks: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and positions of the tokens to steer, on the CPU."""
+def _selected(
+    worker: Any, invoke: Invoke, facts: Any, block: Any, value: Tensor, rule: Any, prompt_lengths: Any, asks: bool
+) -> Selection:
+    """The tokens to steer in the pass under way, which may be met for the first time."""
     batch, width = value.shape[:2]
     given = None if prompt_lengths is None else per_row(prompt_lengths, batch)
-    now = worker.wanted(f"{block.path}.output")
-    if memory.get("pass") != now:
-        before = memory.get("tokens")
-        mask, cached = facts if facts is not None else _guessed(before, batch, width)
-        step = Pass(batch, width, cached, mask=mask, continues=before is not None)
-        memory["tokens"], memory["pass"] = follow(before, step, given, tells(rule, given, asks)), now
-        memory["turns"] = {}
-    tokens = memory["tokens"]
-    memory["lengths"] = tokens.lengths if given is None else given
+    now, tokens = worker.wanted(f"{block.path}.output"), invoke.tokens
+    if tokens is None or invoke.pass_number != now:
+        mask, cached = facts if facts is not None else _guessed(tokens, batch, width)
+        step = Pass(batch, width, cached, mask=mask, continues=tokens is not None)
+        tokens = follow(tokens, step, given, tells(rule, given, asks))
+        invoke.begins(now, tokens)
     if not tokens.known and (given is not None or not isinstance(rule, str)):
         raise ValueError(
             "The cache was filled before this trace, with a batch that may be padded: which position a token has is "
             "not known. Fill it inside the trace, or steer one row at a time."
         )
-    chosen = chosen_by(rule, tokens.index, memory["lengths"]) & tokens.real
-    rows, columns = chosen.nonzero(as_tuple=True)
-    return rows, columns, tokens.index[rows, columns]
-
-
-def _answered(memory: dict[str, Any], key: Any, edit: Any, value: Tensor, rows: Tensor) -> Tensor:
-    """What the edit makes of the last token of each chosen token's prompt. A method may be called several times in a
-    pass, where it reads what the call before wrote, so that each has an answer of its own."""
-    memory["turns"][key] = memory["turns"].get(key, 0) + 1
-    kept = memory.setdefault("answers", {}).setdefault((key, memory["turns"][key]), Answers())
-    return kept.of(memory["tokens"], memory["tokens"].ends(memory["lengths"]), value, edit.of_query, rows)
+    return selected(rule, tokens, tokens.lengths if given is None else given)
 
 
 def _guessed(before: Followed | None, batch: int, width: int) -> tuple[Tensor | None, int]:
