@@ -49,6 +49,12 @@ def median_displacement(method: Method, a: Samples, T: float) -> float:
     return float(displacements(a, method.steer(a, T=T)).median())
 
 
+def strengths_tried(method: Method) -> tuple[float, ...] | None:
+    """The T that a method's unit has tried, the weakest first; None where strengths are counted in displacement."""
+    view = getattr(method, "view", None)
+    return None if view is None else view.T.tried
+
+
 def displacements(a: Samples, end: Samples) -> Float[Tensor, " n"]:
     """‖end − a‖/‖a‖ of each activation."""
     return (end - a).norm(dim=1) / a.norm(dim=1)
