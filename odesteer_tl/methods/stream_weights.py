@@ -202,5 +202,5 @@ def _left(model: Any, root: Any, blocks: Any, writers: list[Writer], directions:
     finally:
         for handle in handles:
             handle.remove()
-    basis = directions.float()
-    return max(float(((x @ basis.T.to(x.device)).norm(dim=-1) / x.norm(dim=-1)).max()) for x in seen)
+    basis, tiny = directions.float(), torch.finfo(torch.float32).tiny  # a pad's embedding may be 0
+    return max(float(((x @ basis.T.to(x.device)).norm(dim=-1) / x.norm(dim=-1).clamp_min(tiny)).max()) for x in seen)
