@@ -11,8 +11,7 @@ import torch
 from instances import METHODS, UNITS, activations, example, planted
 
 import odesteer_tl as ot
-from odesteer_tl.cli import app
-from odesteer_tl.cli.values import method_names
+from odesteer_tl.cli.values import method, method_names
 from odesteer_tl.evaluation.literature import LITERATURE, entry_of
 from odesteer_tl.evaluation.strength import strengths_tried
 from odesteer_tl.fields import Constant
@@ -82,24 +81,22 @@ def test_the_papers_rows_come_first_in_its_order_and_the_others_by_name():
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "-" not in name])
 def test_the_unit_of_T_says_what_the_method_does(name):
-    unit, method = UNITS[name], METHODS[name]()
+    unit, made = UNITS[name], METHODS[name]()
     low, high = unit.bounds or (-float("inf"), float("inf"))
-    assert low <= method.usual_T <= high and (method.speed is not None or unit.whole is not None)
-    for T in (*(unit.tried or ()), method.usual_T):
-        assert torch.isfinite(method.steer(activations(2), T=T)).all()
+    assert low <= made.usual_T <= high and (made.speed is not None or unit.whole is not None)
+    for T in (*(unit.tried or ()), made.usual_T):
+        assert torch.isfinite(made.steer(activations(2), T=T)).all()
     assert unit.start.startswith(("--T ", "--relative-T ")) and unit.start.endswith(".")
     assert unit.bounds is None or not unit.start.startswith("--relative-T")
 
 
 def test_a_method_that_registers_is_in_every_list_without_another_line(pushed, tmp_path):
     acts = planted()
-    assert "pushed" in method_names() and app is not None
+    assert "pushed" in method_names() and method("pushed") == "pushed"
     lines = unified_table(entry.method for entry in registered()).splitlines()
     assert "| a push | none | e₁ | 1 | any | one side | here | pushes | `Pushed` |" in lines
-    assert (
-        "Pushed" in parity_rows()
-        and "| Pushed | —" in markdown([Cell("x", "CAA", "llama", "single", True, 0, 1)]) + "—"
-    )
+    cell = Cell("nnsight steering", "CAA", "llama", "single", True, 0.0, 1.0)
+    assert "Pushed" in parity_rows() and "| Pushed | — |" in markdown([cell]).splitlines()
     made = example(next(entry for entry in registered() if entry.name == "pushed"))
     assert made.usual_T == 3.0 and strengths_tried(made) == (1.0, 2.0, 3.0)
     with pytest.raises(ValueError, match="T counts pushes here: it is from 0 to 3, got 4"):
