@@ -78,14 +78,9 @@ def of_rows(strength: float | int | Tensor | None, state: Any) -> float | int | 
     return strength.to(state.rows.device, non_blocking=True)[state.rows]
 
 
-def check_strength(
-    T: Any, relative_T: Any, dtype: torch.dtype | None = None, limits: tuple[str, float, float] | None = None
-) -> None:
+def check_strength(T: Any, relative_T: Any, dtype: torch.dtype | None = None, limits: Any = None) -> None:
     """Raise ValueError for both or neither of T and relative_T, for one that is no number or not finite, and for one
-    that does not fit activations of `dtype`, where that is known.
-
-    With `limits` (what T counts, the least, the largest) also for a relative_T and for a T that lies outside.
-    """
+    that does not fit activations of `dtype` or the `limits` of its unit, where those are known."""
     if (T is None) == (relative_T is None):
         raise ValueError(f"Give either T or relative_T, got T={T}, relative_T={relative_T}.")
     strength = relative_T if T is None else T
@@ -97,20 +92,9 @@ def check_strength(
     if dtype is not None:
         check_fits(size_of(T, relative_T), dtype)
     if limits is not None:
-        check_limits(T, relative_T, limits)
-
-
-def check_limits(T: Any, relative_T: Any, limits: tuple[str, float, float]) -> None:
-    """Raise ValueError for relative_T where T counts something that has nothing to do with ‖a‖, and for a T outside of
-    its `limits`: what it counts, the least and the largest."""
-    counts, least, most = limits
-    if relative_T is not None:
-        raise ValueError(
-            f"T counts {counts} here, whatever ‖a‖, and relative_T has no meaning: give T, for example T=1.0."
-        )
-    values = T.detach() if isinstance(T, Tensor) else torch.tensor(float(T), dtype=torch.float64)
-    if values.numel() and not (least <= float(values.min()) and float(values.max()) <= most):
-        raise ValueError(f"T counts {counts} here: it is from {least:g} to {most:g}, got {T}.")
+        said, least, most = limits
+        if T is None or not torch.as_tensor((least <= T) & (T <= most)).all():
+            raise ValueError(f"{said}; got T={T}, relative_T={relative_T}.")
 
 
 def size_of(T: float | int | Tensor | None, relative_T: float | int | Tensor | None) -> float:

@@ -49,7 +49,7 @@ class Travelling:
     a(T) = move(a, T, *parts); `move` is a plain function such as `numerics.flowed`, `parts` are numbers, functions,
     slopes, and objects of the user's. `layer`, `d_model`, `processing` and `hook_name` (None: `resid_post`) say where
     the numbers were fitted. With `answer` the edits add T·answer(query, *parts), the query being the activation of the
-    prompt's last token. `limits`: see `check_strength`.
+    prompt's last token. `limits` are those of T.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Travelling:
         processing: str = "unknown",
         hook_name: str | None = None,
         answer: Callable[..., Tensor] | None = None,
-        limits: tuple[str, float, float] | None = None,
+        limits: Any = None,
     ) -> None:
         self.move, self.parts, self.answer, self.limits = move, parts, answer, limits
         self.layer, self.d_model, self.processing, self.hook_name = layer, d_model, processing, hook_name
@@ -83,14 +83,14 @@ class Travelling:
     ) -> list[TravellingEdit]:
         """What is to be carried out in the model, as Method.edits, with the same errors."""
         layer = layer_of(self.layer, layer)
-        check_strength(T, relative_T, limits=self.limits)
+        check_strength(T, relative_T, None, self.limits)
         asks = None if self.answer is None else self._answered
         return [TravellingEdit(self._steered, layer, T, relative_T, site_name(self.hook_name), asks)]
 
     def made_from(self) -> tuple[Any, ...]:
         """The arguments that make it again."""
-        site = self.layer, self.d_model, self.processing, self.hook_name
-        return self.move, self.parts, *site, self.answer, self.limits
+        own = self.move, self.parts, self.layer, self.d_model, self.processing, self.hook_name, self.answer
+        return *own, self.limits
 
     def _answered(self, query: Tensor) -> Tensor:
         return computed(query, self.d_model, self._answerer)

@@ -171,5 +171,8 @@ def test_what_is_no_plane_no_angle_and_no_strength_is_refused():
         with pytest.raises(ValueError, match="lies along one direction"):
             ot.Angular.fit(ot.ContrastiveActivations(line + 3, line * 1.5))
     for call in (method().steer, method().trajectory, method().travelling().steer):
-        with pytest.raises(ValueError, match="T counts radians here, whatever ‖a‖"):
+        with pytest.raises(
+            ValueError,
+            match=r"T counts radians here, whatever ‖a‖: give T, for example T=1\.57, and",
+        ):
             call(activations(2), relative_T=0.2)

@@ -5,6 +5,7 @@ docs/methods.md is the code's own. The laws that `norm` names are tested for eve
 comparison and the parity table know of a strength they read from the `Unit` of the view.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -37,8 +38,13 @@ class Unit:
 
     @property
     def limits(self) -> tuple[str, float, float] | None:
-        """What `strengths.check_strength` takes: the name and the bounds; None where every T is one."""
-        return None if self.bounds is None else (self.name, *self.bounds)
+        """What `strengths.check_strength` takes: what it says, and the bounds; None where every T is one."""
+        if self.bounds is None:
+            return None
+        least, most = self.bounds
+        between = "" if math.isinf(most) else f", from {least:g} to {most:g}"
+        said = f"T counts {self.name} here{between}, whatever ‖a‖: give T, for example T={self.whole or most:.3g}"
+        return f"{said}, and no relative_T", least, most
 
 
 LENGTH = Unit("the length of the way", "--relative-T 0.05 to 0.4 is where to look first.")
