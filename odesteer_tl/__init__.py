@@ -18,6 +18,7 @@ uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer, or in
 import sys as _sys
 from types import ModuleType as _ModuleType
 
+from odesteer_tl import methods as _methods
 from odesteer_tl.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.artefacts import load, save
 from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
@@ -29,30 +30,12 @@ from odesteer_tl.evaluation.compare import compare
 from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.fields import Constant, Gradient, UnitGradient
 from odesteer_tl.flow import Flow, Trajectory
-from odesteer_tl.methods import (
-    CAA,
-    HPR,
-    ITI,
-    GradientFlow,
-    HeadShift,
-    Layers,
-    LinearAcT,
-    MiMiC,
-    ODESteer,
-    RandomDirection,
-    REControl,
-    RepE,
-    StepODESteer,
-    TruthFlow,
-)
+from odesteer_tl.methods import *  # noqa: F403 — its __all__ is the public methods
 from odesteer_tl.solvers import RK4, Euler, Midpoint, integrate
 from odesteer_tl.tuning import Tuned, tune
 
 __all__ = [
     "ALQR",
-    "CAA",
-    "HPR",
-    "ITI",
     "RK4",
     "SPID",
     "Barrier",
@@ -62,27 +45,16 @@ __all__ = [
     "Euler",
     "Flow",
     "Gradient",
-    "GradientFlow",
-    "HeadShift",
-    "Layers",
     "Linear",
-    "LinearAcT",
     "LogRatioBarrier",
-    "MiMiC",
     "Midpoint",
-    "ODESteer",
     "Polynomial",
     "PolynomialSketch",
-    "REControl",
-    "RandomDirection",
     "RandomFourier",
-    "RepE",
     "Site",
     "State",
-    "StepODESteer",
     "Tokenised",
     "Trajectory",
-    "TruthFlow",
     "Tuned",
     "UnitGradient",
     "collect",
@@ -99,6 +71,7 @@ __all__ = [
     "steering_hook",
     "tune",
 ]
+__all__ += _methods.__all__
 
 
 class _Package(_ModuleType):

@@ -1,6 +1,6 @@
 """Keeping fitted methods: a folder with `config.json` and the file of tensors that it names.
 
-Only the classes named in `SAVED` are ever built from a file, and only from their own fields.
+Only registered methods and the classes in `PARTS` are ever built from a file, and only from their own fields.
 """
 
 from dataclasses import fields, is_dataclass
@@ -13,39 +13,22 @@ from torch import Tensor
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.control.loop import Loop
 from odesteer_tl.edits import State
 from odesteer_tl.features import Fourier, Kernel, Linear, Sketch, Squares
 from odesteer_tl.field_types import check_fields
-from odesteer_tl.methods import (
-    CAA,
-    HPR,
-    ITI,
-    GradientFlow,
-    HeadShift,
-    Layers,
-    LinearAcT,
-    Method,
-    MiMiC,
-    ODESteer,
-    RandomDirection,
-    REControl,
-    RepE,
-    StepODESteer,
-    TruthFlow,
-)
+from odesteer_tl.methods import Layers, Method
+from odesteer_tl.methods.registry import registered
 from odesteer_tl.networks import Network, NetworkBarrier
 from odesteer_tl.storage import read_tree, write_tree
 
-METHODS = (
-    RepE, ITI, CAA, MiMiC, HPR, REControl, LinearAcT, TruthFlow, StepODESteer, ODESteer, GradientFlow, RandomDirection,
-    HeadShift, ALQR, SPID, Layers,
-)  # fmt: skip
-"""In the order of the ODESteer paper's tables."""
-
 PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier, Network, NetworkBarrier)
-SAVED = {cls.__name__: cls for cls in METHODS + PARTS}
+"""What methods are made of."""
+
+
+def saved_classes() -> dict[str, Any]:
+    """The classes that are written and read, by the names that stand in the files."""
+    return {cls.__name__: cls for cls in (*(entry.method for entry in registered()), *PARTS)}
 
 
 def save(method: Method, folder: str | Path) -> None:
@@ -67,7 +50,7 @@ def load(folder: str | Path) -> Method:
         method = _built(tree.get("method"), folder)
     except RecursionError as error:
         raise ValueError(f"{folder} holds methods within methods, too many to be read.") from error
-    if not isinstance(method, METHODS):
+    if type(method) not in {entry.method for entry in registered()}:
         raise ValueError(f"{folder} holds no fitted method; activations are read with ContrastiveActivations.load.")
     _try_out(method, folder)
     return method
@@ -126,7 +109,7 @@ def _run_through(loop: Loop) -> None:
 
 
 def _plain(thing: Any) -> Any:
-    if SAVED.get(type(thing).__name__) is type(thing):
+    if saved_classes().get(type(thing).__name__) is type(thing):
         return {"class": type(thing).__name__} | {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
     if type(thing) is tuple:
         return [_plain(part) for part in thing]
@@ -143,7 +126,7 @@ def _built(tree: Any, folder: str | Path) -> Any:
         return tuple(_built(part, folder) for part in tree)
     if not isinstance(tree, dict):
         return tree
-    cls = SAVED.get(str(tree.get("class")))
+    cls = saved_classes().get(str(tree.get("class")))
     if cls is None:
         raise ValueError(f"{folder} holds a {tree.get('class')!r}, which this version of odesteer_tl does not know.")
     names = {f.name for f in fields(cls)}

@@ -79,6 +79,25 @@ def turned(
     return torch.where(which, torch.cos(angle) * a + torch.sin(angle) * way, a)
 
 
+def turned_in_plane(a: Tensor, T: float | int | Tensor, plane: Tensor, target: float | None, adaptive: bool) -> Tensor:
+    """a turned by the angle T in the plane of two orthonormal rows, from the first towards the second: its part across
+    the plane stays, and so does ‖a‖.
+
+    With a `target` it is turned towards that angle from the first row, the shorter way, and no further than there; a
+    negative T turns it away, at most to the opposite. `adaptive`: only where a's part along the first row is positive.
+    """
+    y = a @ plane.T
+    angle = per_activation(T, a)
+    angle = angle if isinstance(angle, Tensor) else torch.full((), angle, dtype=a.dtype, device=a.device)
+    if target is not None:
+        gap = target - torch.atan2(y[..., 1:], y[..., :1])
+        gap = torch.atan2(torch.sin(gap), torch.cos(gap))
+        angle = gap - torch.sign(gap) * (gap.abs() - angle).clamp(0, math.pi)
+    across = torch.stack([-y[..., 1], y[..., 0]], dim=-1)
+    end = a + (torch.sin(angle) * across - 2 * torch.sin(angle / 2) ** 2 * y) @ plane
+    return torch.where(y[..., :1] > 0, end, a) if adaptive else end
+
+
 def turning_speed(a: Tensor, theta: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:
     """The derivative of `turned` by T at T = 0: γ₁(a) p where θᵀa < 0, else 0."""
     which, angle, way = turning(a, theta, weights, biases)

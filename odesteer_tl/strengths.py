@@ -78,9 +78,9 @@ def of_rows(strength: float | int | Tensor | None, state: Any) -> float | int | 
     return strength.to(state.rows.device, non_blocking=True)[state.rows]
 
 
-def check_strength(T: Any, relative_T: Any, dtype: torch.dtype | None = None) -> None:
+def check_strength(T: Any, relative_T: Any, dtype: torch.dtype | None = None, limits: Any = None) -> None:
     """Raise ValueError for both or neither of T and relative_T, for one that is no number or not finite, and for one
-    that does not fit activations of `dtype`, where that is known."""
+    that does not fit activations of `dtype` or the `limits` of its unit, where those are known."""
     if (T is None) == (relative_T is None):
         raise ValueError(f"Give either T or relative_T, got T={T}, relative_T={relative_T}.")
     strength = relative_T if T is None else T
@@ -91,6 +91,10 @@ def check_strength(T: Any, relative_T: Any, dtype: torch.dtype | None = None) ->
         raise ValueError(f"T and relative_T must be finite, got {strength}.")
     if dtype is not None:
         check_fits(size_of(T, relative_T), dtype)
+    if limits is not None:
+        said, least, most = limits
+        if T is None or not torch.as_tensor((least <= T) & (T <= most)).all():
+            raise ValueError(f"{said}; got T={T}, relative_T={relative_T}.")
 
 
 def size_of(T: float | int | Tensor | None, relative_T: float | int | Tensor | None) -> float:

@@ -37,7 +37,7 @@ class Travelling:
     a(T) = move(a, T, *parts); `move` is a plain function such as `numerics.flowed`, `parts` are numbers, functions,
     slopes, and objects of the user's. `layer`, `d_model`, `processing` and `hook_name` (None: `resid_post`) say where
     the numbers were fitted. With `answer` the edits add T·answer(query, *parts), the query being the activation of the
-    prompt's last token.
+    prompt's last token. `limits` are those of T.
     """
 
     def __init__(
@@ -49,8 +49,9 @@ class Travelling:
         processing: str = "unknown",
         hook_name: str | None = None,
         answer: Callable[..., Tensor] | None = None,
+        limits: Any = None,
     ) -> None:
-        self.move, self.parts, self.answer = move, parts, answer
+        self.move, self.parts, self.answer, self.limits = move, parts, answer, limits
         self.layer, self.d_model, self.processing, self.hook_name = layer, d_model, processing, hook_name
         self._there = Copies()
 
@@ -58,7 +59,7 @@ class Travelling:
         self, a: Tensor, T: float | int | Tensor | None = None, *, relative_T: float | int | Tensor | None = None
     ) -> Tensor:
         """a(0) → a(T), shape, dtype and device of `a` [*batch, d_model]; as Method.steer, with the same errors."""
-        check_strength(T, relative_T, a.dtype)
+        check_strength(T, relative_T, a.dtype, self.limits)
         return self._steered(a, T, relative_T)
 
     def edits(
@@ -70,13 +71,14 @@ class Travelling:
     ) -> list[Edit]:
         """What is to be carried out in the model, as Method.edits, with the same errors."""
         site = Site.fitted(self.hook_name, layer_of(self.layer, layer))
-        check_strength(T, relative_T)
+        check_strength(T, relative_T, None, self.limits)
         asks = None if self.answer is None else self._answered
         return [Edit(site, site, at_strength(self._steered, T, relative_T, asks is not None), asks)]
 
     def made_from(self) -> tuple[Any, ...]:
         """The arguments that make it again."""
-        return self.move, self.parts, self.layer, self.d_model, self.processing, self.hook_name, self.answer
+        own = self.move, self.parts, self.layer, self.d_model, self.processing, self.hook_name, self.answer
+        return *own, self.limits
 
     def _answered(self, query: Tensor) -> Tensor:
         return computed(query, self.d_model, self._answerer)

@@ -144,7 +144,7 @@ def folders(number: int, seed: int = 0) -> Counter[str]:
     What is read then may be another method, as its maker wanted; it steers, with finite numbers.
     """
     chance, counts = random.Random(seed), Counter[str]()
-    names = ["caa", "iti", "odesteer", "mimic", "hpr", "truth-flow", "re-control", "acts"]
+    names = ["caa", "iti", "odesteer", "mimic", "hpr", "truthflow", "recontrol", "acts"]
     with tempfile.TemporaryDirectory() as place:
         for name in names:
             planted().save(Path(place, name)) if name == "acts" else ot.save(fitted(name), Path(place, name))

@@ -22,10 +22,10 @@ from odesteer_tl.methods import GradientFlow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.moving import moved
 
-UNIT = ("odesteer", "odesteer-low-rank-rk4", "odesteer-sketch", "odesteer-fourier-midpoint", "step-odesteer", "iti")
-UNIT += ("random-direction", "repe", "gradient-flow")
-OTHER = ("caa", "head-shift", "linear-act", "mimic", "mimic-ungated", "mimic-few", "hpr", "re-control", "truth-flow")
-OTHER += ("gradient-flow-any-speed",)
+UNIT = ("odesteer", "odesteer-low-rank-rk4", "odesteer-sketch", "odesteer-fourier-midpoint", "stepodesteer", "iti")
+UNIT += ("randomdirection", "repe", "gradientflow")
+OTHER = ("caa", "headshift", "linearact", "mimic", "mimic-ungated", "mimic-few", "hpr", "recontrol", "truthflow")
+OTHER += ("gradientflow-any-speed",)
 """Of tests/instances.py, those that move by T at most, and those whose T counts in something else."""
 
 TOO_LARGE = 1e200

@@ -25,7 +25,7 @@ from torch._dynamo import eval_frame
 
 import odesteer_tl as ot
 from odesteer_tl.backends.models import modules_of
-from odesteer_tl.parity.table import METHODS
+from odesteer_tl.parity.table import parity_rows
 
 IDS = [torch.tensor(each) for each in ([[1, 5, 6, 7]], [[1, 8, 6], [1, 9, 4]], [[1, 7, 6, 5, 9]])]
 """None of them continues another, which would be taken for its continuation."""
@@ -81,7 +81,7 @@ def programs(number: int, seed: int = 0, kinds: tuple[str, ...] = tuple(BACKENDS
 @cache
 def _methods() -> list[Any]:
     own = [Stub(32), Stub(32, layer=0, seed=1), Asking(32)]
-    return [*own, *(METHODS[name]("llama") for name in NAMES[3:])]
+    return [*own, *(parity_rows()[name]("llama") for name in NAMES[3:])]
 
 
 @cache

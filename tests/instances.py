@@ -4,6 +4,7 @@ All data are planted and seeded: the two sides differ in mean along one directio
 the linear and the nonlinear part of a log ratio both have something to find.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,21 +18,9 @@ from odesteer_tl.barriers import Barrier, LogRatioBarrier, mean_difference, with
 from odesteer_tl.edits import Site
 from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier, Recipe
 from odesteer_tl.fields import Constant, Field, Gradient, UnitGradient
-from odesteer_tl.methods import (
-    CAA,
-    HPR,
-    ITI,
-    GradientFlow,
-    LinearAcT,
-    Method,
-    MiMiC,
-    ODESteer,
-    RandomDirection,
-    REControl,
-    RepE,
-    StepODESteer,
-    TruthFlow,
-)
+from odesteer_tl.methods import GradientFlow, Method, MiMiC, ODESteer
+from odesteer_tl.methods.registry import Entry, as_needed, registered
+from odesteer_tl.methods.view import Unit
 from odesteer_tl.moving import moved
 from odesteer_tl.solvers import RK4, Euler, Midpoint
 
@@ -150,32 +139,50 @@ SOLVERS = {"euler": Euler(), "midpoint": Midpoint(), "rk4": RK4()}
 ALL_SOLVERS: list[str] = list(SOLVERS)
 
 
+def example(entry: Entry) -> Method:
+    """The small instance that a method registers, fitted to planted data as it needs them."""
+    pairs = str(entry.needs).startswith("pairs")
+    return entry.example(as_needed(planted(60, 60) if pairs else planted(), entry.needs))
+
+
 METHODS: dict[str, Callable[[], Method]] = {
-    "odesteer": lambda: ODESteer.fit(planted()),
+    **{entry.name: (lambda entry=entry: example(entry)) for entry in registered() if entry.example is not None},
     "odesteer-low-rank-rk4": lambda: ODESteer.fit(planted(), features=Polynomial(3, rank=8), solver="rk4", steps=4),
     "odesteer-sketch": lambda: ODESteer.fit(planted(), features=PolynomialSketch(n_components=300), tol=1e-4),
     "odesteer-fourier-midpoint": lambda: ODESteer.fit(planted(), features=RandomFourier(200), solver="midpoint"),
-    "step-odesteer": lambda: StepODESteer.fit(planted()),
-    "caa": lambda: CAA.fit(planted()),
-    "iti": lambda: ITI.fit(planted()),
-    "head-shift": lambda: ITI.fit_heads([planted_at_z()], n_heads=4, top_k=2).parts[0],
-    "random-direction": lambda: RandomDirection.fit(planted(), seed=5),
-    "repe": lambda: RepE.fit(planted()),
-    "linear-act": lambda: LinearAcT.fit(planted()),
-    "mimic": lambda: MiMiC.fit(planted()),
     "mimic-ungated": lambda: MiMiC.fit(planted(), gate=False),
     "mimic-few": lambda: MiMiC.fit(planted(5, 6), gate=False),  # d_model > 2·samples: the map in their span
-    "hpr": lambda: HPR.fit(replace(planted(60, 60), paired=True), epochs=8),
-    "re-control": lambda: REControl.fit(planted(), steps=10, epochs=60),
-    "truth-flow": lambda: TruthFlow.fit(with_queries(), rank=4, epochs=20),
-    "gradient-flow": lambda: GradientFlow(log_ratio("polynomial-2-curved"), solver="rk4", layer=3),
-    "gradient-flow-own": lambda: GradientFlow(Own(), layer=3),
-    "gradient-flow-any-speed": lambda: GradientFlow(log_ratio("linear-raw"), steps=3, layer=3, unit_speed=False),
+    "gradientflow-own": lambda: GradientFlow(Own(), layer=3),
+    "gradientflow-any-speed": lambda: GradientFlow(log_ratio("linear-raw"), steps=3, layer=3, unit_speed=False),
 }
+"""Every registered method, and those that differ from its small instance in what the laws may turn on."""
+
 ALL_METHODS: list[str] = list(METHODS)
 KEPT: list[str] = [name for name in METHODS if not name.endswith("own")]  # a user's own code is not written to disk
-SPHERICAL: list[str] = ["odesteer", "odesteer-low-rank-rk4", "odesteer-sketch", "step-odesteer", "gradient-flow"]
+SPHERICAL: list[str] = ["odesteer", "odesteer-low-rank-rk4", "odesteer-sketch", "stepodesteer", "gradientflow"]
 """Methods whose h depends on the direction of a alone, so that steering commutes with scaling."""
+UNITS: dict[str, Unit] = {
+    name: next(entry.method.view.T for entry in registered() if entry.name == name.split("-")[0]) for name in METHODS
+}
+"""What T counts in each of them."""
+BY_NORM: list[str] = [name for name in METHODS if UNITS[name].bounds is None]
+"""Methods that take relative_T."""
+
+
+def taken(name: str, T):
+    """T, a number or a tensor, as a strength that the method takes: where T has bounds, |T|/(1 + |T|) of them."""
+    if (bounds := UNITS[name].bounds) is None or bounds[0] == -math.inf:
+        return T
+    return bounds[0] + (bounds[1] - bounds[0]) * abs(T) / (1 + abs(T))
+
+
+def strengths(name: str, *given: dict) -> list[dict]:
+    """Of the strengths given, those that the method takes, with T as it takes it."""
+    return [
+        {kind: taken(name, value) for kind, value in strength.items()}
+        for strength in given
+        if name in BY_NORM or "relative_T" not in strength
+    ]
 
 
 @cache

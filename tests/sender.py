@@ -17,7 +17,7 @@ import instances
 import nnsight
 import sklearn.preprocessing
 import torch
-from instances import METHODS, activations, fitted
+from instances import METHODS, UNITS, activations, fitted, strengths, taken
 from nnsight.intervention.serialization import dumps
 
 from odesteer_tl.edits import State
@@ -163,16 +163,17 @@ def main(target):
     doubled = ["odesteer", "odesteer-sketch", "odesteer-low-rank-rk4", "caa"]
     methods |= {f"{name}-float64": moved(methods[name], dtype=torch.float64) for name in doubled}
     rows = torch.tensor([2, 0, 0, 1])
-    strengths = [{"T": 0.7}, {"relative_T": 0.3}, {"T": torch.tensor([1.0, -0.5, 2.0])}, {"T": 0}]
+    every = [{"T": 0.7}, {"relative_T": 0.3}, {"T": torch.tensor([1.0, -0.5, 2.0])}, {"T": 0}]
     steer, edits = [], []
     for name, method in methods.items():
         a = activations(3, 2, dtype=torch.float64 if name.endswith("float64") else torch.float32)
-        steer += [(name, a, strength, method.steer(a, **strength)) for strength in strengths]
-        (edit,) = method.edits(T=torch.tensor([1.0, -0.5, 2.0]))
+        known = name in UNITS
+        given = strengths(name, *every) if known else every
+        steer += [(name, a, strength, method.steer(a, **strength)) for strength in given]
+        T = taken(name, torch.tensor([1.0, -0.5, 2.0])) if known else torch.tensor([1.0, -0.5, 2.0])
+        (edit,) = method.edits(T=T)
         b = activations(4, dtype=a.dtype)
-        edits.append(
-            (name, edit.write.name, b, rows, {"T": torch.tensor([1.0, -0.5, 2.0])}, edit.apply(b, b, State(rows)))
-        )
+        edits.append((name, edit.write.name, b, rows, {"T": T}, edit.apply(b, b, State(rows))))
     index, lengths = torch.arange(-1, 7).repeat(3, 1), torch.tensor([2, 4, 7])
     mask = torch.rand(5, generator=torch.Generator().manual_seed(0)) < 0.5
     rules = ["decoding", "generated", "prompt", "all", slice(1, 6, 2), slice(2, None), mask, mask.expand(3, 5)]

@@ -17,7 +17,7 @@ import odesteer_tl as ot
 from odesteer_tl import room
 from odesteer_tl.backends.linearising import mean_jacobians
 from odesteer_tl.parity import oracle
-from odesteer_tl.parity.table import METHODS
+from odesteer_tl.parity.table import parity_rows
 
 RANDOM = ["llama", "gpt2"]
 LOOPS = ["A-LQR", "S-PID"]
@@ -26,7 +26,7 @@ ROWS = PROMPTS["batch"]
 
 @cache
 def fitted(name, family):
-    return METHODS[name](family)
+    return parity_rows()[name](family)
 
 
 @pytest.fixture(scope="module", params=[(kind, family) for kind in BACKENDS for family in RANDOM], ids="-".join)

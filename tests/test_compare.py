@@ -13,7 +13,6 @@ from instances import activations, planted, shorter, with_queries, without_shape
 from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
-from odesteer_tl.artefacts import METHODS
 from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.evaluation import ablation, contest, continuing, literature, trials
 from odesteer_tl.evaluation.ablation import Barriers, agreement, barriers_of
@@ -41,6 +40,7 @@ from odesteer_tl.evaluation.strength import best, reach
 from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS, levels_of
 from odesteer_tl.features import Linear, Polynomial
 from odesteer_tl.methods import Method
+from odesteer_tl.methods.registry import registered
 from odesteer_tl.parity import table
 from odesteer_tl.tuning import Trial, folds_of, tune
 
@@ -48,7 +48,7 @@ SEEDS = 2
 JUDGE = Judge.load_embedded().positive_probability
 
 
-CLASSES = [cls for cls in METHODS if hasattr(cls, "fit") and not cls.several]
+CLASSES = [entry.method for entry in registered() if entry.fits_activations]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def held_out():
 
 def parity(name):
     """A loop of the parity table, fitted to a random model."""
-    return table.METHODS[name]("gpt2")
+    return table.parity_rows()[name]("gpt2")
 
 
 class Flat:

@@ -9,16 +9,11 @@ from instances import Own, activations, planted, planted_at_z, with_queries, wit
 
 import odesteer_tl as ot
 from odesteer_tl.degeneracy import spread, twins
+from odesteer_tl.methods.registry import registered
 
 FITS = {
-    "CAA": ot.CAA.fit,
-    "ITI": ot.ITI.fit,
+    **{entry.method.__name__: entry.method.fit for entry in registered() if entry.fits_activations},
     "ITI by heads": lambda acts: ot.ITI.fit_heads([replace(acts, hook_name="blocks.3.attn.hook_z")], 4, top_k=2),
-    "ODESteer": ot.ODESteer.fit,
-    "StepODESteer": ot.StepODESteer.fit,
-    "RepE": ot.RepE.fit,
-    "LinearAcT": ot.LinearAcT.fit,
-    "MiMiC": ot.MiMiC.fit,
     "HPR": lambda acts: ot.HPR.fit(replace(acts, paired=True), epochs=2),
     "REControl": lambda acts: ot.REControl.fit(acts, epochs=2),
     "TruthFlow": lambda acts: ot.TruthFlow.fit(
@@ -27,6 +22,7 @@ FITS = {
     "log ratio": lambda acts: ot.LogRatioBarrier.fit(acts, ot.Linear()),
     "tune": lambda acts: ot.tune(acts, Cs=[1], features=[ot.Linear()], folds=2),
 }
+del FITS["RandomDirection"]  # which does not look at the sides
 
 
 def on_both_sides(noise=0.0):

@@ -16,7 +16,7 @@ from odesteer_tl.control.bound import bound_of, jacobians_of
 from odesteer_tl.control.linearity import _errors
 from odesteer_tl.control.watching import watched
 from odesteer_tl.parity import oracle
-from odesteer_tl.parity.table import METHODS
+from odesteer_tl.parity.table import parity_rows
 from odesteer_tl.plots import plot_bound, plot_linearity, plot_tracking
 
 RANDOM = ["llama", "gpt2"]
@@ -40,7 +40,7 @@ def test_what_is_watched_is_what_the_model_shows(loaded, name, rule):
     """Open and closed, at what enters blocks and at what the loop wrote, texts of unequal lengths in one batch: as each
     alone, and as TransformerLens's own cache shows it."""
     kind, family, model = loaded
-    method = METHODS[name](family)
+    method = parity_rows()[name](family)
     sites = [ot.Site(0, "resid_pre"), ot.Site(2, "resid_pre"), ot.Site(1), ot.Site(2)]
     texts = ["the film is good", "a plot", "it was never slow"]
     for T in (None, 1.7):
@@ -269,9 +269,9 @@ def test_what_cannot_be_diagnosed_is_refused(fitted):
         with pytest.raises(ValueError, match=r"such as \[2\], or None"):
             local_linearity(model, texts, 2)
         with pytest.raises(ValueError, match="The bound is of A-LQR; SPID"):
-            tracking_bound(model, METHODS["S-PID"]("gpt2"), texts)
+            tracking_bound(model, parity_rows()["S-PID"]("gpt2"), texts)
         with pytest.raises(ValueError, match="by closed loops, ALQR or SPID; got a CAA"):
-            set_point_tracking(model, METHODS["CAA"]("gpt2"), texts)
+            set_point_tracking(model, parity_rows()["CAA"]("gpt2"), texts)
         with pytest.raises(ValueError, match='positions "decoding" or "all", got slice'):
             set_point_tracking(model, method, texts, positions=slice(0, 2))
         with pytest.raises(ValueError, match="one width"):

@@ -48,7 +48,7 @@ def test_a_strength_that_says_nothing_or_two_things_is_refused(name, verb, stren
         getattr(fitted(name), verb)(*arguments, **strength)
 
 
-@pytest.mark.parametrize("name", ["odesteer", "caa", "random-direction"])
+@pytest.mark.parametrize("name", ["odesteer", "caa", "randomdirection"])
 @pytest.mark.parametrize("strength", ["T", "relative_T"])
 @pytest.mark.parametrize(("batch", "shape"), [((4, 3), (3,)), ((4, 3), (4, 3, 1)), ((4,), (1,)), ((), (1,))])
 def test_a_tensor_T_that_fits_no_row_is_refused(name, strength, batch, shape):
@@ -58,7 +58,7 @@ def test_a_tensor_T_that_fits_no_row_is_refused(name, strength, batch, shape):
         fitted(name).steer(activations(*batch), **{strength: torch.ones(shape)})
 
 
-@pytest.mark.parametrize("name", [n for n in ALL_METHODS if not n.startswith("gradient-flow")])
+@pytest.mark.parametrize("name", [n for n in ALL_METHODS if not n.startswith("gradientflow")])
 @pytest.mark.parametrize("verb", ["steer", "trajectory", "vector_field"])
 def test_a_method_at_another_width_is_refused(name, verb):
     strength = {} if verb == "vector_field" else {"T": 1.0}

@@ -10,7 +10,7 @@ from instances import without_shape_checks
 import odesteer_tl as ot
 from odesteer_tl.activations import Origin
 from odesteer_tl.feedback import Feedback
-from odesteer_tl.parity.table import METHODS
+from odesteer_tl.parity.table import parity_rows
 
 D, LAYERS = 6, tuple(range(23))
 
@@ -280,6 +280,6 @@ def test_numbers_that_do_not_belong_together_are_refused(make, fields, said):
 
 
 def test_the_parity_rows_steer_by_all_that_a_loop_has():
-    assert isinstance(METHODS["A-LQR"]("llama"), ot.ALQR)
-    method = METHODS["S-PID"]("llama")
+    assert isinstance(parity_rows()["A-LQR"]("llama"), ot.ALQR)
+    method = parity_rows()["S-PID"]("llama")
     assert min(method.kp, method.ki, method.kd) > 0 and replace(method, ki=0.5).ki == 0.5

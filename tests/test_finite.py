@@ -12,6 +12,8 @@ from instances import (
     in_float64,
     log_ratio,
     planted,
+    strengths,
+    taken,
     with_queries,
     without_shape_checks,
 )
@@ -90,11 +92,11 @@ def test_what_is_zero_ends_finite_and_relative_strength_leaves_it(name):
     method, a = fitted(name), torch.zeros(3, D_MODEL)
     rows = torch.tensor([1.0, 0.0, -2.0])
     for where in (method, method.travelling()):
-        for strength in ({"T": 1.0}, {"T": -1.0}, {"T": rows}):
+        for strength in strengths(name, {"T": 1.0}, {"T": -1.0}, {"T": rows}):
             assert torch.isfinite(where.steer(a, **strength)).all()
-        assert torch.equal(where.steer(a, T=rows)[1], a[1])
-        for strength in (0.7, rows):
-            assert torch.equal(where.steer(a, relative_T=strength), a)
+        assert torch.equal(where.steer(a, T=taken(name, rows))[1], a[1])
+        for strength in strengths(name, {"relative_T": 0.7}, {"relative_T": rows}):
+            assert torch.equal(where.steer(a, **strength), a)
 
 
 def test_a_raw_linear_h_moves_a_zero_activation_along_its_weight():
@@ -115,7 +117,7 @@ def halves(dtype=torch.float16):
     return activations(2, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", ["odesteer", "caa", "truth-flow", "mimic"])
+@pytest.mark.parametrize("name", ["odesteer", "caa", "truthflow", "mimic"])
 def test_a_strength_that_the_dtype_cannot_hold_is_refused(name):
     method = fitted(name)
     message = r"T = 1e\+06 does not fit float16 \(largest 65504\)"
@@ -154,12 +156,12 @@ def test_what_float16_cannot_hold_ends_at_its_largest_number():
 def test_a_map_that_leaves_the_dtype_ends_at_its_largest_number(dtype):
     """TruthFlow's vector grows with ‖a‖, and so does T by relative_T: 1e19 · 44 · 1e19 is more than float32 holds."""
     a = 1e4 * halves() if dtype == torch.float16 else (1e18 * activations(2)).to(dtype)
-    for name in ("truth-flow", "mimic-ungated", "linear-act"):
+    for name in ("truthflow", "mimic-ungated", "linearact"):
         for where in (fitted(name), fitted(name).travelling()):
             for strength in ({"relative_T": 6e4}, {"T": torch.full((2,), 6e4 if dtype == torch.float16 else 1e19)}):
                 out = where.steer(a, **strength)
                 assert torch.isfinite(out).all()
-                if name == "truth-flow" and "relative_T" in strength:
+                if name == "truthflow" and "relative_T" in strength:
                     assert (out.abs() == torch.finfo(dtype).max).any()
 
 

@@ -13,7 +13,7 @@ from oracle import LAYER, PROMPTS, Asking, Stub, T, generate
 
 import odesteer_tl as ot
 from odesteer_tl.backends.models import modules_of
-from odesteer_tl.parity.table import METHODS
+from odesteer_tl.parity.table import parity_rows
 
 NAMES = ["CAA", "ODESteer", "TruthFlow", "A-LQR", "S-PID", "ITI, heads", "Asking"]
 ROWS = PROMPTS["batch"]
@@ -22,7 +22,7 @@ TOKENS = torch.tensor([[1, 5, 6, 7]])
 
 @cache
 def fitted(name):
-    return Asking(32) if name == "Asking" else METHODS[name]("llama")
+    return Asking(32) if name == "Asking" else parity_rows()[name]("llama")
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

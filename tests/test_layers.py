@@ -11,7 +11,7 @@ from saved_folders import resealed
 
 import odesteer_tl as ot
 from odesteer_tl.parity import oracle
-from odesteer_tl.parity.table import METHODS
+from odesteer_tl.parity.table import parity_rows
 
 RANDOM = ["llama", "gpt2"]
 ROWS = PROMPTS["batch"]
@@ -21,7 +21,7 @@ ROWS = PROMPTS["batch"]
 def mixed(family):
     """Out of order: a curved flow after block 1, heads of three layers, and twice the output of block 0."""
     first = oracle.activations(family, 0)
-    heads = METHODS["ITI, heads"](family)
+    heads = parity_rows()["ITI, heads"](family)
     assert {part.layer for part in heads.parts} == {0, 1, 2}
     return ot.Layers(
         parts=(ot.ODESteer.fit(oracle.activations(family)), heads, ot.RepE.fit(first), ot.StepODESteer.fit(first))

@@ -13,7 +13,7 @@ import pytest
 from remote import client, installed_wheel, server
 
 from odesteer_tl.parity import table
-from odesteer_tl.parity.table import METHODS, WAYS, Cell, faults, markdown, print_parity, read, written
+from odesteer_tl.parity.table import WAYS, Cell, faults, markdown, parity_rows, print_parity, read, written
 
 README = Path(__file__).parents[1] / "README.md"
 NNSIGHT = {"nnsight steering", "nnsight intervene", "nnsight remote"}
@@ -37,9 +37,9 @@ def cells():
 def test_every_cell_of_this_stack_is_there_and_good(cells):
     keys = [(c.way, c.method, c.family, c.prompts, c.cache) for c in cells]
     factors = ("llama", "gpt2"), ("single", "batch"), (True, False)
-    every = set(product(HERE, METHODS, *factors))
+    every = set(product(HERE, parity_rows(), *factors))
     assert len(keys) == len(set(keys)) == len(every) / 2 and set(keys) <= every
-    for way, method in product(HERE, METHODS):  # every two factors meet
+    for way, method in product(HERE, parity_rows()):  # every two factors meet
         mine = [key[2:] for key in keys if key[:2] == (way, method)]
         for one, other in combinations(range(3), 2):
             assert {(key[one], key[other]) for key in mine} == set(product(factors[one], factors[other]))
@@ -51,7 +51,7 @@ def test_a_bad_or_missing_cell_is_told_of(cells):
     assert faults(cells) == []
     for bad in ({"deviation": 2e-4}, {"deviation": float("nan")}, {"effect": 0.05}):
         assert len(faults([replace(cells[0], **bad), *cells[1:]])) == 1
-    missing = len(set(WAYS) - HERE) * len(METHODS) * 4
+    missing = len(set(WAYS) - HERE) * len(parity_rows()) * 4
     assert len(faults(cells, complete=True, quick=True)) == missing
     assert len(faults(cells[1:], complete=True, quick=True)) == missing + 1
     assert len(faults(cells, complete=True)) == missing * 2 + len(cells)
@@ -66,7 +66,7 @@ def test_two_installations_make_one_table(cells, monkeypatch, tmp_path):
     said = []
     assert print_parity("a url", [file], as_json=False, complete=True, say=said.append, quick=True)
     lines = said[0].splitlines()
-    assert lines[0] == "| | " + " | ".join(WAYS) + " |" and len(lines) == 2 + len(METHODS) and "—" not in said[0]
+    assert lines[0] == "| | " + " | ".join(WAYS) + " |" and len(lines) == 2 + len(parity_rows()) and "—" not in said[0]
     said.clear()
     assert not print_parity("a url", [], as_json=False, complete=True, say=said.append, quick=True)
     assert any("No cell for" in line for line in said)
@@ -90,8 +90,10 @@ def test_the_readme_shows_a_full_table():
     rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     head = next(number for number, row in enumerate(rows) if WAYS[0] in row)
     assert [cell.strip() for cell in rows[head].strip("|").split("|")][1:] == list(WAYS)
-    shown = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[head + 2 : head + 2 + len(METHODS)]]
-    assert [row[0] for row in shown] == list(METHODS)
+    shown = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in rows[head + 2 : head + 2 + len(parity_rows())]
+    ]
+    assert [row[0] for row in shown] == list(parity_rows())
     for _, *values in shown:
         assert len(values) == len(WAYS)
         for value in values:

@@ -116,7 +116,7 @@ def test_rewards_in_other_units_scale_the_value_and_the_time():
 
 
 def test_width_and_number_of_steps_are_what_was_asked_for():
-    assert [tuple(w.shape) for w in fitted("re-control").barrier.network.weights] == [(24, 24), (24, 24), (1, 24)]
+    assert [tuple(w.shape) for w in fitted("recontrol").barrier.network.weights] == [(24, 24), (24, 24), (1, 24)]
     wide = REControl.fit(planted(), width=40, epochs=1, steps=7)
     assert [tuple(w.shape) for w in wide.barrier.network.weights] == [(40, 24), (40, 40), (1, 40)]
     assert wide.steps == 7 and wide.trajectory(activations(2), T=1.0).h.shape == (8, 2)
@@ -134,6 +134,6 @@ def test_what_cannot_be_fitted_says_what_to_do():
     with pytest.raises(ValueError, match="steps must be at least 1"):
         REControl.fit(acts, steps=0, epochs=1)
     with without_shape_checks(), pytest.raises(ValueError, match="fitted at d_model 24"):
-        fitted("re-control").steer(activations(2, d_model=23), T=1.0)
+        fitted("recontrol").steer(activations(2, d_model=23), T=1.0)
     with without_shape_checks(), pytest.raises(ValueError, match='trained on "rewards" or "labels"'):
-        replace(fitted("re-control"), trained_on="guesses")
+        replace(fitted("recontrol"), trained_on="guesses")

@@ -63,9 +63,9 @@ STEER = """
             return self.bend(self.network(a).squeeze(-1) + a @ torch.tensor(np.linspace(-1, 1, 32), dtype=a.dtype))
 
     # The flow of gradient-flow-own multiplies rounding, more or less so by processor; own-value is of its kind.
-    methods = {name: make() for name, make in instances.METHODS.items() if name != "gradient-flow-own"}
-    methods |= {name.lower(): table.METHODS[name]("llama") for name in ("MiMiC", "HPR")}  # with open gates
-    methods |= {name: table.METHODS[name]("llama") for name in ("ITI, heads", "RepE, layers", "A-LQR", "S-PID")}
+    methods = {name: make() for name, make in instances.METHODS.items() if name != "gradientflow-own"}
+    methods |= {name.lower(): table.parity_rows()[name]("llama") for name in ("MiMiC", "HPR")}  # with open gates
+    methods |= {name: table.parity_rows()[name]("llama") for name in ("ITI, heads", "RepE, layers", "A-LQR", "S-PID")}
     torch.manual_seed(0)
     own = {"own-value": OnlyValue(), "own-grad": WithGrad(), "own-module": Network(), "own-odd": Odd()}
     methods |= {name: ot.GradientFlow(barrier, layer=1) for name, barrier in own.items()}
@@ -113,7 +113,7 @@ STEER = """
     assert in_session <= set(methods)
     found = {}
     for name, method in methods.items():
-        own = T / method.speed if method.speed else table._strength(method)
+        own = T / method.speed if method.speed else method.usual_T
         where = [(own_layer(method) or at, site, steer) for at, site, steer in oracle.places(method, own)]
         # HPR leaves one prompt as it is, so that the least effect is that on the others.
         ways = (trace, generate, session) if name in in_session else (trace, generate)
@@ -246,7 +246,7 @@ def found():
     return client(STEER, installed_wheel(), server().url, saved_model("llama"), Path(__file__).parent)
 
 
-@pytest.mark.parametrize("name", [*(n for n in ALL_METHODS if n != "gradient-flow-own"), *OWN, *SEVERAL])
+@pytest.mark.parametrize("name", [*(n for n in ALL_METHODS if n != "gradientflow-own"), *OWN, *SEVERAL])
 def test_every_method_steers_there_as_here_and_as_a_hook(found, name):
     measured = dict(found[name])
     assert measured.pop("effect") >= 0.1

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from cloudpickle import list_registry_pickle_by_value
-from instances import ALL_METHODS, D_MODEL, Own, activations, fitted, planted, without_shape_checks
+from instances import (
+    ALL_METHODS,
+    D_MODEL,
+    Own,
+    activations,
+    fitted,
+    planted,
+    strengths,
+    taken,
+    without_shape_checks,
+)
 
 import odesteer_tl  # noqa: F401 — registers what travels
 from odesteer_tl.edits import State
@@ -41,10 +51,12 @@ def test_what_travels_steers_as_the_method_at_home(name, dtype):
     travelling = method.travelling()
     rows = torch.tensor([0.5, -1.0, 0.0])
     for a in (activations(3, 2, dtype=dtype), activations(3, dtype=dtype), activations(3, 1, 2, dtype=dtype)):
-        for strength in ({"T": 0.7}, {"T": -2}, {"T": rows}, {"relative_T": 0.3}, {"relative_T": rows}):
+        given = ({"T": 0.7}, {"T": -2}, {"T": rows}, {"relative_T": 0.3}, {"relative_T": rows})
+        for strength in strengths(name, *given):
             close(travelling.steer(a, **strength), method.steer(a, **strength), dtype)
     one = activations(dtype=dtype)
-    close(travelling.steer(one, 1.0), method.steer(one, 1.0), dtype)
+    T = taken(name, 1.0)
+    close(travelling.steer(one, T), method.steer(one, T), dtype)
     assert travelling.steer(one, T=0) is one
 
 
@@ -52,7 +64,8 @@ def test_what_travels_steers_as_the_method_at_home(name, dtype):
 def test_its_edits_are_those_of_the_method(name):
     method, chosen = fitted(name), activations(4, dtype=torch.float32)
     rows = torch.tensor([1, 0, 0, 1])
-    for strength in ({"T": 0.7}, {"T": torch.tensor([0.3, -1.0])}, {"relative_T": torch.tensor([0.3, 0.1])}):
+    given = ({"T": 0.7}, {"T": torch.tensor([0.3, -1.0])}, {"relative_T": torch.tensor([0.3, 0.1])})
+    for strength in strengths(name, *given):
         (edit,), (expected,) = method.travelling().edits(**strength), method.edits(**strength)
         for site, known in ((edit.read, expected.read), (edit.write, expected.write)):
             assert (site.layer, site.name) == (known.layer, known.name)

@@ -12,7 +12,6 @@ from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_output, keep
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.saved_methods import saved_method
-from odesteer_tl.cli.starting_points import STARTING_POINTS
 from odesteer_tl.cli.streams import own_output
 from odesteer_tl.cli.text_files import check_readable, lines_of
 from odesteer_tl.demo import EMBEDDED
@@ -97,7 +96,7 @@ def fit(
     out: options.Out,
     layer: options.FitLayer,
     model: options.ModelName = EMBEDDED,
-    method: options.MethodName = options.MethodName.odesteer,
+    method: options.MethodName = "odesteer",
     position: options.Position = "last",
     paired: options.Paired = False,
     queries: options.Queries = None,
@@ -111,9 +110,9 @@ def fit(
         asked = None if queries is None else lines_of(queries, aligned)
         sides = lines_of(desired, aligned), lines_of(undesired, aligned)
         import odesteer_tl as ot
-        from odesteer_tl.artefacts import METHODS
+        from odesteer_tl.methods.registry import registered
 
-        fitting: Any = next(cls for cls in METHODS if cls.__name__.lower() == method)
+        fitting: Any = next(entry.method for entry in registered() if entry.name == method)
         check_pairs(fitting.view.name, fitting.view.needs, sides, asked, paired)
         loaded = chosen_model(model)
         acts = ot.collect(loaded, *sides, layer=layer, queries=asked, position=position, paired=paired)  # type: ignore[arg-type]
@@ -121,7 +120,7 @@ def fit(
         keep(fitted, out)
         say(
             f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
-            f"activations at {acts.hook_name}{_learned_from(fitted)}; kept in {out}. {STARTING_POINTS[method]}"
+            f"activations at {acts.hook_name}{_learned_from(fitted)}; kept in {out}. {fitting.view.T.start}"
         )
 
 
@@ -173,12 +172,12 @@ def parity(
 
 @app.command()
 def methods() -> None:
-    """Print the unified view of all methods: barrier, field, steps, norm, needs and source of each, in Markdown."""
+    """Print the unified view of all methods: barrier, field, steps, norm, needs, source and unit of T, in Markdown."""
     with own_output() as say:
-        from odesteer_tl.artefacts import METHODS
+        from odesteer_tl.methods.registry import registered
         from odesteer_tl.methods.view import unified_table
 
-        say(unified_table(METHODS))
+        say(unified_table(entry.method for entry in registered()))
 
 
 def _learned_from(fitted: Any) -> str:

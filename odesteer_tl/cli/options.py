@@ -24,21 +24,9 @@ class Direction(StrEnum):
     negative = "negative"
 
 
-class MethodName(StrEnum):
-    """The methods that `fit` offers, in the order of the paper's tables."""
-
-    repe = "repe"
-    iti = "iti"
-    caa = "caa"
-    mimic = "mimic"
-    hpr = "hpr"
-    recontrol = "recontrol"
-    linearact = "linearact"
-    truthflow = "truthflow"
-    stepodesteer = "stepodesteer"
-    odesteer = "odesteer"
-
-
+MethodName = Annotated[
+    str, Option(parser=values.method, metavar="NAME", help=f"One of {', '.join(values.method_names())}.")
+]
 ModelName = Annotated[
     str,
     Option(parser=values.name, metavar="NAME", help="A name for TransformerLens, a local folder, or 'embedded'."),

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import typer
 
+from odesteer_tl.methods.registry import registered
+
 
 def whole(low: int, high: int) -> Callable[[Any], int]:
     """Reads a whole number from `low` to `high`, in decimal digits."""
@@ -41,6 +43,18 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
         return value
 
     return read
+
+
+def method_names() -> list[str]:
+    """The methods that are fitted to activations of texts, in the order of the paper's tables."""
+    return [entry.name for entry in registered() if entry.fits_activations]
+
+
+def method(given: Any) -> str:
+    """Reads the name of a method that is fitted to activations."""
+    if given not in method_names():
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(method_names())}.")
+    return str(given)
 
 
 def position(given: Any) -> Literal["last", "mean", "all"] | int:

@@ -28,10 +28,11 @@ from odesteer_tl.backends.linearising import Linearised, mean_jacobians
 from odesteer_tl.backends.models import device_of, layers_of
 from odesteer_tl.backends.texts import ChatTemplate, Texts, tokenise
 from odesteer_tl.control.conjugate import answers as conjugate_answers
-from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, Signal, signal
+from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, Signal, doubled, signal
 from odesteer_tl.control.riccati import check_weights, gains
 from odesteer_tl.feedback import linear_quadratic
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import SET_POINTS, View
 from odesteer_tl.room import check_room
 
 
@@ -46,7 +47,7 @@ class ALQR(Loop):
 
     view: ClassVar[View] = View(
         "A-LQR", "−δzᵀSₖδz, δz = −αₖvₖ", "αₖKₖvₖ at every layer, αₖ = T‖eₖ‖ − vₖᵀz", "1 a layer",
-        "any", "texts and the model", "arXiv:2604.19018",
+        "any", "texts and the model", "arXiv:2604.19018", SET_POINTS,
     )  # fmt: skip
 
     directions: PerFeature
@@ -162,3 +163,11 @@ def _without_matrices(
     v = v if v.device.type == "mps" else v.double()
     w = conjugate_answers(linear.pushed, linear.pulled, v, at, depth, q, r, q_f, progress=progress)
     return w.to(found.directions)
+
+
+register(
+    ALQR,
+    parity={
+        "A-LQR": lambda at: doubled(ALQR.fit(at.model(), *at.texts(), progress=False, q=1.0, n_jacobians=5)),
+    },
+)

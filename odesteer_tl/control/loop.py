@@ -167,3 +167,8 @@ def signal(
     directions = torch.where(sizes.unsqueeze(-1) > 0, e / sizes.unsqueeze(-1), 0.0)
     origin = replace(acts[0].origin, layer=None, hook_name=None, typical_norm=None)
     return Signal(directions.float(), sizes.float(), tuple(wanted), origin)
+
+
+def doubled(loop: Some) -> Some:
+    """The loop with its set-points far enough from what the blocks do by themselves to show a mistake: for parity."""
+    return loop.tracking(2 * loop.set_points)

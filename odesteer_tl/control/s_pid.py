@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 
 from odesteer_tl.activations import Origin
 from odesteer_tl.backends.texts import ChatTemplate, Texts
-from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, signal
+from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, doubled, signal
 from odesteer_tl.feedback import proportional_integral_derivative
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import SET_POINTS, View
 
 FORGETS_EVERY = 10
 """Layers after which the released code sets its sum to 0."""
@@ -36,7 +37,7 @@ class SPID(Loop):
 
     view: ClassVar[View] = View(
         "S-PID", "−½αₖ²", "Kₚeₖ + Kᵢ Σeⱼ + K_d(eₖ − eₖ₋₁) at every layer, eₖ = αₖvₖ", "1 a layer",
-        "any", "texts and the model", "arXiv:2604.19018",
+        "any", "texts and the model", "arXiv:2604.19018", SET_POINTS,
     )  # fmt: skip
 
     directions: PerFeature
@@ -92,3 +93,11 @@ def _check_coefficients(kp: float, ki: float, kd: float) -> None:
     for name, value in (("kp", kp), ("ki", ki), ("kd", kd)):
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
             raise ValueError(f"{name} is a finite number, got {value!r}.")
+
+
+register(
+    SPID,
+    parity={
+        "S-PID": lambda at: doubled(SPID.fit(at.model(), *at.texts(), progress=False, kp=0.5, ki=0.1, kd=0.1)),
+    },
+)

@@ -42,10 +42,10 @@ def compare(
     A-LQR's goes back through every block: where that is too much, name the methods that you want.
 
     `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
-    median displacements .1, .2, .4 (a closed loop's as the model shows them at `layer`), or fractions .25, .5, 1 of a
-    map (LinearAcT, MiMiC, HPR), or the prefixes. Between them the rule of `evaluation.curve` takes the strength that
-    spends a budget of perplexity and variety, which is judged on the test prompts, once per seed: sampling, networks,
-    random directions and shuffled labels start from it. Checks are made with the fit of the first seed.
+    median displacements .1, .2, .4 (a closed loop's as the model shows them at `layer`), or those that the unit of
+    a method's T names (.25, .5, 1 of a map), or the prefixes. Between them the rule of `evaluation.curve` takes the
+    strength that spends a budget of perplexity and variety, which is judged on the test prompts, once per seed:
+    sampling, networks, random directions and shuffled labels start from it. Checks are made with the fit of the first.
 
     Rows of the literature that the data do not serve are left out, and `left_out` says why. Raises ValueError for data
     or methods of another kind, methods fitted at another site than the data are read at, a judge without prompts, no

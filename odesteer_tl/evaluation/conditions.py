@@ -12,8 +12,7 @@ from odesteer_tl.barriers import auc
 from odesteer_tl.control.loop import Loop
 from odesteer_tl.control.watching import watched
 from odesteer_tl.edits import Site
-from odesteer_tl.evaluation.literature import MAPS
-from odesteer_tl.evaluation.strength import displacements, median_displacement, reach
+from odesteer_tl.evaluation.strength import displacements, median_displacement, reach, strengths_tried
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods import FlowMethod, Method
 from odesteer_tl.neural import angle_between
@@ -51,7 +50,7 @@ def conditions_of(method: Method, held_out: ContrastiveActivations, displacement
     """Check `method` at the T that moves held-out undesired activations by `displacement`, or a map at T = 1."""
     a = held_out.undesired.float()
     method = method.to(a.device, a.dtype)  # h is asked of the barrier itself, which casts nothing
-    T = 1.0 if isinstance(method, MAPS) else reach(method, a, displacement)[0]
+    T = reach(method, a, displacement)[0] if (tried := strengths_tried(method)) is None else tried[-1]
     end = method.steer(a, T=T)
     found = median_displacement(method, a, T)
     way = way_of(method, a, T)
@@ -59,7 +58,7 @@ def conditions_of(method: Method, held_out: ContrastiveActivations, displacement
     return Conditions(
         T=T,
         displacement=found,
-        reached=isinstance(method, MAPS) or found >= 0.99 * displacement,
+        reached=tried is not None or found >= 0.99 * displacement,
         norm_ratio=float((end.norm(dim=1) / a.norm(dim=1)).median()),
         angle=float(angle_between(a, end).rad2deg().median()),
         auc=None if method.barrier is None else auc(method.barrier, held_out.desired.float(), a),

@@ -20,6 +20,8 @@ from odesteer_tl.evaluation.literature import LITERATURE, LOOPS, PRAISE, control
 from odesteer_tl.evaluation.material import material_of
 from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
 from odesteer_tl.evaluation.trials import DISPLACEMENTS, FRACTIONS
+from odesteer_tl.methods.registry import registered
+from odesteer_tl.methods.view import FRACTION
 from odesteer_tl.plots import check_picture
 
 
@@ -115,7 +117,7 @@ def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list
         "share that the judge calls praise; shift: its difference from no steering under the same seed. ppl: of the "
         "continuations after the prompt under the unsteered model. Dist-n: distinct n-grams over all, pooled.",
         f"Strength: three trials for each row on other prompts, median displacements {displacements}, fractions "
-        f"{fractions} of a map (MiMiC, HPR, Linear-AcT), or three prefixes; between them, interpolated, where ppl "
+        f"{fractions} of a map ({_maps()}), or three prefixes; between them, interpolated, where ppl "
         f"comes to {MOST_PERPLEXITY}× or Dist-2 to {LEAST_DISTINCT}× of unsteered; of prefixes the best within that.",
         "Closed loops. A-LQR and S-PID act at all layers, fitted on the last tokens of the texts, and A-LQR+ on every "
         "token; T multiplies their set-points, and at 0 they still act. Moved, length and angle are of last tokens at "
@@ -135,6 +137,12 @@ def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list
         f"{judge.heldout_accuracy(words=40):.3f} on 40 words of each.",
         "These are not the paper's models, data or judges, and its published numbers are not reproduced here.",
     ]
+
+
+def _maps() -> str:
+    """The rows of the paper's table whose T counts fractions of a map."""
+    views = [entry.method.view for entry in registered() if entry.row]
+    return ", ".join(view.name for view in views if view.T is FRACTION)
 
 
 def _cut(demo: Demo, counts: Counts) -> Demo:

@@ -10,24 +10,9 @@ import torch
 from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.evaluation.material import On, Source
-from odesteer_tl.methods import (
-    CAA,
-    HPR,
-    ITI,
-    LinearAcT,
-    Method,
-    MiMiC,
-    ODESteer,
-    RandomDirection,
-    REControl,
-    RepE,
-    StepODESteer,
-    TruthFlow,
-)
+from odesteer_tl.methods import Method, ODESteer, RandomDirection, RepE
+from odesteer_tl.methods.registry import registered
 from odesteer_tl.positions import Positions
-
-MAPS = (LinearAcT, MiMiC, HPR)
-"""Methods whose T is a fraction of a map's way; of all others the strength is counted in displacement."""
 
 TRIALS = 3
 """How many strengths every row tries, or prefixes."""
@@ -104,12 +89,8 @@ def _own(name: str, kind: type[Method], fit: Callable[..., Any]) -> Entry:
 
 
 LITERATURE: dict[str, Entry] = {
-    RepE.view.name: Entry(lambda acts, seed: RepE.fit(acts), "pairs"),  # which it would rather have; it needs none
-    **{
-        cls.view.name: entry_of(cls.view.name, cls.fit)
-        for cls in (ITI, CAA, MiMiC, HPR, REControl, LinearAcT, TruthFlow, StepODESteer, ODESteer)
-    },
-}
+    entry.method.view.name: entry_of(entry.method.view.name, entry.method.fit) for entry in registered() if entry.row
+} | {RepE.view.name: Entry(lambda acts, seed: RepE.fit(acts), "pairs")}  # which it would rather have; it needs none
 """The rows of Table 2 in its order, the unsteered one apart."""
 
 FEW: dict[str, Any] = {"n_jacobians": 5, "context": 16}

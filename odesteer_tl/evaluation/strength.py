@@ -5,6 +5,7 @@ Strength is counted in median displacement: the T at which a method moves the va
 every method gets the strength that spends the same budget: perplexity 1.3× or Dist-2 .95× of the unsteered model's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,12 @@ def median_displacement(method: Method, a: Samples, T: float) -> float:
     return float(displacements(a, method.steer(a, T=T)).median())
 
 
+def strengths_tried(method: Method) -> tuple[float, ...] | None:
+    """The T that a method's unit has tried, the weakest first; None where strengths are counted in displacement."""
+    view = getattr(method, "view", None)
+    return None if view is None else view.T.tried
+
+
 def displacements(a: Samples, end: Samples) -> Float[Tensor, " n"]:
     """‖end − a‖/‖a‖ of each activation."""
     return (end - a).norm(dim=1) / a.norm(dim=1)
@@ -57,16 +64,29 @@ def displacements(a: Samples, end: Samples) -> Float[Tensor, " n"]:
 def time_for(method: Method, a: Samples, displacement: float, *, precision: float = 1e-3) -> float:
     """The smallest T found at which `method` moves the activations by `displacement` in the median, by bisection.
 
-    Raises ValueError where it never does: a bounded barrier can end before a far goal.
+    Raises ValueError where it never does: a bounded barrier can end before a far goal, and T may have a bound.
     """
-    start = displacement * float(a.norm(dim=1).median())
-    return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision)
+    start, most = _guess(method, a, displacement)
+    return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision, most=most)
+
+
+def _guess(method: Method, a: Samples, displacement: float) -> tuple[float, float]:
+    """The T that a method of unit speed needs, and the largest that this one takes."""
+    view = getattr(method, "view", None)
+    most = math.inf if view is None or view.T.bounds is None else view.T.bounds[1]
+    return min(displacement * float(a.norm(dim=1).median()), most), most
 
 
 def least_T(
-    moved: Callable[[float], float], displacement: float, start: float, precision: float, low: float = 0.0
+    moved: Callable[[float], float],
+    displacement: float,
+    start: float,
+    precision: float,
+    low: float = 0.0,
+    most: float = math.inf,
 ) -> float:
-    """The smallest T found from `low` on with moved(T) ≥ displacement, to a relative `precision`; `start` is a guess.
+    """The smallest T found from `low` to `most` with moved(T) ≥ displacement, to a relative `precision`; `start` is a
+    guess.
 
     Raises ValueError where there is none.
     """
@@ -76,7 +96,9 @@ def least_T(
     for _ in range(40):
         if moved(high) >= displacement:
             break
-        low, high = high, 2 * high
+        if high == most:
+            raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
+        low, high = high, min(2 * high, most)
     else:
         raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
     while high - low > precision * high:
@@ -87,17 +109,22 @@ def least_T(
 
 def reach(method: Method, a: Samples, displacement: float) -> tuple[float, float]:
     """(T, median displacement) of `time_for`, or, where a method never gets so far, of its farthest reach."""
-    start = displacement * float(a.norm(dim=1).median())
-    return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3)
+    start, most = _guess(method, a, displacement)
+    return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3, most=most)
 
 
 def nearest(
-    moved: Callable[[float], float], displacement: float, start: float, precision: float, low: float = 0.0
+    moved: Callable[[float], float],
+    displacement: float,
+    start: float,
+    precision: float,
+    low: float = 0.0,
+    most: float = math.inf,
 ) -> tuple[float, float]:
     """T of `least_T` and `displacement`; or T and moved(T) at the farthest reach, or at `low` where that is further."""
     try:
-        T = least_T(moved, displacement, start, precision, low)
+        T = least_T(moved, displacement, start, precision, low, most)
     except ValueError:
-        tried = [(start * 2.0**k, moved(start * 2.0**k)) for k in range(-20, 21)]
+        tried = [(T, moved(T)) for T in (min(start * 2.0**k, most) for k in range(-20, 21))]
         return max(tried, key=lambda found: found[1])  # the smallest T of equal ones
     return (T, displacement) if T > low else (low, moved(low))

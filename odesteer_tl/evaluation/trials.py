@@ -12,15 +12,24 @@ from odesteer_tl.control.watching import watched
 from odesteer_tl.edits import Site
 from odesteer_tl.evaluation.continuing import Outcome, Setting, Steerer, continued, first_of, trial_of
 from odesteer_tl.evaluation.curve import Curve
-from odesteer_tl.evaluation.literature import MAPS, Prompted
+from odesteer_tl.evaluation.literature import Prompted
 from odesteer_tl.evaluation.metrics import distinct
-from odesteer_tl.evaluation.strength import Trial, best, displacements, median_displacement, nearest, reach
+from odesteer_tl.evaluation.strength import (
+    Trial,
+    best,
+    displacements,
+    median_displacement,
+    nearest,
+    reach,
+    strengths_tried,
+)
+from odesteer_tl.methods.view import FRACTION
 from odesteer_tl.positions import Positions
 from odesteer_tl.shapes import Samples
 
 DISPLACEMENTS = (0.1, 0.2, 0.4)
 """The strengths tried, in median displacement of the validation prompts' last tokens."""
-FRACTIONS = (0.25, 0.5, 1.0)
+FRACTIONS = FRACTION.tried
 """The strengths tried of a map, in fractions of its way."""
 PRECISION = 0.02
 """Of a closed loop's T, relative; the model runs for each that is looked at."""
@@ -148,12 +157,12 @@ def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: b
 
 
 def levels_of(steerer: Steerer | Prompted, a: Samples) -> list[Level]:
-    """Three strengths, the weakest first: displacements of `a`, fractions of a map, or prefixes."""
+    """Three strengths, the weakest first: displacements of `a`, those that its unit of T names, or prefixes."""
     if isinstance(steerer, Prompted):
         return [Level(0.0, 0.0, prefix) for prefix in steerer.prefixes]
     method = first_of(steerer)
-    if isinstance(method, MAPS):
-        return [Level(part, median_displacement(method, a, part)) for part in FRACTIONS]
+    if (tried := strengths_tried(method)) is not None:
+        return [Level(T, median_displacement(method, a, T)) for T in tried]
     found = [reach(method, a, goal) for goal in DISPLACEMENTS]
     return [Level(T, moved, reached=moved == goal) for (T, moved), goal in zip(found, DISPLACEMENTS, strict=True)]
 

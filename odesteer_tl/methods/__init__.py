@@ -1,6 +1,12 @@
-"""Methods: one file per published method, each opening with its h and v in the barrier view."""
+"""Methods: one file per published method, each opening with its h and v in the barrier view.
 
-from odesteer_tl.methods.base import FlowMethod, Method
+What stands in `__all__` is public as `ot.…`. A method of a file that is not imported here is not registered.
+"""
+
+from odesteer_tl.methods.ablation import Ablation
+from odesteer_tl.methods.angular import Angular
+from odesteer_tl.methods.base import FlowMethod as FlowMethod
+from odesteer_tl.methods.base import Method as Method
 from odesteer_tl.methods.caa import CAA
 from odesteer_tl.methods.gradient_flow import GradientFlow
 from odesteer_tl.methods.head_shift import HeadShift
@@ -14,9 +20,8 @@ from odesteer_tl.methods.random_direction import RandomDirection
 from odesteer_tl.methods.re_control import REControl
 from odesteer_tl.methods.repe import RepE
 from odesteer_tl.methods.truth_flow import TruthFlow
-from odesteer_tl.methods.view import View, unified_table
 
 __all__ = [
-    "CAA", "HPR", "ITI", "FlowMethod", "GradientFlow", "HeadShift", "Layers", "LinearAcT", "Method", "MiMiC",
-    "ODESteer", "REControl", "RandomDirection", "RepE", "StepODESteer", "TruthFlow", "View", "unified_table",
+    "CAA", "HPR", "ITI", "Ablation", "Angular", "GradientFlow", "HeadShift", "Layers", "LinearAcT", "MiMiC",
+    "ODESteer", "REControl", "RandomDirection", "RepE", "StepODESteer", "TruthFlow",
 ]  # fmt: skip

@@ -64,9 +64,9 @@ class Method(ABC):
         stay finite, and a = 0 is no special case: a/‖a‖ is then 0, so that h = wᵀa gives a + T w/‖w‖, h = wᵀa/‖a‖ one
         step towards w, where its gradient vanishes, and relative_T moves nothing. Raises ValueError for both or neither
         of T and relative_T, a T that is not finite or does not fit the rows or the dtype, or another d_model than the
-        one fitted.
+        one fitted, and, of a method whose `view.T` has bounds, for relative_T and for a T outside of them.
         """
-        check_strength(T, relative_T, a.dtype)
+        check_strength(T, relative_T, a.dtype, self._limits)
         return self._steered(a, T, relative_T)
 
     def vector_field(self, a: Activations) -> Activations:
@@ -83,7 +83,7 @@ class Method(ABC):
         the site, and as `steer` does.
         """
         site = Site.fitted(self.origin.hook_name, layer_of(self.layer, layer))
-        check_strength(T, relative_T)
+        check_strength(T, relative_T, limits=self._limits)
         asks = self._of_query
         return [Edit(site, site, at_strength(self._steered, T, relative_T, asks is not None), asks)]
 
@@ -108,6 +108,18 @@ class Method(ABC):
         return {name: value for name, value in self.__dict__.items() if name in names}
 
     @property
+    def usual_T(self) -> float:
+        """A T that can be seen: all that was fitted, or a third of an activation's length where T counts in lengths."""
+        whole, speed = (view.T.whole if (view := getattr(self, "view", None)) else None), self.speed
+        return whole or 1.0 if speed is None else 0.3 * (self.origin.typical_norm or 1.0) / (speed or 1.0)
+
+    @property
+    def _limits(self) -> tuple[str, float, float] | None:
+        """What `check_strength` takes: see `Unit`."""
+        view = getattr(self, "view", None)
+        return None if view is None else view.T.limits
+
+    @property
     def _of_query(self) -> Callable[[Activations], Activations] | None:
         """What is added, T times, to all tokens of a prompt: a vector that its last token decides. None: each token is
         steered by what it is itself."""
@@ -121,7 +133,8 @@ class Method(ABC):
     ) -> Travelling:
         """What travels: a(T) = move(a, T, *parts), at the site and the width of the fit; `answer` see Travelling."""
         origin = self.origin
-        return Travelling(move, parts, self.layer, origin.d_model, origin.processing, origin.hook_name, answer)
+        site = self.layer, origin.d_model, origin.processing, origin.hook_name
+        return Travelling(move, parts, *site, answer, self._limits)
 
     def _steered(self, a: Activations, T: Time | None, relative_T: Time | None) -> Activations:
         return steered(a, T, relative_T, self.origin.d_model, lambda *place: self._there(*place)._move)
@@ -157,7 +170,7 @@ class FlowMethod(Method):
 
     def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
         """a(t) and h at every step, in the dtype of the computation; `chatters` flags activations where h falls."""
-        check_strength(T, relative_T, a.dtype)
+        check_strength(T, relative_T, a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
         return here.flow.trajectory(x, absolute(T, relative_T, x), here.barrier)

@@ -13,14 +13,18 @@ from odesteer_tl.barriers import LogRatioBarrier, mean_difference
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import Unit, View
 
 
 @dataclass(frozen=True, eq=False)
 class CAA(FlowMethod):
     """a + T (μ₊ − μ₋)."""
 
-    view: ClassVar[View] = View("CAA", "(μ₊ − μ₋)ᵀa + const", "μ₊ − μ₋", "1", "any", "both sides", "arXiv:2312.06681")
+    view: ClassVar[View] = View(
+        "CAA", "(μ₊ − μ₋)ᵀa + const", "μ₊ − μ₋", "1", "any", "both sides", "arXiv:2312.06681",
+        Unit("differences of means", "--T 1 is the published strength; look from 0.25 to 2."),
+    )  # fmt: skip
 
     barrier: LogRatioBarrier
     origin: Origin
@@ -39,3 +43,6 @@ class CAA(FlowMethod):
     @cached_property
     def flow(self) -> Flow:
         return Flow(Constant(self.barrier.weight), steps=1)
+
+
+register(CAA, row=3)

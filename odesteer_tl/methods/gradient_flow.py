@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from odesteer_tl.activations import Origin
-from odesteer_tl.barriers import with_grad
+from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.barriers import LogRatioBarrier, with_grad
 from odesteer_tl.edits import Site
+from odesteer_tl.features import Polynomial
 from odesteer_tl.fields import Gradient, UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
 from odesteer_tl.solvers import SolverName, solver_named
 
@@ -50,3 +52,17 @@ class GradientFlow(FlowMethod):
     def flow(self) -> Flow:
         field = UnitGradient(self.barrier) if self.unit_speed else Gradient(self.barrier)
         return Flow(field, solver_named(self.solver), self.steps)
+
+
+def _curved(acts: ContrastiveActivations) -> GradientFlow:
+    """Up a log ratio whose quadratic part outweighs the linear one."""
+    barrier = LogRatioBarrier.fit(acts, Polynomial(degree=2, gamma=2.0, coef0=0.5))
+    return GradientFlow(barrier, solver="rk4", layer=acts.layer)
+
+
+def _cubic(acts: ContrastiveActivations) -> GradientFlow:
+    barrier = LogRatioBarrier.fit(acts, Polynomial(degree=3))
+    return GradientFlow(barrier, steps=4, solver="rk4", origin=acts.origin)
+
+
+register(GradientFlow, example=_curved, parity={"GradientFlow, degree 3, RK4": lambda at: _cubic(at.acts())})

@@ -9,7 +9,7 @@ rest; θ from all rows where it is the mass-mean shift, from the four fifths whe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -19,10 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
+from odesteer_tl.edits import Site
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.shapes import Activations, Direction
 from odesteer_tl.strengths import site_name
 
@@ -45,6 +47,7 @@ class HeadShift(FlowMethod):
     view: ClassVar[View] = View(
         "ITI, by heads", "θᵀz + b for each head", "σθ on the chosen heads of z", "1",
         "any", "both sides", "arXiv:2306.03341",
+        Unit("standard deviations", "--T 15 is the published strength; look from 1 to 20."),
     )  # fmt: skip
 
     shift: Direction
@@ -193,3 +196,11 @@ def _same_groups(one: ContrastiveActivations, other: ContrastiveActivations) -> 
     if one.groups is None or other.groups is None:
         return one.groups is other.groups
     return all(torch.equal(a, b) for a, b in zip(one.groups, other.groups, strict=True))
+
+
+def _two_of_four(acts: ContrastiveActivations) -> HeadShift:
+    at_z = replace(acts, hook_name=Site(acts.layer or 0, "z").hook_name)
+    return head_shifts([at_z], 4, 2, "mass_mean", 0.2, 0, 1.0)[0]
+
+
+register(HeadShift, example=_two_of_four, parity={})  # "ITI, heads" is its row of the parity table

@@ -18,7 +18,7 @@ released).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -30,7 +30,8 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Linear
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods.base import Method
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.moving import packed
 from odesteer_tl.networks import Network, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.neural import angle_between, network, turned, turning_speed
@@ -49,7 +50,7 @@ class HPR(Method):
 
     view: ClassVar[View] = View(
         "HPR", "θᵀa", "γ(a)·(a turned a right angle towards θ), where h < 0", "1, along an arc", "‖a‖", "pairs",
-        "arXiv:2409.10053",
+        "arXiv:2409.10053", FRACTION,
     )  # fmt: skip
 
     barrier: LogRatioBarrier
@@ -112,7 +113,7 @@ class HPR(Method):
 
     def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
         """Eleven points of the arc, and h at each; `chatters` flags those turned past the point nearest to θ."""
-        check_strength(T, relative_T, a.dtype)
+        check_strength(T, relative_T, a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
         strength = absolute(T, relative_T, x)
@@ -141,3 +142,22 @@ def _rows(acts: ContrastiveActivations) -> tuple[Samples, Tensor, Tensor]:
     target = angle_between(undesired, desired)
     label = torch.cat([torch.zeros_like(target), torch.ones_like(target)])
     return torch.cat([undesired, desired]), label, torch.cat([target, torch.zeros_like(target)])
+
+
+def _with_open_gate(acts: ContrastiveActivations) -> HPR:
+    """HPR with its plane turned so that all that is read lies on its undesired side, and with angles nearer to a right
+    one: a closed gate or a small angle shows no mistake."""
+    method = HPR.fit(replace(acts, paired=True))
+    plane = -(acts.desired.mean(0) + acts.undesired.mean(0))
+    network = method.angles
+    weights, biases = ((*parts[:-1], 0.1 * parts[-1]) for parts in (network.weights, network.biases))
+    angles = replace(network, weights=weights, biases=biases)
+    return replace(method, barrier=replace(method.barrier, weight=plane), angles=angles)
+
+
+register(
+    HPR,
+    row=5,
+    example=lambda acts: HPR.fit(acts, epochs=8),
+    parity={"HPR": lambda at: _with_open_gate(at.acts())},
+)

@@ -17,6 +17,7 @@ from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.head_shift import Along, head_shifts
 from odesteer_tl.methods.layers import Layers
+from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
 
 
@@ -68,3 +69,13 @@ class ITI(FlowMethod):
     @cached_property
     def flow(self) -> Flow:
         return Flow(UnitGradient(self.barrier), steps=1)
+
+
+register(
+    ITI,
+    row=2,
+    parity={
+        "ITI": lambda at: ITI.fit(at.acts()),
+        "ITI, heads": lambda at: ITI.fit_heads([at.acts(layer, "z") for layer in range(3)], n_heads=4, top_k=6),
+    },
+)

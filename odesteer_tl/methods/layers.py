@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from odesteer_tl.activations import Origin
 from odesteer_tl.edits import Edit
 from odesteer_tl.methods.base import Method
+from odesteer_tl.methods.registry import register
 from odesteer_tl.shapes import Activations, Time
 from odesteer_tl.strengths import check_strength
 from odesteer_tl.travelling import TravellingLayers, edits_of
@@ -63,6 +64,11 @@ class Layers(Method):
         """None: each part has its own."""
         return None
 
+    @property
+    def usual_T(self) -> float:
+        """The least of its parts'."""
+        return min(part.usual_T for part in self.parts)
+
     def each_with(self, T: Time | None) -> list[Any]:
         """The parts, each with that T: what a backend carries out in place of the whole."""
         return [(part, T) for part in self.parts]
@@ -99,3 +105,6 @@ class Layers(Method):
             f"Layers have one map per site ({sites}): call method.parts[i].{call} with the activations of that site, "
             "or steer the model, ot.steering(model, method, T)."
         )
+
+
+register(Layers)

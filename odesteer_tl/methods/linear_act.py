@@ -30,7 +30,8 @@ from odesteer_tl.features import Squares
 from odesteer_tl.fields import Gradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.shapes import Direction
 
 Match = Literal["quantiles", "moments", "means"]
@@ -42,8 +43,9 @@ class LinearAcT(FlowMethod):
     """a + T (ωa + β − a): T counts in fractions of the map's way, whatever ‖a‖."""
 
     view: ClassVar[View] = View(
-        "Linear-AcT", "Σ ½(ω − 1)a² + βa + const", "ωa + β − a", "1", "any", "both sides", "arXiv:2410.23054"
-    )
+        "Linear-AcT", "Σ ½(ω − 1)a² + βa + const", "ωa + β − a", "1", "any", "both sides", "arXiv:2410.23054",
+        FRACTION,
+    )  # fmt: skip
 
     barrier: LogRatioBarrier
     origin: Origin
@@ -109,3 +111,6 @@ def _covariance(source: Float[Tensor, "n_undesired d_model"], target: Float[Tens
     starts, lengths = bounds[:-1], bounds.diff().to(source) / (n * m)
     s, t = source.sort(dim=0).values[starts // m], target.sort(dim=0).values[starts // n]
     return (s * t * lengths.unsqueeze(1)).sum(0)
+
+
+register(LinearAcT, row=7)

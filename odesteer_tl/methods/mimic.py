@@ -19,7 +19,7 @@ entry of the covariances, a slip that is not followed.)
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -32,7 +32,8 @@ from odesteer_tl.barriers import LogRatioBarrier
 from odesteer_tl.features import Linear
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.moving import packed
 from odesteer_tl.numerics import affine_pull, euler, flowed, gated_pull
 from odesteer_tl.room import check_room
@@ -56,7 +57,7 @@ class MiMiC(FlowMethod):
 
     view: ClassVar[View] = View(
         "MiMiC", "θᵀa + b + log(n₋/n₊), its gate", "gate(a)·(μ₊ + A(a − μ₋) − a)", "1",
-        "any", "both sides", "arXiv:2402.09631",
+        "any", "both sides", "arXiv:2402.09631", FRACTION,
     )  # fmt: skip
 
     barrier: LogRatioBarrier
@@ -157,3 +158,7 @@ def _optimal_map(source: Square, target: Square) -> Square:
     values, vectors = torch.linalg.eigh(root @ target @ root)
     half = (inverse @ vectors) * values.clamp_min(0) ** 0.25
     return half @ half.T
+
+
+register(MiMiC, row=4, parity={"MiMiC": lambda at: replace(MiMiC.fit(at.acts()), prior=1e6)})
+# its gate open: a closed one shows no mistake

@@ -12,10 +12,11 @@ from typing import ClassVar
 
 from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Polynomial, Recipe
+from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier, Recipe
 from odesteer_tl.fields import UnitGradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
 from odesteer_tl.solvers import SolverName, solver_named
 
@@ -83,3 +84,17 @@ class StepODESteer(FlowMethod):
     @cached_property
     def flow(self) -> Flow:
         return Flow(UnitGradient(self.barrier), steps=1)
+
+
+register(
+    ODESteer,
+    row=10,
+    parity={
+        "ODESteer": lambda at: ODESteer.fit(at.acts()),
+        "ODESteer, sketch": lambda at: ODESteer.fit(at.acts(), features=PolynomialSketch(n_components=500), tol=1e-4),
+        "ODESteer, Fourier, midpoint": lambda at: ODESteer.fit(
+            at.acts(), features=RandomFourier(200), solver="midpoint"
+        ),
+    },
+)
+register(StepODESteer, row=9)

@@ -14,6 +14,7 @@ from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
 from odesteer_tl.shapes import Direction
 
@@ -42,3 +43,6 @@ class RandomDirection(FlowMethod):
     @cached_property
     def flow(self) -> Flow:
         return Flow(Constant(self.direction), steps=1)
+
+
+register(RandomDirection, example=lambda acts: RandomDirection.fit(acts, seed=5))

@@ -26,7 +26,8 @@ from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.fields import Gradient
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import register
+from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.networks import Network, NetworkBarrier, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.neural import network
 from odesteer_tl.shapes import PerActivation
@@ -42,6 +43,7 @@ class REControl(FlowMethod):
     view: ClassVar[View] = View(
         "RE-Control", "V(a) − ε, a value network", "∇V", "30",
         "any", "both sides", "arXiv:2406.05954",
+        Unit("steps of ascent", "--T counts steps of gradient ascent, 30 as published; look from 1 up.", whole=30.0),
     )  # fmt: skip
 
     barrier: NetworkBarrier
@@ -106,6 +108,11 @@ class REControl(FlowMethod):
             threshold = _parting(value.value(acts.desired.float()), value.value(acts.undesired.float()))
         return cls(NetworkBarrier(value, threshold), acts.origin, "labels" if of_labels else "rewards", steps)
 
+    @property
+    def usual_T(self) -> float:
+        """Steps of 1."""
+        return float(self.steps)
+
     @cached_property
     def flow(self) -> Flow:
         return Flow(Gradient(self.barrier), steps=self.steps)
@@ -137,3 +144,11 @@ def _parting(high: PerActivation, low: PerActivation) -> float:
     cuts = (values[1:] + values[:-1]) / 2
     below = [torch.searchsorted(side.double().sort().values, cuts) / len(side) for side in (high, low)]
     return float(cuts[(below[1] - below[0]).argmax()])
+
+
+register(
+    REControl,
+    row=6,
+    example=lambda acts: REControl.fit(acts, steps=10, epochs=60),
+    parity={"RE-Control": lambda at: REControl.fit(at.acts())},
+)

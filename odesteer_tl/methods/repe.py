@@ -30,6 +30,7 @@ from odesteer_tl.fields import Constant
 from odesteer_tl.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.layers import Layers
+from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
 from odesteer_tl.room import check_room
 from odesteer_tl.shapes import Direction, Samples
@@ -72,7 +73,7 @@ class RepE(FlowMethod):
                 "RepE needs pairs that differ; these differ by one and the same vector, and parity=True centres it "
                 "away."
             )
-        v = _main_direction(rows)
+        v = main_direction(rows)
         if not parity and shift @ v < 0:
             v = -v
         middle = (desired.mean(0) + undesired.mean(0)) / 2
@@ -99,7 +100,7 @@ class RepE(FlowMethod):
         return Flow(Constant(self.barrier.weight), steps=1)
 
 
-def _main_direction(rows: Samples) -> Direction:
+def main_direction(rows: Samples) -> Direction:
     """The unit v that maximises ‖rows v‖: an eigenvector of rowsᵀrows, or of rows rowsᵀ where that is the smaller."""
     n, d_model = rows.shape
     check_room(
@@ -110,3 +111,13 @@ def _main_direction(rows: Samples) -> Direction:
         return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
     v = rows.T @ torch.linalg.eigh(rows @ rows.T).eigenvectors[:, -1]
     return v / v.norm()
+
+
+register(
+    RepE,
+    row=1,
+    parity={
+        "RepE": lambda at: RepE.fit(at.acts()),
+        "RepE, layers": lambda at: RepE.fit_layers([at.acts(layer) for layer in (0, 1)]),
+    },
+)

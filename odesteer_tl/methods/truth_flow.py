@@ -39,7 +39,8 @@ from odesteer_tl.activations import ContrastiveActivations, Origin
 from odesteer_tl.degeneracy import check_queries
 from odesteer_tl.flow import Trajectory
 from odesteer_tl.methods.base import Method
-from odesteer_tl.methods.view import View
+from odesteer_tl.methods.registry import as_needed, register
+from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.moving import packed
 from odesteer_tl.networks import Parameters, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.numerics import euler, path
@@ -70,6 +71,7 @@ class TruthFlow(Method):
     view: ClassVar[View] = View(
         "TruthFlow", "none", "P x̂₁(query), one vector per prompt", "1 (15 in the space of vectors)",
         "any", "pairs with queries", "arXiv:2502.04556",
+        Unit("corrections", "--T counts corrections, 1.5 as published; look from 0.05 up.", whole=1.0),
     )  # fmt: skip
 
     layers: tuple[Float[Tensor, "..."], ...]
@@ -157,7 +159,7 @@ class TruthFlow(Method):
 
     def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
         """The two ends of the straight way from a to `steer(a, T)`; there is no h."""
-        check_strength(T, relative_T, a.dtype)
+        check_strength(T, relative_T, a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
         return Trajectory(torch.stack(list(path(here._velocity, x, absolute(T, relative_T, x), euler, 1))), None)
@@ -224,3 +226,11 @@ def _start(d_model: int, generator: torch.Generator) -> Parameters:
         parameters += drawn((outputs, outputs), generator)
     last = ((d_model, widths[1]), (d_model,), (d_model, TIMES), (d_model,))
     return (*parameters, *(torch.zeros(shape) for shape in last))
+
+
+register(
+    TruthFlow,
+    row=8,
+    example=lambda acts: TruthFlow.fit(acts, rank=4, epochs=20),
+    parity={"TruthFlow": lambda at: TruthFlow.fit(as_needed(at.acts(), TruthFlow.view.needs), epochs=100)},
+)

@@ -3,35 +3,19 @@
 import json
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.control import ALQR, SPID
-from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
-from odesteer_tl.methods import (
-    CAA,
-    HPR,
-    ITI,
-    GradientFlow,
-    Layers,
-    LinearAcT,
-    Method,
-    MiMiC,
-    ODESteer,
-    RandomDirection,
-    REControl,
-    RepE,
-    StepODESteer,
-    TruthFlow,
-)
+from odesteer_tl.methods import Method
+from odesteer_tl.methods.registry import registered
 from odesteer_tl.parity.models import Family, as_nnsight, hugging_face, tokenizer
-from odesteer_tl.parity.oracle import PROMPTS, activations, differences, places, steered_and_plain, texts
+from odesteer_tl.parity.oracle import LAYER, PROMPTS, activations, differences, places, steered_and_plain, texts
 from odesteer_tl.parity.running import ways
+from odesteer_tl.shapes import TokenIds
 
 TOLERANCE, EFFECT = 1e-4, 0.1
 """float32: no logit may be further off than this, and none of the steering may do less than that."""
@@ -42,72 +26,29 @@ WAYS = (
 )  # fmt: skip
 
 
-def _hpr(acts: ContrastiveActivations) -> HPR:
-    """HPR with its plane turned so that all that is read lies on its undesired side, and with angles nearer to a right
-    one: a closed gate or a small angle shows no mistake."""
-    method = HPR.fit(replace(acts, paired=True))
-    plane = -(acts.desired.mean(0) + acts.undesired.mean(0))
-    network = method.angles
-    angles = replace(
-        network,
-        weights=(*network.weights[:-1], 0.1 * network.weights[-1]),
-        biases=(*network.biases[:-1], 0.1 * network.biases[-1]),
-    )
-    return replace(method, barrier=replace(method.barrier, weight=plane), angles=angles)
+@dataclass(frozen=True)
+class Small:
+    """What rows are fitted on: the random model of a family, its activations and its texts (`registry.Reader`)."""
+
+    family: Family
+
+    def acts(self, layer: int = LAYER, site: Any = "resid_post") -> ContrastiveActivations:
+        """Activations of the texts' ends, read by a torch hook."""
+        return activations(self.family, layer, site)
+
+    def model(self) -> Any:
+        """The model, as nnsight holds it."""
+        return as_nnsight(hugging_face(self.family), tokenizer())
+
+    def texts(self) -> tuple[TokenIds, TokenIds]:
+        """Random texts of two halves of the vocabulary."""
+        return texts()
 
 
-def _truth_flow(acts: ContrastiveActivations) -> TruthFlow:
-    """TruthFlow of pairs whose query is halfway between their members."""
-    queries = (acts.desired + acts.undesired) / 2
-    return TruthFlow.fit(replace(acts, paired=True, queries=queries), epochs=100)
-
-
-def _at_one(fit: Callable[[ContrastiveActivations], Method]) -> Callable[[Family], Method]:
-    """Fitted at `resid_post` of one layer."""
-    return lambda family: fit(activations(family))
-
-
-def _heads(family: Family) -> Layers:
-    """ITI's own form: the 6 best of 12 heads, at z of those layers that have them."""
-    return ITI.fit_heads([activations(family, layer, "z") for layer in range(3)], n_heads=4, top_k=6)
-
-
-def _closed(cls: Any, **options: Any) -> Callable[[Family], Method]:
-    """A loop over all layers, its set-points far enough from what the blocks do by themselves to show a mistake."""
-
-    def fit(family: Family) -> Method:
-        method = cls.fit(as_nnsight(hugging_face(family), tokenizer()), *texts(), progress=False, **options)
-        return method.tracking(2 * method.set_points)
-
-    return fit
-
-
-METHODS: dict[str, Callable[[Family], Method]] = {
-    "ODESteer": _at_one(ODESteer.fit),
-    "ODESteer, sketch": _at_one(lambda acts: ODESteer.fit(acts, features=PolynomialSketch(n_components=500), tol=1e-4)),
-    "ODESteer, Fourier, midpoint": _at_one(
-        lambda acts: ODESteer.fit(acts, features=RandomFourier(200), solver="midpoint")
-    ),
-    "StepODESteer": _at_one(StepODESteer.fit),
-    "CAA": _at_one(CAA.fit),
-    "ITI": _at_one(ITI.fit),
-    "ITI, heads": _heads,
-    "RandomDirection": _at_one(RandomDirection.fit),
-    "RepE": _at_one(RepE.fit),
-    "RepE, layers": lambda family: RepE.fit_layers([activations(family, layer) for layer in (0, 1)]),
-    "LinearAcT": _at_one(LinearAcT.fit),
-    "MiMiC": _at_one(lambda acts: replace(MiMiC.fit(acts), prior=1e6)),  # its gate open: a closed one shows no mistake
-    "HPR": _at_one(_hpr),
-    "RE-Control": _at_one(REControl.fit),
-    "TruthFlow": _at_one(_truth_flow),
-    "A-LQR": _closed(ALQR, q=1.0, n_jacobians=5),
-    "S-PID": _closed(SPID, kp=0.5, ki=0.1, kd=0.1),
-    "GradientFlow, degree 3, RK4": _at_one(
-        lambda acts: GradientFlow(
-            LogRatioBarrier.fit(acts, Polynomial(degree=3)), steps=4, solver="rk4", origin=acts.origin
-        )
-    ),
-}
+def parity_rows() -> dict[str, Callable[[Family], Method]]:
+    """The rows of the table, each with what fits its method: those of every registered method."""
+    fits = {label: fit for entry in registered() for label, fit in entry.parity.items()}
+    return {label: (lambda family, fit=fit: fit(Small(family))) for label, fit in fits.items()}
 
 
 @dataclass(frozen=True)
@@ -139,11 +80,11 @@ def measured(remote: str | None = None, quick: bool = False) -> list[Cell]:
     `quick`: those of half of the conditions."""
     cells = []
     for family in get_args(Family):
-        fitted = {label: fit(family) for label, fit in METHODS.items()}
+        fitted = {label: fit(family) for label, fit in parity_rows().items()}
         expected: dict[Any, Any] = {}  # all ways generate the same tokens, unless one is wrong
         for name, run in ways(family, remote).items():
             for label, method in fitted.items():
-                T = _strength(method)
+                T = method.usual_T
                 where = places(method, T)
                 for prompts, cache in [case[1:] for case in conditions(quick) if case[0] == family]:
                     new, found = run(PROMPTS[prompts], method, T, cache)
@@ -153,16 +94,6 @@ def measured(remote: str | None = None, quick: bool = False) -> list[Cell]:
                     worst, effect = differences(found, expected[key])
                     cells.append(Cell(name, label, family, prompts, cache, worst, effect))
     return cells
-
-
-def _strength(method: Method) -> float:
-    """About a third of an activation's length, whatever T counts in; a map: all its way; RE-Control: steps of 1."""
-    if isinstance(method, Layers):
-        return min(_strength(part) for part in method.parts)
-    if isinstance(method, REControl):
-        return float(method.steps)
-    speed, norm = getattr(method, "speed", 1.0), method.origin.typical_norm
-    return 1.0 if speed is None else 0.3 * (norm or 1.0) / (speed or 1.0)
 
 
 def written(cells: Iterable[Cell]) -> str:
@@ -187,7 +118,7 @@ def markdown(cells: list[Cell]) -> str:
     """A row per method, a column per way: largest deviation / smallest effect, over families, prompts and cache."""
     columns = [way for way in WAYS if any(cell.way == way for cell in cells)]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for method in METHODS:
+    for method in parity_rows():
         row = []
         for way in columns:
             here = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
@@ -209,7 +140,7 @@ def faults(cells: list[Cell], complete: bool = False, quick: bool = False) -> li
         wrong += [
             f"No cell for {key}"
             for way in WAYS
-            for method in METHODS
+            for method in parity_rows()
             for case in conditions(quick)
             if (key := (way, method, *case)) not in there
         ]
