@@ -17,10 +17,14 @@ from odesteer_tl.parity.table import METHODS, WAYS, Cell, faults, markdown, prin
 
 README = Path(__file__).parents[1] / "README.md"
 NNSIGHT = {"nnsight steering", "nnsight intervene", "nnsight remote"}
-HERE = NNSIGHT | (
-    {"HookedTransformer 3.9", "TransformerBridge 3.9"}
-    if version("transformer_lens").startswith("3.")
-    else {"TransformerBridge 4.x"}
+HERE = (
+    {"Hugging Face"}
+    | NNSIGHT
+    | (
+        {"HookedTransformer 3.9", "TransformerBridge 3.9"}
+        if version("transformer_lens").startswith("3.")
+        else {"TransformerBridge 4.x"}
+    )
 )
 SCRIPT = """
     from dataclasses import asdict

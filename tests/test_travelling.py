@@ -200,9 +200,11 @@ TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.starts
 
 def test_all_that_travels_is_registered():
     inner = ["blocks", "intervening", "picking", "sites"]
+    shared = ["decoder_blocks", "token_values"]
     outer = "caches feedback following model_inputs neural numerics rules sinks slopes strengths travelling vector_flow"
     outer = outer.split()
-    assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
+    names = [f"backends.nnsight.{n}" for n in inner] + [f"backends.{n}" for n in shared] + outer
+    assert sorted(f"odesteer_tl.{n}" for n in names) == TRAVELS
 
 
 @pytest.mark.parametrize("name", TRAVELS)

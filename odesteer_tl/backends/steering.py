@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.carrying import Carrier, OwnedEdit, SiteValue
 from odesteer_tl.backends.checks import check_fit, check_place
-from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import dtype_of, pad_id_of
 from odesteer_tl.backends.report import Report
-from odesteer_tl.backends.transformer_lens.hooking import hooked
 from odesteer_tl.edits import Edit, State
 from odesteer_tl.positions import Positions, PromptLengths, Tracker
 from odesteer_tl.shapes import Time
@@ -93,7 +92,12 @@ def steering_hook(
     if not isinstance(positions, (slice, Tensor)) and positions not in ("last", "all"):
         raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
 
-    def hook(value: SiteValue, hook: Any = None) -> SiteValue:
+    def hook(value: SiteValue | torch.nn.Module, hook: Any = None, *more: Any) -> SiteValue:
+        if isinstance(value, torch.nn.Module):
+            raise ValueError(
+                "This is a hook of TransformerLens, (value, hook) -> value, and not of torch: use ot.steering(model, "
+                "method, T), or call it on the activations, output[0] where a block returns a tuple."
+            )
         chosen = torch.zeros(value.shape[:2], dtype=torch.bool)
         if isinstance(positions, Tensor):
             if positions.shape not in (chosen.shape, chosen.shape[1:]):
@@ -113,11 +117,7 @@ def steering_hook(
 
 def attached(model: Any, carrier: Carrier, blocks: Any = None) -> AbstractContextManager[Report]:
     """The carrier's edits act on the model inside the block, in the way of its library; nothing is left after it."""
-    if kind_of(model) == "nnsight":
-        from odesteer_tl.backends.nnsight.editing import edited
-
-        return edited(model, carrier, blocks)
-    return hooked(model, carrier)
+    return backend_of(model).attached(model, carrier, blocks)
 
 
 def carrier_for(
