@@ -282,6 +282,39 @@ def test_an_adapted_model_is_the_merged_one():
         pass
 
 
+class Quantised(torch.nn.Module):
+    """A linear map in 8 bits."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.weight = torch.nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        return x @ (self.weight * self.scale).T
+
+
+def test_a_quantised_model_is_the_one_with_its_weights():
+    quantised, same = copy.deepcopy(hugging_face("llama")), copy.deepcopy(hugging_face("llama"))
+    for name, module in list(same.named_modules()):
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
+            inner = Quantised(module)
+            quantised.set_submodule(name, inner)
+            module.weight.data = inner.weight * inner.scale
+    tokens, acts = (
+        torch.tensor([[1, 5, 6, 7]]),
+        [ot.collect(each, *texts(20), LAYER, site="z") for each in (quantised, same)],
+    )
+    torch.testing.assert_close(acts[0].desired, acts[1].desired, rtol=0, atol=1e-4)
+    method = ot.CAA.fit(acts[0])
+    found, right = (ot.generate(each, tokens, method, T=4.0, max_new_tokens=6).tokens for each in (quantised, same))
+    assert torch.equal(found, right)
+    assert not torch.equal(found, ot.generate(quantised, tokens, max_new_tokens=6).tokens)
+    with ot.steering(quantised, METHOD, T), ot.steering(same, METHOD, T), torch.no_grad():
+        torch.testing.assert_close(quantised(tokens).logits, same(tokens).logits, rtol=0, atol=1e-4)
+
+
 def test_a_method_fitted_on_one_library_steers_on_the_others(tmp_path):
     bridge, plain = load("bridge", "llama"), load("huggingface", "llama")
     method = ot.ODESteer.fit(ot.collect(bridge, *texts(40), LAYER))

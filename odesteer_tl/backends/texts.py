@@ -30,7 +30,7 @@ def tokenise(
     own unless given): up to where the answer begins, or, where its last message is the assistant's, up to the end of
     what that says. `system` stands before the text as a system message, and needs a template.
 
-    `prepend_bos` None follows TransformerLens' `cfg.default_prepend_bos` or the tokenizer of an nnsight model, or, with
+    `prepend_bos` None follows TransformerLens' `cfg.default_prepend_bos` or the tokenizer of another model, or, with
     a chat template, the template. A text that already begins with the BOS gets no second one. Token tensors and
     `Tokenised` are taken as they are (a tensor without mask holds no pads), the latter moved to the left. Raises
     ValueError for no text, a text without tokens, a missing tokenizer, template or BOS, tokens and mask that do not

@@ -93,7 +93,9 @@ class _TransformerLens:
         if remote:
             raise ValueError("remote=True needs an nnsight model; a TransformerLens model runs on this machine.")
         if blocks is not None:
-            raise ValueError("blocks= is for other models; TransformerLens knows the blocks of its own.")
+            raise ValueError(
+                "blocks= is for nnsight models and Hugging Face's; TransformerLens knows the blocks of its own."
+            )
 
     def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
         hooks = model.hook_dict  # which a bridge gathers each time it is asked
