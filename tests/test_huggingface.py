@@ -234,7 +234,7 @@ def test_settings_of_a_checkpoint_do_not_act_and_come_back(loaded):
     model.generation_config = own
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("llama", "gpt2", "gemma3_images")])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("llama", "gpt2")])
 def test_blocks_of_each_architecture_are_found(name):
     """One vector added after a block, against a torch hook at the path that is written out in the table."""
     hf, vector = tiny(name), METHOD.direction
