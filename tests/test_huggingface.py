@@ -1,6 +1,7 @@
 """Plain Hugging Face models: what is read, steered and generated is what torch hooks written out here do."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import peft
@@ -227,7 +228,8 @@ def test_settings_of_a_checkpoint_do_not_act_and_come_back(loaded):
     _, model = loaded
     prompt = torch.tensor([[1, 5, 6, 7]])
     right, own = ot.generate(model, prompt, max_new_tokens=5, stop_at_eos=False), model.generation_config
-    model.generation_config = transformers.GenerationConfig(repetition_penalty=9.0, num_beams=2, max_length=5)
+    banned = [[int(token)] for token in right.tokens[0, 4:]]
+    model.generation_config = transformers.GenerationConfig(repetition_penalty=9.0, num_beams=2, bad_words_ids=banned)
     mine = model.generation_config
     again = ot.generate(model, prompt, max_new_tokens=5, stop_at_eos=False)
     assert torch.equal(right.tokens, again.tokens) and model.generation_config is mine
@@ -275,6 +277,10 @@ def test_an_adapted_model_is_the_merged_one():
         assert torch.equal(out.tokens, same.tokens) and not torch.equal(out.tokens, plain.tokens)
         assert out.report.tokens_steered == same.report.tokens_steered
         assert "generation_config" not in vars(model)
+        with ot.steering(model.get_base_model(), METHOD, T), ThreadPoolExecutor(1) as pool:  # it is steered as well
+            model(tokens)
+            with pytest.raises(RuntimeError, match="Another thread has a block"):
+                pool.submit(ot.collect, model, tokens, tokens, LAYER).result()
     prompted = peft.get_peft_model(
         copy.deepcopy(hugging_face("llama")), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
