@@ -1,10 +1,11 @@
 """The embedded default: a small language model, contrastive text and prompts, so that everything runs offline."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from odesteer_tl import assets
 from odesteer_tl.backends import load_model
+from odesteer_tl.backends.base import Library
 
 EMBEDDED = "embedded"
 """The name of the embedded model, in saved methods and on the command line."""
@@ -28,9 +29,7 @@ class Demo:
     pairs: list[dict[str, str]]
 
 
-def load_demo(
-    model: Any = None, device: str = "cpu", library: Literal["transformer_lens", "nnsight"] = "transformer_lens"
-) -> Demo:
+def load_demo(model: Any = None, device: str = "cpu", library: Library = "transformer_lens") -> Demo:
     """Load the embedded model (or keep the `model` given) with texts, prompts and pairs. Offline, a few seconds."""
     if model is None:
         model = load_model(assets.model_folder(), device=device, library=library)

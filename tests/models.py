@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from odesteer_tl.parity import models as made
 from odesteer_tl.parity.models import WORDS, tokenizer, tokenizer_folder
 
-__all__ = ["BACKENDS", "FAMILIES", "KINDS", "STORIES", "WORDS", "tokenizer", "tokenizer_folder"]
+__all__ = ["BACKENDS", "EVERY", "FAMILIES", "KINDS", "STORIES", "WORDS", "tokenizer", "tokenizer_folder"]
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
 FAMILIES = ["llama", "gpt2"] + (["stories260K"] if STORIES.is_dir() else [])
@@ -21,6 +21,8 @@ except ImportError:
 else:
     KINDS = ["bridge", "hooked"]
 BACKENDS = [*KINDS, "nnsight"]
+EVERY = [*BACKENDS, "huggingface"]
+"""For the central laws: a plain model is steered by what the others are steered by."""
 
 
 @cache
@@ -34,9 +36,10 @@ def hugging_face(family: str):
 def load(kind: str, family: str, *, bos_is_pad: bool = False, **options):
     """`dtype`, and `compatible` (fold and centre the weights) where the library knows it."""
     own = AutoTokenizer.from_pretrained(STORIES) if family == "stories260K" else tokenizer(bos_is_pad)
-    loader = {"bridge": made.as_bridge, "hooked": made.as_hooked, "nnsight": made.as_nnsight}[kind]
+    loaders = {"bridge": made.as_bridge, "hooked": made.as_hooked, "nnsight": made.as_nnsight}
+    loader = loaders.get(kind, made.as_hugging_face)
     return loader(hugging_face(family), own, **options)
 
 
 def width(model) -> int:
-    return model.cfg.d_model if hasattr(model, "cfg") else model._module.config.hidden_size
+    return model.cfg.d_model if hasattr(model, "cfg") else getattr(model, "_module", model).config.hidden_size

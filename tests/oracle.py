@@ -119,8 +119,8 @@ def padded(rows, pad_id):
 
 def generate(model, kind, rows, use_past_kv_cache=True):
     """The library's own generate: tokens [batch, steps] and logits [batch, steps, d_vocab] of the generated columns."""
-    tokens, mask = padded(rows, model.tokenizer.pad_token_id)
-    if kind == "nnsight":
+    tokens, mask = padded(rows, model.tokenizer.pad_token_id or 0)
+    if kind in ("nnsight", "huggingface"):
         out = model.generate(
             tokens, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, eos_token_id=10**6, pad_token_id=0,
             use_cache=use_past_kv_cache, output_logits=True, return_dict_in_generate=True,

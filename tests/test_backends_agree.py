@@ -1,13 +1,13 @@
 """The parity law: whichever way a model generates, each step's logits are those of the oracle."""
 
 import pytest
-from models import BACKENDS, FAMILIES, load, width
+from models import EVERY, FAMILIES, load, width
 from oracle import EFFECT, PROMPTS, STEPS, TOLERANCE, Stub, T, deviations, generate, steered_positions
 
 import odesteer_tl as ot
 
 
-@pytest.fixture(scope="module", params=[(kind, family) for kind in BACKENDS for family in FAMILIES], ids="-".join)
+@pytest.fixture(scope="module", params=[(kind, family) for kind in EVERY for family in FAMILIES], ids="-".join)
 def loaded(request):
     kind, family = request.param
     return kind, family, load(kind, family)

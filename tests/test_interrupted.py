@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from models import BACKENDS, load
+from models import EVERY, load
 from oracle import LAYER, PROMPTS, Asking, Stub, T, generate
 
 import odesteer_tl as ot
@@ -25,14 +25,14 @@ def fitted(name):
     return Asking(32) if name == "Asking" else parity_rows()[name]("llama")
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=EVERY)
 def loaded(request):
     return request.param, load(request.param, "llama")
 
 
 def only(*kinds):
     """HookedTransformer's passes show no end, and an nnsight model has no hook points."""
-    return pytest.mark.parametrize("loaded", [kind for kind in BACKENDS if kind in kinds], indirect=True)
+    return pytest.mark.parametrize("loaded", [kind for kind in EVERY if kind in kinds], indirect=True)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_next_text_is_that_of_a_fresh_block(model, name, use_cache):
     assert torch.equal(again[0], right) and torch.equal(again[1], logits)
 
 
-@only("bridge", "nnsight")
+@only("bridge", "nnsight", "huggingface")
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no_cache"])
 def test_what_was_broken_off_is_not_continued(model, use_cache):
     """A prompt that is the interrupted one and a token more is a prompt of its own."""
@@ -123,7 +123,7 @@ def test_parts_of_the_model_called_after_an_interrupt_are_refused(model):
         model.hook_dict[f"blocks.{LAYER}.hook_resid_post"](torch.zeros(2, 3, 32))
 
 
-@only("bridge", "nnsight")
+@only("bridge", "nnsight", "huggingface")
 def test_an_interrupt_of_an_inner_pass_leaves_the_outer_one(model):
     """A model that is called anew in the middle of its own pass, and interrupted there."""
     _kind, model = model
@@ -180,10 +180,10 @@ def test_a_block_in_a_generator_leaves_nothing_however_it_ends(model, end):
     # the fixture compares hooks
 
 
-@only("nnsight")
+@only("nnsight", "huggingface")
 def test_copies_made_in_a_block_compute_with_their_own_weights(model):
     _, model = model
-    inner = model._module
+    inner = getattr(model, "_module", model)
     with ot.steering(model, Stub(32), T):
         steered = inner(TOKENS).logits
         twin = copy.deepcopy(inner)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import BACKENDS, hugging_face, load
+from models import EVERY, hugging_face, load
 from oracle import block
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -26,7 +26,7 @@ def norms_in_float64():
         yield
 
 
-@pytest.fixture(scope="module", params=[(kind, family) for kind in BACKENDS for family in RANDOM], ids="-".join)
+@pytest.fixture(scope="module", params=[(kind, family) for kind in EVERY for family in RANDOM], ids="-".join)
 def loaded(request):
     return *request.param, load(*request.param, dtype=torch.float64)
 
@@ -136,7 +136,7 @@ def test_nothing_is_left_after_an_error(loaded):
     def fail(module, args, kwargs):
         raise RuntimeError("mine")
 
-    later = block(inner, 2) if kind == "nnsight" else model.blocks[2]
+    later = block(inner, 2) if kind in ("nnsight", "huggingface") else model.blocks[2]
     stop = later.register_forward_pre_hook(fail, with_kwargs=True)
     with pytest.raises(RuntimeError, match="mine"):
         next(mean_jacobians(model, PROMPTS, [1]))

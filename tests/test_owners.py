@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from models import BACKENDS, KINDS, load
+from models import EVERY, KINDS, load
 from oracle import STEPS, Stub, T, generate
 from transformers import TextIteratorStreamer
 
@@ -20,7 +20,7 @@ IDS = torch.tensor(PROMPT)
 OPTIONS = {"T": 30.0, "max_new_tokens": STEPS, "stop_at_eos": False}
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=EVERY)
 def loaded(request):
     return request.param, load(request.param, "llama")
 
@@ -154,11 +154,11 @@ def test_a_part_that_another_thread_calls_in_the_middle_of_a_pass_is_not_steered
     assert ("Two threads run" if kind == "hooked" else "outside a forward pass") in str(raised[0])
 
 
-@pytest.mark.parametrize("kind", ["bridge", "nnsight"])
+@pytest.mark.parametrize("kind", ["bridge", "nnsight", "huggingface"])
 def test_a_streamer_thread_is_steered_in_turns(kind):
     model = load(kind, "llama")
     own = {"do_sample": False, "eos_token_id": 10**6, "pad_token_id": 0, "max_new_tokens": STEPS}
-    call = model._module.generate if kind == "nnsight" else model.hf_generate
+    call = model.hf_generate if kind == "bridge" else getattr(model, "_module", model).generate
     with ot.steering(model, METHOD, 30.0) as first:
         right = call(IDS, **own)
     words = model.tokenizer.decode(right[0, 4:], skip_special_tokens=True)

@@ -102,6 +102,24 @@ def test_only_backends_and_their_comparison_import_a_model_library(path):
         assert {module.split(".")[0] for module in imports(path)}.isdisjoint(MODEL_LIBRARIES)
 
 
+LIBRARIES = sorted(path.parent.name for path in PACKAGE.glob("backends/*/backend.py"))
+PUBLIC_FROM_A_LIBRARY = {"__init__.py", "backends/__init__.py"}
+"""`ot.intervene` is a verb of nnsight's own, and public."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_general_code_imports_no_librarys_folder(path):
+    """`backends.base` imports them by name, once a model is there."""
+    assert LIBRARIES == ["huggingface", "nnsight", "transformer_lens"]
+    if place(path) == "parity" or named(path) in PUBLIC_FROM_A_LIBRARY:
+        return
+    own = path.parent.name if path.parent.parent.name == "backends" else None
+    for module in imports(path):
+        assert not any(module.startswith(f"odesteer_tl.backends.{other}") for other in LIBRARIES if other != own), (
+            module
+        )
+
+
 def test_no_module_imports_a_recipe_of_the_assets():
     for path in MODULES:
         assert not any(module.startswith("odesteer_tl.assets.make_") for module in imports(path)), named(path)

@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_refused_by_name(model, change, says):
 
 def test_other_models_are_refused_and_told_what_is_supported():
     with pytest.raises(ValueError, match="HookedTransformer or a TransformerBridge"):
-        ot.collect(hugging_face("llama"), DESIRED, UNDESIRED, LAYER)
+        ot.collect(torch.nn.Linear(2, 2), DESIRED, UNDESIRED, LAYER)
 
 
 def test_a_model_without_tokenizer_reads_tokens_alone(model, monkeypatch):

@@ -70,10 +70,10 @@ def test_several_layers_are_read_in_one_pass(loaded, site):
     texts, other = ["the film is good", "a plot"], ["dull", "slow and bad"]
     each = {layer: ot.collect(model, texts, other, layer, site=site) for layer in (0, 1, 2)}
     ran = []
-    blocks = model.blocks if kind != "nnsight" else ot.backends.models.blocks_of(model)
+    blocks = ot.backends.models.modules_of(model)
     # nnsight leaves the last block in its middle, a bridge when it has entered the next one.
     handles = [
-        block._module.register_forward_pre_hook(lambda module, args, i=i: ran.append(i))
+        block.register_forward_pre_hook(lambda module, args, i=i: ran.append(i))
         if kind == "nnsight"
         else block.register_forward_hook(lambda module, args, out, i=i: ran.append(i))
         for i, block in enumerate(blocks)

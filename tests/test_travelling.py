@@ -214,9 +214,11 @@ TRAVELS = sorted(name for name in list_registry_pickle_by_value() if name.starts
 
 def test_all_that_travels_is_registered():
     inner = ["blocks", "intervening", "picking", "sites"]
-    outer = "apply_edits caches edits feedback following model_inputs neural numerics rules sinks slopes strengths"
-    outer = [*outer.split(), "travelling", "vector_flow"]
-    assert sorted([f"odesteer_tl.backends.nnsight.{n}" for n in inner] + [f"odesteer_tl.{n}" for n in outer]) == TRAVELS
+    shared = ["decoder_blocks", "token_values"]
+    outer = "apply_edits caches edits feedback following model_inputs neural numerics rules sinks slopes strengths travelling vector_flow"
+    outer = outer.split()
+    names = [f"backends.nnsight.{n}" for n in inner] + [f"backends.{n}" for n in shared] + outer
+    assert sorted(f"odesteer_tl.{n}" for n in names) == TRAVELS
 
 
 @pytest.mark.parametrize("name", TRAVELS)

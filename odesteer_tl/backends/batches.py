@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken
-from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import tokenizer_of
 from odesteer_tl.backends.texts import check_context, trimmed
-from odesteer_tl.backends.transformer_lens.running import activations_of as read_cache
 from odesteer_tl.edits import Site
 from odesteer_tl.progress import bar
 from odesteer_tl.shapes import PerRow, Position, Samples, TokenMask
@@ -61,6 +60,7 @@ def read_batches(
     Texts of like length share a batch, so that little is padded. Only tokens of `readable` (None: all) are read.
     """
     check_context(model, texts)
+    backend = backend_of(model)
     readable = texts.mask if readable is None else readable
     order = texts.mask.sum(1).argsort(descending=True, stable=True)
     samples, sources, met, places = [], [], [], []
@@ -70,7 +70,7 @@ def read_batches(
         batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
         read = readable[chosen][:, -batch.mask.shape[1] :]
         check_mask_taken(model, batch.mask)
-        values, rows, seen = _activations(model, batch, sites, position, read, keep_sinks, remote, blocks)
+        values, rows, seen = backend.activations(model, batch, sites, position, read, keep_sinks, remote, blocks)
         samples.append(values)
         sources.append(chosen[rows])
         met.append(seen)
@@ -100,21 +100,3 @@ def tell_of_sinks(
         return f" ({', '.join(said)}{': ' * bool(words)}{', '.join(words)})"
 
     warn_of_sinks(met, [site.hook_name for site in sites], position, shown, stacklevel=4)
-
-
-def _activations(
-    model: Any,
-    batch: Tokenised,
-    sites: list[Site],
-    position: Position,
-    read: TokenMask,
-    keep_sinks: bool,
-    remote: bool | str,
-    blocks: Any,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-    if kind_of(model) == "nnsight":
-        from odesteer_tl.backends.nnsight.running import activations_of
-
-        layers = [site.layer for site in sites]
-        return activations_of(model, batch, layers, sites[0].name, position, read, keep_sinks, remote, blocks)
-    return read_cache(model, batch, sites, position, read, keep_sinks)

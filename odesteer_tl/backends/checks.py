@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from odesteer_tl.activations import Origin
-from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.models import layers_of, processing_of, width_of
-from odesteer_tl.backends.nnsight.blocks import blocks_of
-from odesteer_tl.backends.nnsight.sites import check_biases, check_site
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.decoder_blocks import check_biases
+from odesteer_tl.backends.models import layers_of, modules_of, processing_of, width_of
 from odesteer_tl.backends.owners import check_free
 from odesteer_tl.backends.upstream import need_parameter
 from odesteer_tl.edits import Site
@@ -15,16 +14,11 @@ from odesteer_tl.shapes import TokenMask
 
 
 def check_place(model: Any, remote: bool | str, blocks: Any) -> None:
-    """Raises ValueError for `remote` or `blocks` with a TransformerLens model, which runs where it is and names its
-    own blocks; RuntimeError for a model that another thread or task is steering."""
+    """Raises ValueError for `remote` or `blocks` with a model that runs where it is, or names its own blocks;
+    RuntimeError for a model that another thread or task is steering."""
     if not remote:
         check_free(model)
-    if kind_of(model) == "nnsight":
-        return
-    if remote:
-        raise ValueError("remote=True needs an nnsight model; a TransformerLens model runs on this machine.")
-    if blocks is not None:
-        raise ValueError("blocks= is for nnsight models; TransformerLens knows the blocks of its own.")
+    backend_of(model).check_place(model, remote, blocks)
 
 
 def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
@@ -38,23 +32,19 @@ def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
 
 def check_there(model: Any, sites: Iterable[Site], blocks: Any = None) -> None:
     """Raises ValueError for a site that the model has not, or that cannot be read or written in its library."""
-    hooks = None if kind_of(model) == "nnsight" else model.hook_dict  # which a bridge gathers each time it is asked
+    sites = list(sites)
     for site in sites:
         check_layer(model, site.layer, blocks)
-        if hooks is None:
-            check_site(blocks_of(model, blocks)[site.layer], site.name)
-        elif site.hook_name not in hooks:
-            raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
+    backend_of(model).check_sites(model, sites, blocks)
 
 
 def check_fit(model: Any, origin: Origin, sites: Sequence[Site], blocks: Any = None) -> None:
     """Raises ValueError for a method fitted at another width or weight processing, or sites that the model has not."""
     width, here = width_of(model), processing_of(model)
     check_there(model, sites, blocks)
-    own = blocks_of(model, blocks) if kind_of(model) == "nnsight" else model.blocks
+    own = modules_of(model, blocks)
     for site in sites:
-        block = own[site.layer]
-        check_biases(getattr(block, "_module", block), site.name, origin.processing, here)
+        check_biases(own[site.layer], site.name, origin.processing, here)
         if width is not None and origin.d_model not in (None, width) and site.name != "z":
             raise ValueError(
                 f"The method was fitted at d_model {origin.d_model}, this model has {width}: "
@@ -72,5 +62,4 @@ def check_mask_taken(model: Any, mask: TokenMask) -> None:
     """Raises ValueError for a batch with pads where the model's forward takes no attention_mask by that name: it would
     swallow it and attend to the pads."""
     if not bool(mask.all()):
-        inner = {"nnsight": "_module", "TransformerBridge": "original_model"}.get(kind_of(model))
-        need_parameter(model if inner is None else getattr(model, inner), "attention_mask", "which tells pads")
+        need_parameter(backend_of(model).root(model), "attention_mask", "which tells pads")

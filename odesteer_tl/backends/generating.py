@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken, check_place
-from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.generation import Generation, finished
 from odesteer_tl.backends.models import device_of, eos_ids_of, load_weights
 from odesteer_tl.backends.owners import owned
@@ -63,7 +63,6 @@ def generate(
     RuntimeError where it fails, or sends back what was not asked for: other prompts, too many tokens, or such as the
     vocabulary has not, counts that cannot be. A server that steers otherwise, or another model, is not noticed.
     """
-    kind = kind_of(model)
     check_place(model, remote, blocks)
     if not remote:
         load_weights(model)
@@ -77,8 +76,7 @@ def generate(
         )
     if (top_p is not None and not 0 < top_p <= 1) or (top_k is not None and top_k < 1):
         raise ValueError(f"top_p lies in (0, 1] and top_k is at least 1, got {top_p} and {top_k}.")
-    if num_beams > 1 and kind == "HookedTransformer":
-        raise ValueError("HookedTransformer has no beam search: load the model as a bridge, ot.load_model(name).")
+    backend_of(model).check_generates(model, num_beams)
     if do_sample is None:
         do_sample = temperature not in (0.0, 1.0) or top_k is not None or top_p is not None
     eos = eos_ids_of(model) if stop_at_eos else []
@@ -145,23 +143,18 @@ def _continued(
     seed: int,
 ) -> tuple[TokenIds, Report | None]:
     """One batch, by the library's own generate; `seed` is for a server."""
-    beams = options.get("num_beams", 1)
+    backend, beams = backend_of(model), options.get("num_beams", 1)
     carrier = None if method is None else carrier_for(model, method, **strength, beams=beams)
-    if kind_of(model) == "nnsight":
-        from odesteer_tl.backends.nnsight.running import continued, continued_remotely
-
-        if remote:  # the carrier has checked that the method fits; the steering itself is done there
-            written = () if carrier is None else carrier.tokens_steered
-            tokens, report = continued_remotely(model, batch, options, method, strength, remote, seed, written)
-            if carrier is not None and report is not None:
-                report.tokens_steered = carrier.tokens_steered | report.tokens_steered
-            return tokens, report
-    else:
-        from odesteer_tl.backends.transformer_lens.running import continued
+    if remote:  # the carrier has checked that the method fits; the steering itself is done there
+        written = () if carrier is None else carrier.tokens_steered
+        tokens, report = backend.generate_remotely(model, batch, options, method, strength, remote, seed, written)
+        if carrier is not None and report is not None:
+            report.tokens_steered = carrier.tokens_steered | report.tokens_steered
+        return tokens, report
     if carrier is None:
-        return continued(model, batch, options), None
+        return backend.generate(model, batch, options), None
     with attached(model, carrier, strength["blocks"]) as report:
-        return continued(model, batch, options), report
+        return backend.generate(model, batch, options), report
 
 
 @contextmanager

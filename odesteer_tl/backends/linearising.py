@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from odesteer_tl.backends.choosing import kind_of
-from odesteer_tl.backends.models import device_of, load_weights
-from odesteer_tl.backends.nnsight.blocks import blocks_of, value_in
-from odesteer_tl.backends.nnsight.sites import entering, inputs_with
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.decoder_blocks import entering, inputs_with, value_in
+from odesteer_tl.backends.models import device_of, load_weights, modules_of
 from odesteer_tl.progress import bar
 from odesteer_tl.shapes import AnyTokens, TokenIds
 
@@ -65,8 +64,8 @@ def block_maps(model: Any, prompt: TokenIds, layers: list[int], blocks: Any = No
     if prompt.shape[0] != 1:
         raise ValueError(f"Blocks are linearised at one prompt at a time, [1, pos]; got {tuple(prompt.shape)}.")
     load_weights(model)
-    nnsight = kind_of(model) == "nnsight"
-    found = [(blocks_of(model, blocks)[layer]._module if nnsight else model.blocks[layer]) for layer in layers]
+    own = modules_of(model, blocks)
+    found = [own[layer] for layer in layers]
     seen: dict[int, Any] = {}
 
     def watching(number: int) -> Callable[..., None]:
@@ -79,13 +78,9 @@ def block_maps(model: Any, prompt: TokenIds, layers: list[int], blocks: Any = No
     try:
         with torch.inference_mode(False):  # derivatives are taken through what is kept
             tokens = prompt.clone().to(device_of(model))  # which may have been made in inference mode
-            mask = torch.ones_like(tokens)
             for number, block in enumerate(found):
                 handles.append(block.register_forward_pre_hook(watching(number), with_kwargs=True))
-            if nnsight:
-                model._module(input_ids=tokens, attention_mask=mask, use_cache=False)
-            else:
-                model(tokens, attention_mask=mask, return_type="logits")
+            backend_of(model).forward(model, tokens)
     finally:
         for handle in handles:
             handle.remove()

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
-from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.models import stack_of
 
 _PATIENCE = 1.0
@@ -80,8 +80,8 @@ class Owner:
 @contextmanager
 def owned(model: Any, blocks: Any = None, alone: bool = False) -> Iterator[Owner]:
     """The model belongs to this thread and task inside the block. Raises RuntimeError where another has it."""
-    root = _root(model)
-    parts = [model, root] if root is model else [model, root, stack_of(model, blocks)]
+    root = backend_of(model).root(model)
+    parts = [model, root, stack_of(model, blocks)]
     with _LOCK:
         check_free(model)
         there = _OPEN.setdefault(root, [])
@@ -97,15 +97,10 @@ def owned(model: Any, blocks: Any = None, alone: bool = False) -> Iterator[Owner
 def check_free(model: Any) -> None:
     """Raises RuntimeError where another thread or task has a steering block open on the model, or this one has and a
     thread that it started runs the model."""
-    for owner in list(_OPEN.get(_root(model), ())):
+    for owner in list(_OPEN.get(backend_of(model).root(model), ())):
         if not owner.is_here():
             raise _refused("asyncio task" if owner.thread is threading.current_thread() else "thread")
         owner.wait()
-
-
-def _root(model: Any) -> Any:
-    """The torch module that the libraries' models hold, which several of them may share."""
-    return model._module if kind_of(model) == "nnsight" else getattr(model, "original_model", model)
 
 
 def _task() -> Any:

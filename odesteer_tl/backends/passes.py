@@ -1,8 +1,8 @@
 """What a model is being asked: each forward pass, as soon as it begins, in the words of `positions`.
 
-A TransformerBridge or an nnsight model is watched at the module that runs its decoder blocks; that sees tokens, mask
-and cache however it was reached: through a language model's head, an adapter, a vision model or an encoder-decoder.
-HookedTransformer.generate calls no module but the embedding and the blocks, so it is watched there.
+A model is watched at the module that runs its decoder blocks; that sees tokens, mask and cache however it was reached:
+through a language model's head, an adapter, a vision model or an encoder-decoder. A HookedTransformer, whose generate
+calls no such module, is watched in a way of its own (`transformer_lens/hooked_passes.py`).
 """
 
 import inspect
@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.carrying import Carrier
-from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.forwards import Around, around_forward
 from odesteer_tl.backends.models import modules_of, stack_of
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.torch_hooks import removal
-from odesteer_tl.backends.upstream import made_by, need_parameter
+from odesteer_tl.backends.upstream import made_by
 from odesteer_tl.caches import offset_in
 from odesteer_tl.following import Pass
 from odesteer_tl.model_inputs import compare, declared, named, unread
-from odesteer_tl.shapes import TokenKeys
 
 _LOCK, _STANCES = RLock(), []  # the stance that is to be left, and a None for each block that is open
 
@@ -38,20 +37,22 @@ def watching(model: Any, carrier: Carrier, owner: Owner, blocks: Any = None) -> 
 
     Compiled parts of the model run uncompiled inside: a graph made before the hooks were there would not call them.
     """
-    elsewhere: list[Exception] = []
-    layers = sorted({site.layer for site in carrier.sites})
+    own = modules_of(model, blocks)
     with ExitStack() as stack:
-        if kind_of(model) == "HookedTransformer":
-            for remove in _watch_hooked(model, layers, carrier, owner):
-                stack.callback(remove)
-        else:
-            watched = stack_of(model, blocks)
-            stack.enter_context(around_forward(watched, _around(watched, carrier, owner, elsewhere)))
-        own = modules_of(model, blocks)
-        for layer in layers:
+        stack.enter_context(backend_of(model).watched(model, carrier, owner, blocks))
+        for layer in sorted({site.layer for site in carrier.sites}):
             for remove in _watch_recomputed(own[layer], layer, carrier):
                 stack.callback(remove)
         stack.enter_context(_uncompiled())
+        yield
+
+
+@contextmanager
+def stack_watched(model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> Iterator[None]:
+    """`Backend.watched` for models whose decoder blocks are run by one module, `models.stack_of`."""
+    elsewhere: list[Exception] = []
+    watched = stack_of(model, blocks)
+    with around_forward(watched, _around(watched, carrier, owner, elsewhere)):
         yield
         if elsewhere:
             raise elsewhere[0]
@@ -162,53 +163,3 @@ def _around(watched: Any, carrier: Carrier, owner: Owner, elsewhere: list[Except
             carrier.end(outer)
 
     return around
-
-
-def _watch_hooked(model: Any, layers: list[int], carrier: Carrier, owner: Owner) -> list[Callable[[], None]]:
-    embedded: TokenKeys | None = None
-    earlier: TokenKeys | None = None
-    last, shape = -1, (0, 0)
-    for name in ("past_kv_cache_entry", "attention_mask"):
-        need_parameter(model.blocks[0], name, "which tells cached tokens and pads")
-
-    def embeds(module: Any, args: tuple[Any, ...]) -> None:
-        nonlocal embedded
-        owner.admit()
-        embedded = args[0]
-
-    def tokens_of(residual: Tensor, whole: bool, layer: int) -> TokenKeys | None:
-        """The ids of a pass. With the cache off, `generate` embeds only the newest: they follow the earlier ones. Where
-        the model was called with embeddings, what enters its first block tells tokens apart as well."""
-        batch, width = residual.shape[:2]
-        if embedded is not None and embedded.shape == (batch, width):
-            return embedded
-        if embedded is not None and whole and earlier is not None and earlier.shape == (batch, width - 1):
-            return torch.cat([earlier, embedded], dim=1) if embedded.shape == (batch, 1) else None
-        return residual if layer == 0 else None
-
-    def runs(layer: int) -> Callable[..., None]:
-        def block(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal embedded, earlier, last, shape
-            owner.admit()
-            residual = args[0]
-            if layer > last and residual.shape[:2] == shape:  # a block further on in the pass that began before
-                last = layer
-                return
-            last, shape = layer, residual.shape[:2]
-            entry, mask = kwargs.get("past_kv_cache_entry"), kwargs.get("attention_mask")
-            offset = 0 if entry is None else entry.past_keys.shape[1]
-            tokens = tokens_of(residual, offset == 0, layer)
-            embedded, earlier = None, tokens
-            carrier.begin(Pass(shape[0], shape[1], offset, tokens, mask, entry is not None))
-
-        return block
-
-    def returned(layer: int) -> Callable[..., None]:
-        return lambda module, args, output: carrier.check_complete(layer, made_by(model))
-
-    hooks = [(model.embed, model.embed.register_forward_pre_hook(embeds))]
-    for layer in sorted({0, *layers}):
-        block = model.blocks[layer]
-        hooks.append((block, block.register_forward_pre_hook(runs(layer), with_kwargs=True)))
-        hooks.append((block, block.register_forward_hook(returned(layer))))
-    return [removal(*each) for each in hooks]

@@ -56,7 +56,7 @@ def collect(
     answer), skip="special" all special ones.
 
     `prepend_bos`: whether a text begins with the BOS token; None does what the library does: TransformerLens as its
-    `cfg.default_prepend_bos` says (usually yes), nnsight as the tokenizer does. Say it where a method fitted on one
+    `cfg.default_prepend_bos` says (usually yes), others as the tokenizer does. Say it where a method fitted on one
     library is to steer the other. `chat_template`: True, a Jinja template, or a function of the text; `system`: a
     system prompt for it to write; each may be a pair, (for desired, for undesired).
 
@@ -66,8 +66,9 @@ def collect(
     pair then has two queries); template and system prompt are for the query. `groups`: an id per text and side; texts
     of one id stay on one side of a split. With position "all" each text, or each pair, is a group of its own unless
     given. Layers after `layer` are not run; hooks and edits that the user has on the model act and stay. `progress`
-    None shows a bar when the work lasts. `remote` and `blocks` are for nnsight models: True, or the address of a
-    server, as nnsight takes it; and where an unknown architecture has its decoder blocks, as in blocks="transformer.h".
+    None shows a bar when the work lasts. `remote` is for nnsight models: True, or the address of a server, as nnsight
+    takes it. `blocks`: where an unknown architecture has its decoder blocks, as in blocks="transformer.h", on nnsight
+    and Hugging Face models.
 
     Raises ValueError for no text, a text without tokens, too long, or too short for the position, undeclared pads, or a
     layer or site that does not exist. ConnectionError where a server is not reached or lost, RuntimeError where it

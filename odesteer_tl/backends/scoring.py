@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.backends.choosing import kind_of
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.generating import Generation
 from odesteer_tl.shapes import TokenMask
 from odesteer_tl.tokens import Tokenised
@@ -19,14 +19,11 @@ def token_losses(model: Any, out: Generation, batch_size: int = 32) -> tuple[Flo
     Outside a `steering` block that is the unsteered model; perplexity is exp(losses.sum() / mask.sum()). Prompt tokens,
     pads and what follows an EOS do not count and have loss 0.
     """
-    if kind_of(model) == "nnsight":
-        from odesteer_tl.backends.nnsight.running import logits_of
-    else:
-        from odesteer_tl.backends.transformer_lens.running import logits_of
+    backend = backend_of(model)
     counted = out.mask & (out.mask.long().cumsum(1) > out.prompt_lengths.unsqueeze(1))
     losses = torch.zeros(counted.shape)
     for rows in torch.arange(len(counted)).split(batch_size):
-        logits, tokens = logits_of(model, Tokenised(out.tokens[rows], out.mask[rows])), out.tokens[rows]
+        logits, tokens = backend.logits(model, Tokenised(out.tokens[rows], out.mask[rows])), out.tokens[rows]
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
         losses[rows, 1:] = loss * counted[rows, 1:]
     return losses, counted

@@ -10,12 +10,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from odesteer_tl.apply_edits import owned_edits
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.carrying import Carrier, SiteValue
 from odesteer_tl.backends.checks import check_fit, check_place
-from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import dtype_of, pad_id_of
 from odesteer_tl.backends.report import Report
-from odesteer_tl.backends.transformer_lens.hooking import hooked
 from odesteer_tl.edits import Edit, State
 from odesteer_tl.positions import Positions, PromptLengths, Tracker
 from odesteer_tl.shapes import Time
@@ -43,14 +42,16 @@ def steering(
 
     Holds for generate, forward, run_with_cache (whose cache shows steered values), run_with_hooks, and a bridge's
     hf_generate; on an nnsight model for every trace and generate that starts at the model itself and runs here, whose
-    reads show steered values. `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch
-    row, that is per beam under a beam search; `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see
-    `odesteer_tl.positions`): the same ones with the KV cache on or off, alone or in a padded batch. `prompt_lengths`,
-    real tokens per row, tells prompt from continuation where one pass holds both, or a part of the prompt. `layer`
-    overrides the fitted layer, not the site within it. `blocks` says where an nnsight model of unknown architecture
-    holds its decoder blocks, as in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits
-    stay. At one layer of an nnsight model, edits made before act first, then steering, then edits made inside, and last
-    what a trace does; of several nnsight models around one module, the one that is traced acts first.
+    reads show steered values; on a Hugging Face model for whatever calls its decoder. `method` may be a list of
+    (method, T). `T` is a number or a tensor of one value per batch row, that is per beam under a beam search;
+    `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see `odesteer_tl.positions`): the same ones
+    with the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
+    continuation where one pass holds both, or a part of the prompt. `layer` overrides the fitted layer, not the site
+    within it. `blocks` says where a model of unknown architecture (nnsight, Hugging Face) holds its decoder blocks, as
+    in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits stay. At one layer of an nnsight
+    model, edits made before act first, then steering, then edits made inside, and last what a trace does; of several
+    nnsight models around one module, the one that is traced acts first. On a Hugging Face model steering acts before
+    the user's torch hooks, which see what it made.
 
     A block belongs to the thread and the asyncio task that open it. A thread that is started while the block is open,
     as for a streamer, may run the model while no other thread is in a generate or forward of it; join it before the
@@ -94,7 +95,12 @@ def steering_hook(
     if not isinstance(positions, (slice, Tensor)) and positions not in ("last", "all"):
         raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
 
-    def hook(value: SiteValue, hook: Any = None) -> SiteValue:
+    def hook(value: SiteValue | torch.nn.Module, hook: Any = None, *more: Any) -> SiteValue:
+        if isinstance(value, torch.nn.Module):
+            raise ValueError(
+                "This is a hook of TransformerLens, (value, hook) -> value, and not of torch: use ot.steering(model, "
+                "method, T), or call it on the activations, output[0] where a block returns a tuple."
+            )
         chosen = torch.zeros(value.shape[:2], dtype=torch.bool)
         if isinstance(positions, Tensor):
             if positions.shape not in (chosen.shape, chosen.shape[1:]):
@@ -114,11 +120,7 @@ def steering_hook(
 
 def attached(model: Any, carrier: Carrier, blocks: Any = None) -> AbstractContextManager[Report]:
     """The carrier's edits act on the model inside the block, in the way of its library; nothing is left after it."""
-    if kind_of(model) == "nnsight":
-        from odesteer_tl.backends.nnsight.editing import edited
-
-        return edited(model, carrier, blocks)
-    return hooked(model, carrier)
+    return backend_of(model).attached(model, carrier, blocks)
 
 
 def carrier_for(

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from odesteer_tl.activations import Tokenised
+from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.chats import Chat, ChatTemplate, all_of, chats_of, check_style, kinds, rendered
-from odesteer_tl.backends.models import context_of, pad_id_of, prepends_bos, tokenizer_of
+from odesteer_tl.backends.models import context_of, pad_id_of, prepends_bos
 from odesteer_tl.positions import uneven_pads
 from odesteer_tl.shapes import AnyTokens, PerRow, TokenIds
 
@@ -28,7 +30,7 @@ def tokenise(
     own unless given): up to where the answer begins, or, where its last message is the assistant's, up to the end of
     what that says. `system` stands before the text as a system message, and needs a template.
 
-    `prepend_bos` None follows TransformerLens' `cfg.default_prepend_bos` or the tokenizer of an nnsight model, or, with
+    `prepend_bos` None follows TransformerLens' `cfg.default_prepend_bos` or the tokenizer of another model, or, with
     a chat template, the template. A text that already begins with the BOS gets no second one. Token tensors and
     `Tokenised` are taken as they are (a tensor without mask holds no pads), the latter moved to the left. Raises
     ValueError for no text, a text without tokens, a missing tokenizer, template or BOS, tokens and mask that do not
@@ -53,9 +55,7 @@ def tokenise(
             'chat is a list of messages, [{"role": "user", "content": "…"}]; a tokenizer\'s output goes in as '
             "ot.Tokenised(out.input_ids, out.attention_mask.bool())."
         )
-    tokenizer = tokenizer_of(model)
-    if tokenizer is None:
-        raise ValueError("This model has no tokenizer: pass token tensors, or Tokenised(tokens, mask).")
+    tokenizer = backend_of(model).need_tokenizer(model)
     listed: list[Any] = chats or ([texts] if isinstance(texts, str) else list(texts))
     if not listed:
         raise ValueError("No text was given.")
@@ -123,6 +123,13 @@ def trimmed(batch: Tokenised) -> Tokenised:
     """Without the columns that no row needs."""
     first = int(batch.mask.any(0).int().argmax())
     return Tokenised(batch.tokens[:, first:], batch.mask[:, first:])
+
+
+def right_padded(batch: Tokenised, filler: int) -> Tokenised:
+    """The same texts with their pads on the right, where a causal model needs no positions to be told."""
+    rows = [row[real] for row, real in zip(*batch, strict=True)]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=filler)
+    return Tokenised(tokens, torch.arange(tokens.shape[1]) < batch.mask.sum(1, keepdim=True))
 
 
 def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:

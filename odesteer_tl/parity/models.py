@@ -89,6 +89,13 @@ def as_nnsight(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> A
     return TransformersModel(copy.deepcopy(hf).to(dtype), tokenizer=tokenizer, task="text-generation")
 
 
+def as_hugging_face(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """The plain model, with its tokenizer beside it."""
+    model = copy.deepcopy(hf).to(dtype)
+    model.tokenizer = tokenizer
+    return model
+
+
 @cache
 def saved(family: Family) -> str:
     """A folder with the model and its tokenizer, to be loaded here and on a server that reads the same disk."""

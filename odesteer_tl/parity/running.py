@@ -14,6 +14,7 @@ from odesteer_tl.parity.models import (
     Family,
     as_bridge,
     as_hooked,
+    as_hugging_face,
     as_nnsight,
     hugging_face,
     saved,
@@ -43,8 +44,9 @@ def ways(family: Family, remote: str | None = None) -> dict[str, Run]:
         found[f"HookedTransformer {lens}"] = in_transformer_lens(as_hooked(hf, tokenizer()), {"prepend_bos": False})
     found[f"TransformerBridge {lens}"] = in_transformer_lens(as_bridge(hf, tokenizer()), {"attention_mask": True})
     model = as_nnsight(hf, tokenizer())
-    found["nnsight steering"] = in_nnsight(model)
+    found["nnsight steering"] = in_transformers(model)
     found["nnsight intervene"] = in_graph(model, False)
+    found["Hugging Face"] = in_transformers(as_hugging_face(hf, tokenizer()))
     return found
 
 
@@ -64,8 +66,8 @@ def in_transformer_lens(model: Any, own: dict[str, Any]) -> Run:
     return run
 
 
-def in_nnsight(model: Any) -> Run:
-    """`ot.steering` around nnsight's generate."""
+def in_transformers(model: Any) -> Run:
+    """`ot.steering` around the generate of transformers, the model's own or nnsight's."""
 
     def run(rows: list[list[int]], method: Any, T: float, cache: bool) -> Generated:
         tokens, mask = padded(rows)

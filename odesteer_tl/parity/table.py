@@ -22,7 +22,7 @@ TOLERANCE, EFFECT = 1e-4, 0.1
 
 WAYS = (
     "HookedTransformer 3.9", "TransformerBridge 3.9", "TransformerBridge 4.x",
-    "nnsight steering", "nnsight intervene", "nnsight remote",
+    "nnsight steering", "nnsight intervene", "nnsight remote", "Hugging Face",
 )  # fmt: skip
 
 

@@ -15,13 +15,12 @@ from nnsight.intervention.interleaver import Event, Mediator, Pending
 
 from odesteer_tl.backends.carrying import Carrier
 from odesteer_tl.backends.models import load_weights
-from odesteer_tl.backends.nnsight.blocks import blocks_of, output_with, value_in
-from odesteer_tl.backends.nnsight.sites import entering, inputs_with, projection_of
+from odesteer_tl.backends.nnsight.blocks import blocks_of
+from odesteer_tl.backends.nnsight.sites import projection_of
 from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.passes import watching
 from odesteer_tl.backends.report import Report
-from odesteer_tl.backends.torch_hooks import removal
-from odesteer_tl.edits import Site
+from odesteer_tl.backends.torch_hooks import edit_hook, replacing
 
 
 class Standing(Mediator):
@@ -100,50 +99,19 @@ def edited(model: Any, carrier: Carrier, blocks: Any = None) -> Iterator[Report]
         for site in carrier.sites:
             module = projection_of(found[site.layer]) if site.name == "z" else found[site.layer]
             side = "output" if site.name == "resid_post" else "input"
-            ours.append(Standing(f"{module.path}.{side}", _replacing(carrier, site)))
-            stack.callback(_hooked(module._module, ours[-1], side, model))
+            ours.append(Standing(f"{module.path}.{side}", replacing(carrier.hook(site), side)))
+            stack.callback(edit_hook(module._module, side, _elsewhere(ours[-1], model)))
         stack.callback(remove)
         model._edits = [*model._edits, *ours]
         yield report
         owner.wait()
 
 
-def _hooked(hooked: Any, edit: Standing, side: str, model: Any) -> Callable[[], None]:
-    """A torch hook that does what `edit` does in the runs that nnsight does not serve, before the user's own hooks, as
-    nnsight would, and after those of steering blocks around this one. Returns what takes it off."""
+def _elsewhere(edit: Standing, model: Any) -> Callable[[Any], Any]:
+    """What `edit` does in the runs that nnsight does not serve."""
 
-    def acts(module: Any) -> bool:
+    def apply(value: Any) -> Any:
         there = any(other is edit for other in model._edits)  # unless clear_edits has taken it away
-        return module is hooked and not edit.over and there and not edit.served
+        return edit.apply(value) if not edit.over and there and not edit.served else None
 
-    def before(module: Any, args: Any, kwargs: Any) -> Any:
-        return edit.apply((args, kwargs)) if acts(module) else None
-
-    def after(module: Any, args: Any, output: Any) -> Any:
-        return edit.apply(output) if acts(module) else None
-
-    if side == "input":
-        hooks, own = hooked._forward_pre_hooks, before
-        handle = hooked.register_forward_pre_hook(own, with_kwargs=True, prepend=True)
-    else:
-        hooks, own = hooked._forward_hooks, after
-        handle = hooked.register_forward_hook(own, prepend=True)
-    own.__dict__["steers"] = True
-    for number in reversed([n for n, other in hooks.items() if other is not own and hasattr(other, "steers")]):
-        hooks.move_to_end(number, last=False)
-    return removal(hooked, handle)
-
-
-def _replacing(carrier: Carrier, site: Site) -> Callable[[Any], Any]:
-    """The carrier's hook for what nnsight hands over: (args, kwargs) of a block or projection, or a block's output."""
-    carry_out = carrier.hook(site)
-
-    def at_input(value: Any) -> Any:
-        new = carry_out(entering(value))
-        return value if new is None else inputs_with(value, new)
-
-    def at_output(value: Any) -> Any:
-        new = carry_out(value_in(value))
-        return value if new is None else output_with(value, new)
-
-    return at_output if site.name == "resid_post" else at_input
+    return apply

@@ -8,7 +8,6 @@ import torch
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from odesteer_tl.backends.models import pad_id_of, vocabulary_of
 from odesteer_tl.backends.nnsight.asking import asked
@@ -23,11 +22,10 @@ from odesteer_tl.backends.nnsight.replies import (
     width_at,
 )
 from odesteer_tl.backends.report import Report
-from odesteer_tl.backends.upstream import need
+from odesteer_tl.backends.texts import right_padded
+from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
 from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.tokens import Met, Tokenised, named, without_sinks
-
-_NEVER = 2**31 - 1
 
 _SPACE, _WIDE = 2**22, 2**17
 """Bytes for all but the numbers in a reply; and a width that no model has."""
@@ -97,29 +95,16 @@ def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"
 
 
 def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], TokenMask]:
-    """The same texts with their pads on the right, where a causal model needs no positions to be told."""
-    rows = [row[real] for row, real in zip(*batch, strict=True)]
-    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id_of(model) or 0)
-    mask = torch.arange(tokens.shape[1]) < batch.mask.sum(1, keepdim=True)
+    """The inputs of a trace, and the mask, with the pads on the right."""
+    tokens, mask = right_padded(batch, pad_id_of(model) or 0)
     return {"input_ids": tokens, "attention_mask": mask.long()}, mask
 
 
 def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """Hugging Face's generate, as nnsight runs it here: whatever edits stand on the model act in every pass.
-
-    A checkpoint's own settings (banned words, lengths, penalties) are put aside for as long as it lasts.
-    """
-    inner = model._module
-    if hasattr(inner, "generate"):
-        need(inner, "generation_config", "whose own settings would act in place of those asked for")
-    own = getattr(inner, "generation_config", None)
-    try:
-        if own is not None:
-            inner.generation_config = type(own)(bos_token_id=own.bos_token_id)
-        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **_own(model, options)).cpu()
-    finally:
-        if own is not None:
-            inner.generation_config = own
+    """Hugging Face's generate, as nnsight runs it here: whatever edits stand on the model act in every pass."""
+    with settings_put_aside(model._module):
+        own = generation_options(options, pad_id_of(model))
+        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **own).cpu()
 
 
 def continued_remotely(
@@ -134,9 +119,9 @@ def continued_remotely(
 ) -> tuple[TokenIds, Report | None]:
     """The same on a server, steered there by `intervene(model, method, **strength)`, and what was steered.
 
-    Random numbers start from `seed` on the server. Settings that a checkpoint has beyond those named in `_own` act
-    there. Raises as `Asking` does, and RuntimeError for a reply that is not what was asked. Steered layers are among
-    `written`.
+    Random numbers start from `seed` on the server. Settings that a checkpoint has beyond those of `generation_options`
+    act there. Raises as `Asking` does, and RuntimeError for a reply that is not what was asked. Steered layers are
+    among `written`.
     """
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
     beams = options.get("num_beams", 1)
@@ -147,7 +132,7 @@ def continued_remotely(
     tokens, steered, steer, new = None, None, method is not None, options["max_new_tokens"]
     rows = len(batch.tokens) * beams
     server = asked(model, remote, _SPACE + 16 * len(batch.tokens) * (batch.tokens.shape[1] + new))
-    with model.generate(remote=remote, backend=server, **_own(model, options)) as tracer:
+    with model.generate(remote=remote, backend=server, **generation_options(options, pad_id_of(model))) as tracer:
         with tracer.invoke(inputs):
             torch.manual_seed(seed)
             steered = nnsight.save({})
@@ -174,31 +159,3 @@ def _per_row(value: Any, beams: int) -> Any:
     if not isinstance(value, Tensor):
         return value
     return repeat(value.cpu(), "prompt ... -> (prompt beam) ...", beam=beams) if value.ndim else value.cpu()
-
-
-def _own(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of ot.generate in Hugging Face's words. What checkpoints usually come with a setting of is said, so
-    that a text does not depend on where the weights are from."""
-    sampling = options["do_sample"]
-    eos = options.get("eos_token_id")
-    return {
-        "max_new_tokens": options["max_new_tokens"],
-        "do_sample": sampling,
-        "temperature": options["temperature"] if sampling else 1.0,
-        "top_k": (options["top_k"] or 0) if sampling else 50,
-        "top_p": (options["top_p"] or 1.0) if sampling else 1.0,
-        "min_p": 0.0 if sampling else None,
-        "typical_p": 1.0,
-        "repetition_penalty": 1.0,
-        "encoder_repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "guidance_scale": 1.0,
-        "suppress_tokens": [],
-        "num_beams": options.get("num_beams", 1),
-        "num_return_sequences": 1,
-        "return_dict_in_generate": False,
-        "use_cache": options["use_past_kv_cache"],
-        # A token that no vocabulary holds: the tokens that end a text are then tokens like others.
-        "eos_token_id": _NEVER if eos is None else eos,
-        "pad_token_id": pad_id_of(model) if pad_id_of(model) is not None else 0,
-    }

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.backends.choosing import kind_of
 from odesteer_tl.backends.models import device_of, pad_id_of
 from odesteer_tl.backends.transformer_lens.cache_names import renamed
 from odesteer_tl.edits import Site
@@ -24,18 +23,18 @@ def activations_of(
     has here, is read as one activation."""
     tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
     names, last = [site.hook_name for site in sites], max(site.layer for site in sites)
-    with renamed(model), _no_logits(model, last):
+    with renamed(model):
         _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, stop_at_layer=last + 1)
     values = [cache[name].flatten(2).float().cpu() for name in names]
     return read_sites(values, batch.mask, read, position, keep_sinks)
 
 
 @contextmanager
-def _no_logits(model: Any, last: int) -> Iterator[None]:
+def no_logits(bridge: Any, last: int) -> Iterator[None]:
     """Where the `last` layer that is read is the model's, a bridge does not stop after it, as HookedTransformer does,
-    but goes on to the logits, which nobody asked for: here it stops before its last norm."""
-    norm = getattr(model, "ln_final", None) if last + 1 == model.cfg.n_layers else None
-    if norm is None or kind_of(model) != "TransformerBridge":
+    but goes on to the logits, which nobody asked for: inside the block it stops before its last norm."""
+    norm = getattr(bridge, "ln_final", None) if last + 1 == bridge.cfg.n_layers else None
+    if norm is None:
         yield
         return
 
@@ -58,13 +57,17 @@ def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"
         return model(tokens, attention_mask=mask, return_type="logits").float().cpu()
 
 
-def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """The library's own generate, told which tokens are pads in the way that this library understands."""
+def hooked_continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    """HookedTransformer's own generate, told which tokens are pads in the way that it understands."""
+    flag = _bos_flag(model, batch)
+    tokens = batch.tokens.to(device_of(model))
+    return model.generate(tokens, padding_side="left", prepend_bos=flag, verbose=False, **options).cpu()
+
+
+def bridge_continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    """A bridge's own generate; under a beam search Hugging Face's."""
     device = device_of(model)
     tokens, mask = batch.tokens.to(device), batch.mask
-    if kind_of(model) == "HookedTransformer":
-        flag = _bos_flag(model, batch)
-        return model.generate(tokens, padding_side="left", prepend_bos=flag, verbose=False, **options).cpu()
     # Nothing said is what the library does by itself where there is nothing to say.
     padded = {} if bool(mask.all()) else {"attention_mask": mask.long().to(device)}
     with renamed(model):

@@ -1,0 +1,153 @@
+"""The decoder blocks of a Hugging Face model, as torch modules: where they are, the residual stream in what they take
+and return, and the projection that z enters. For nnsight, which holds such a model, and for the model alone.
+
+This file travels: nothing here needs more than torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
+
+PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo", "attn_out")
+"""What architectures call the linear map from the heads of attention, side by side, to the residual stream."""
+
+
+def path_of_blocks(module: Any, config: Any) -> str:
+    """The dotted path of the list of decoder blocks: the one as long as the configuration says whose items attend.
+
+    Raises ValueError where no list, or more than one, fits.
+    """
+    depth = _depth(config)
+    found = [
+        path
+        for path, modules in _lists(module)
+        if len(modules) == depth
+        and any(_attends(each) for each in modules)
+        and not any(word in path for word in OTHER_TOWERS)
+    ]
+    if len(found) != 1:
+        many = f"{len(found)} lists of decoder blocks ({', '.join(found)})" if found else "no list of decoder blocks"
+        said = "whose configuration does not say how many it has" if depth is None else f"where {depth} are expected"
+        raise unknown_blocks(module, f"found {many} in a {type(module).__name__}, {said}")
+    return found[0]
+
+
+def is_list(module: Any) -> bool:
+    """Whether a module is a list of blocks."""
+    return isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential))
+
+
+def unknown_blocks(module: Any, what: str) -> ValueError:
+    """The error for decoder blocks that are not found, with the lists that the model has."""
+    lists = ", ".join(f"{path} ({len(modules)})" for path, modules in _lists(module)) or "none"
+    return ValueError(
+        f'No decoder blocks: {what}. Pass their list: blocks="transformer.h" or blocks=model.transformer.h. The module '
+        f"lists of this model, with their lengths: {lists}."
+    )
+
+
+def value_in(output: Any) -> Tensor:
+    """The residual stream [batch, pos, d_model] in what a block returned: the tensor, or a tuple's first.
+
+    Raises ValueError for anything else.
+    """
+    value = output[0] if isinstance(output, (tuple, list)) and len(output) > 0 else output
+    if not isinstance(value, Tensor) or value.ndim != 3:
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            "A decoder block returns [batch, pos, d_model], alone or first in a tuple; this one returned "
+            f"{what}. Pass blocks= with the list of decoder blocks, if that is another."
+        )
+    return value
+
+
+def output_with(output: Any, value: Tensor) -> Any:
+    """What the block returned, with `value` in place of `value_in(output)`."""
+    return type(output)([value, *output[1:]]) if isinstance(output, (tuple, list)) else value
+
+
+def entering(inputs: Any) -> Tensor:
+    """The activations [batch, pos, width] in a module's (args, kwargs). Raises ValueError for other shapes."""
+    args, kwargs = inputs
+    value = args[0] if args else kwargs[_key(kwargs)]
+    if not isinstance(value, Tensor) or value.ndim != 3:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"Activations are [batch, pos, width], here {shape} enters: this site cannot be read.")
+    return value
+
+
+def inputs_with(inputs: Any, value: Tensor) -> Any:
+    """A module's (args, kwargs), with `value` in place of `entering(inputs)`."""
+    args, kwargs = inputs
+    return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, _key(kwargs): value})
+
+
+def is_attention(name: str) -> bool:
+    """Whether a part of a block is named as attention is, in one architecture or another."""
+    return "attn" in name or "attention" in name
+
+
+def path_of_projection(block: Any) -> str:
+    """The path, within a block, of the attention's output projection; z is what enters it.
+
+    Raises ValueError, naming the attention's linear parts, where none or several have a name that is known for it.
+    """
+    parts = [
+        path
+        for name, child in block.named_children()
+        if is_attention(name)
+        for path, module in child.named_modules(prefix=name)
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+    ]
+    found = [path for path in parts if path.rpartition(".")[2] in PROJECTIONS]
+    if len(found) != 1:
+        raise ValueError(
+            f"z is what enters the output projection of attention, which is called {', '.join(PROJECTIONS)}; found "
+            f"{', '.join(found) or 'none'} in a {type(block).__name__}, whose attention has the linear parts "
+            f"{', '.join(parts) or 'none'}."
+        )
+    return found[0]
+
+
+def check_biases(block: Any, name: str, fitted: str, here: str) -> None:
+    """Raise ValueError for z of a block whose attention has biases, where a method was fitted on folded weights and
+    these are raw, or the other way round: folding (fold_value_biases) takes a constant out of z."""
+    if name != "z" or fitted == "unknown" or (fitted == "raw") == (here == "raw"):
+        return
+    found = [
+        parameter
+        for part, child in block.named_children()
+        if is_attention(part)
+        for path, parameter in child.named_parameters()
+        if path.rpartition(".")[2] in ("bias", "b_V", "b_O")
+    ]
+    if any(parameter.is_meta or bool(parameter.any()) for parameter in found):
+        raise ValueError(
+            f"The method was fitted at z on {fitted} weights and this model has {here} ones: folding the biases of the "
+            "values moves z by a constant. Collect on this model, or load it with the same processing."
+        )
+
+
+def _lists(module: Any) -> list[tuple[str, Any]]:
+    return [(path, each) for path, each in module.named_modules() if isinstance(each, torch.nn.ModuleList)]
+
+
+def _depth(config: Any) -> int | None:
+    """How many blocks the language model has; None where that is not said, or said of an encoder and a decoder."""
+    if getattr(config, "is_encoder_decoder", False):
+        return None
+    return getattr(getattr(config, "text_config", None) or config, "num_hidden_layers", None)
+
+
+def _attends(block: Any) -> bool:
+    """Whether it has attention as a direct part, under whichever name; experts, adapters and norms have not."""
+    return any(is_attention(name) for name, _ in block.named_children())
+
+
+def _key(kwargs: Any) -> str:
+    return "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))

@@ -1,0 +1,146 @@
+"""What plain Hugging Face models do for this package: transformers' own, also in a PEFT adapter."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from odesteer_tl.activations import Processing
+from odesteer_tl.backends.base import Library, Size
+from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.huggingface.parts import blocks_in, module_at, needed_tokenizer, root_of, tokenizer_of
+from odesteer_tl.backends.huggingface.running import activations_of, continued, edited, logits_of, warn_of_dropout
+from odesteer_tl.backends.owners import Owner
+from odesteer_tl.backends.passes import stack_watched
+from odesteer_tl.backends.report import Report
+from odesteer_tl.backends.transformers_settings import (
+    begins_with_bos,
+    eos_said,
+    size_said,
+    text_config,
+    without_progress_bars,
+)
+from odesteer_tl.edits import Site
+from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl.tokens import Met, Tokenised
+
+
+def load(name: str, device: str, dtype: torch.dtype) -> Any:
+    """The model of a Hugging Face name or a folder, its tokenizer as `model.tokenizer`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with without_progress_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    model.tokenizer = AutoTokenizer.from_pretrained(name)
+    return model.to(device).eval()
+
+
+class _HuggingFace:
+    """`transformers.PreTrainedModel`."""
+
+    library: Library = "huggingface"
+
+    def root(self, model: Any) -> Any:
+        return root_of(model)
+
+    def decoder_blocks(self, model: Any, blocks: Any) -> Any:
+        return blocks_in(model, blocks)
+
+    def tokenizer(self, model: Any) -> Any:
+        return tokenizer_of(model)
+
+    def need_tokenizer(self, model: Any) -> Any:
+        return needed_tokenizer(model)
+
+    def eos_token_ids(self, model: Any) -> Any:
+        return eos_said(root_of(model))
+
+    def prepends_bos(self, model: Any, tokenizer: Any) -> bool:
+        return begins_with_bos(tokenizer)
+
+    def model_name(self, model: Any) -> str:
+        return str(getattr(text_config(root_of(model)), "name_or_path", None) or root_of(model).config.name_or_path)
+
+    def size(self, model: Any, name: Size) -> int | None:
+        return size_said(root_of(model), name)
+
+    def processing(self, model: Any) -> Processing:
+        return "raw"
+
+    def check_place(self, model: Any, remote: bool | str, blocks: Any) -> None:
+        if remote:
+            raise ValueError(
+                "remote=True needs an nnsight model, nnsight.TransformersModel(name); a Hugging Face model runs on "
+                "this machine."
+            )
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError(
+                "This adapter puts tokens of its own before each text, so that which token is which is not known: "
+                "steer the model without it (model.get_base_model()), or an adapter of another kind, such as LoRA."
+            )
+
+    def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
+        found = blocks_in(model, blocks)
+        for site in sites:
+            module_at(found, site)
+
+    def check_generates(self, model: Any, num_beams: int) -> None:
+        _check_decoder_only(model)
+        if not hasattr(model, "generate"):
+            raise ValueError(
+                f"A {type(model).__name__} does not generate: load it with its language model's head, as "
+                "transformers.AutoModelForCausalLM does."
+            )
+
+    def load_weights(self, model: Any) -> None:
+        pass
+
+    def forward(self, model: Any, tokens: TokenIds) -> None:
+        _check_decoder_only(model)
+        warn_of_dropout(model)
+        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+
+    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return stack_watched(model, carrier, owner, blocks)
+
+    def attached(self, model: Any, carrier: Carrier, blocks: Any) -> AbstractContextManager[Report]:
+        return edited(model, carrier, blocks)
+
+    def activations(
+        self,
+        model: Any,
+        batch: Tokenised,
+        sites: list[Site],
+        position: Position,
+        read: TokenMask,
+        keep_sinks: bool,
+        remote: bool | str,
+        blocks: Any,
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+        _check_decoder_only(model)
+        return activations_of(model, batch, sites, position, read, keep_sinks, blocks)
+
+    def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
+        _check_decoder_only(model)
+        return logits_of(model, batch)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+        return continued(model, batch, options)
+
+    def generate_remotely(self, model: Any, *what: Any) -> Any:
+        raise NotImplementedError
+
+
+def _check_decoder_only(model: Any) -> None:
+    """Raises ValueError for a model whose decoder is given other tokens than the model."""
+    if getattr(root_of(model).config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"A {type(root_of(model)).__name__} has an encoder beside its decoder, and what its decoder is given is "
+            "not the text: write ot.steering(model, method, T=..., blocks=...) around its own forward or generate."
+        )
+
+
+HUGGING_FACE = _HuggingFace()

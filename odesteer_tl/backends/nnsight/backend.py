@@ -1,0 +1,145 @@
+"""What nnsight does for this package: the backend for its models, here and on a server."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from odesteer_tl.activations import Processing
+from odesteer_tl.backends.base import Library, Size
+from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.nnsight.blocks import blocks_of
+from odesteer_tl.backends.nnsight.sites import check_site
+from odesteer_tl.backends.owners import Owner
+from odesteer_tl.backends.passes import stack_watched
+from odesteer_tl.backends.report import Report
+from odesteer_tl.backends.transformers_settings import begins_with_bos, eos_said, size_said, text_config
+from odesteer_tl.backends.upstream import need
+from odesteer_tl.edits import Site
+from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl.tokens import Met, Tokenised
+
+
+def load(name: str, device: str, dtype: torch.dtype) -> Any:
+    """An nnsight model of a Hugging Face name or a folder, whose weights come when it first runs here."""
+    from nnsight import TransformersModel
+    from nnsight.modeling import huggingface
+    from transformers import AutoTokenizer
+
+    if Path(name).is_dir():  # nnsight would ask the Hub by which name a server knows it
+        huggingface._ID_CACHE[name] = name
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    return TransformersModel(name, tokenizer=tokenizer, task="text-generation", dtype=dtype, device_map=device)
+
+
+class _Nnsight:
+    """nnsight's models. What imports nnsight itself is imported where it is needed."""
+
+    library: Library = "nnsight"
+
+    def root(self, model: Any) -> Any:
+        return model._module
+
+    def decoder_blocks(self, model: Any, blocks: Any) -> Any:
+        return blocks_of(model, blocks)._module
+
+    def tokenizer(self, model: Any) -> Any:
+        if not hasattr(model, "repo_id"):  # a wrapper of any module, which has none
+            return getattr(model, "tokenizer", None)
+        return need(model, "tokenizer", "by whose pad token undeclared pads are noticed")
+
+    def need_tokenizer(self, model: Any) -> Any:
+        tokenizer = self.tokenizer(model)
+        if tokenizer is None:
+            raise ValueError("This model has no tokenizer: pass token tensors, or Tokenised(tokens, mask).")
+        return tokenizer
+
+    def eos_token_ids(self, model: Any) -> Any:
+        return eos_said(model._module)
+
+    def prepends_bos(self, model: Any, tokenizer: Any) -> bool:
+        return begins_with_bos(tokenizer)
+
+    def model_name(self, model: Any) -> str:
+        own = getattr(model, "repo_id", None)
+        return str(own or getattr(text_config(model._module), "name_or_path", None) or "")
+
+    def size(self, model: Any, name: Size) -> int | None:
+        return size_said(model._module, name)
+
+    def processing(self, model: Any) -> Processing:
+        return "raw"
+
+    def check_place(self, model: Any, remote: bool | str, blocks: Any) -> None:
+        pass
+
+    def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
+        found = blocks_of(model, blocks)
+        for site in sites:
+            check_site(found[site.layer], site.name)
+
+    def check_generates(self, model: Any, num_beams: int) -> None:
+        pass
+
+    def load_weights(self, model: Any) -> None:
+        if not getattr(model, "dispatched", True):
+            model.dispatch()
+
+    def forward(self, model: Any, tokens: TokenIds) -> None:
+        model._module(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+
+    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return stack_watched(model, carrier, owner, blocks)
+
+    def attached(self, model: Any, carrier: Carrier, blocks: Any) -> AbstractContextManager[Report]:
+        from odesteer_tl.backends.nnsight.editing import edited
+
+        return edited(model, carrier, blocks)
+
+    def activations(
+        self,
+        model: Any,
+        batch: Tokenised,
+        sites: list[Site],
+        position: Position,
+        read: TokenMask,
+        keep_sinks: bool,
+        remote: bool | str,
+        blocks: Any,
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+        from odesteer_tl.backends.nnsight.running import activations_of
+
+        layers = [site.layer for site in sites]
+        return activations_of(model, batch, layers, sites[0].name, position, read, keep_sinks, remote, blocks)
+
+    def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
+        from odesteer_tl.backends.nnsight.running import logits_of
+
+        return logits_of(model, batch)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+        from odesteer_tl.backends.nnsight.running import continued
+
+        return continued(model, batch, options)
+
+    def generate_remotely(
+        self,
+        model: Any,
+        batch: Tokenised,
+        options: dict[str, Any],
+        method: Any,
+        strength: dict[str, Any],
+        remote: bool | str,
+        seed: int,
+        written: Iterable[int],
+    ) -> tuple[TokenIds, Report | None]:
+        from odesteer_tl.backends.nnsight.running import continued_remotely
+
+        return continued_remotely(model, batch, options, method, strength, remote, seed, written)
+
+
+NNSIGHT = _Nnsight()

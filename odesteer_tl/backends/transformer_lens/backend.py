@@ -1,0 +1,178 @@
+"""What TransformerLens does for this package: a backend for `HookedTransformer` and one for `TransformerBridge`."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from odesteer_tl.activations import Processing, processing_seen_in
+from odesteer_tl.backends.base import Library, Size
+from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.owners import Owner
+from odesteer_tl.backends.passes import stack_watched
+from odesteer_tl.backends.report import Report
+from odesteer_tl.backends.transformer_lens.cache_names import rename_for_good
+from odesteer_tl.backends.transformer_lens.hooked_passes import hooked_watched
+from odesteer_tl.backends.transformer_lens.hooking import hooked
+from odesteer_tl.backends.transformer_lens.running import (
+    activations_of,
+    bridge_continued,
+    hooked_continued,
+    logits_of,
+    no_logits,
+)
+from odesteer_tl.backends.transformers_settings import without_progress_bars
+from odesteer_tl.backends.upstream import need
+from odesteer_tl.backends.weights import numbers_of
+from odesteer_tl.edits import Site
+from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl.tokens import Met, Tokenised
+
+
+def load(name: str, device: str, dtype: torch.dtype) -> Any:
+    """A TransformerBridge of a Hugging Face name or a folder, its weights as they are."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with without_progress_bars():
+        return rename_for_good(TransformerBridge.boot_transformers(name, device=device, dtype=dtype))
+
+
+class _TransformerLens:
+    """What both classes of models share: they have a `cfg`, and a hook point for every site."""
+
+    library: Library = "transformer_lens"
+
+    def root(self, model: Any) -> Any:
+        raise NotImplementedError
+
+    def decoder_blocks(self, model: Any, blocks: Any) -> Any:
+        return model.blocks
+
+    def tokenizer(self, model: Any) -> Any:
+        return need(model, "tokenizer", "by whose pad token undeclared pads are noticed")
+
+    def need_tokenizer(self, model: Any) -> Any:
+        tokenizer = self.tokenizer(model)
+        if tokenizer is None:
+            raise ValueError("This model has no tokenizer: pass token tensors, or Tokenised(tokens, mask).")
+        return tokenizer
+
+    def eos_token_ids(self, model: Any) -> Any:
+        own = getattr(getattr(model, "original_model", None), "generation_config", None)
+        found = getattr(own, "eos_token_id", None)
+        return getattr(model.cfg, "eos_token_id", None) if found is None else found
+
+    def prepends_bos(self, model: Any, tokenizer: Any) -> bool:
+        return bool(model.cfg.default_prepend_bos)
+
+    def model_name(self, model: Any) -> str:
+        return str(getattr(model.cfg, "model_name", "") or "")
+
+    def size(self, model: Any, name: Size) -> int | None:
+        return getattr(model.cfg, name)
+
+    def processing(self, model: Any) -> Processing:
+        """Told by the weights: "centred" where the rows of the embedding have mean zero over d_model, as
+        center_writing_weights makes them; "folded" where the norms have lost their scale; "raw" otherwise."""
+        if processing_seen_in(numbers_of(model, model.W_E)[:256]) == "centred":
+            return "centred"
+        norm = getattr(model.blocks[0], "ln1", None)
+        if norm is None:
+            return "raw"
+        if type(norm).__name__.endswith(
+            "Pre"
+        ):  # LayerNormPre, RMSNormPre: what is left of a norm whose scale is folded
+            return "folded"
+        scale = need(norm, "w", "by which folded weights are told from raw ones")
+        return "folded" if bool((numbers_of(model, scale) == 1).all()) else "raw"
+
+    def check_place(self, model: Any, remote: bool | str, blocks: Any) -> None:
+        if remote:
+            raise ValueError("remote=True needs an nnsight model; a TransformerLens model runs on this machine.")
+        if blocks is not None:
+            raise ValueError(
+                "blocks= is for nnsight models and Hugging Face's; TransformerLens knows the blocks of its own."
+            )
+
+    def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
+        hooks = model.hook_dict  # which a bridge gathers each time it is asked
+        for site in sites:
+            if site.hook_name not in hooks:
+                raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
+
+    def check_generates(self, model: Any, num_beams: int) -> None:
+        pass
+
+    def load_weights(self, model: Any) -> None:
+        pass
+
+    def forward(self, model: Any, tokens: TokenIds) -> None:
+        model(tokens, attention_mask=torch.ones_like(tokens), return_type="logits")
+
+    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def attached(self, model: Any, carrier: Carrier, blocks: Any) -> AbstractContextManager[Report]:
+        return hooked(model, carrier)
+
+    def activations(
+        self,
+        model: Any,
+        batch: Tokenised,
+        sites: list[Site],
+        position: Position,
+        read: TokenMask,
+        keep_sinks: bool,
+        remote: bool | str,
+        blocks: Any,
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+        return activations_of(model, batch, sites, position, read, keep_sinks)
+
+    def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
+        return logits_of(model, batch)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+        raise NotImplementedError
+
+    def generate_remotely(self, model: Any, *what: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Hooked(_TransformerLens):
+    """`HookedTransformer`: its generate calls no module but the embedding and the blocks."""
+
+    def root(self, model: Any) -> Any:
+        return model
+
+    def check_generates(self, model: Any, num_beams: int) -> None:
+        if num_beams > 1:
+            raise ValueError("HookedTransformer has no beam search: load the model as a bridge, ot.load_model(name).")
+
+    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return hooked_watched(model, carrier, owner)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+        return hooked_continued(model, batch, options)
+
+
+class _Bridge(_TransformerLens):
+    """`TransformerBridge`: a Hugging Face model runs in it."""
+
+    def root(self, model: Any) -> Any:
+        return model.original_model
+
+    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return stack_watched(model, carrier, owner, blocks)
+
+    def activations(self, model: Any, batch: Tokenised, sites: list[Site], *how: Any) -> Any:
+        with no_logits(model, max(site.layer for site in sites)):
+            return super().activations(model, batch, sites, *how)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+        return bridge_continued(model, batch, options)
+
+
+HOOKED, BRIDGE = _Hooked(), _Bridge()
