@@ -6,6 +6,7 @@ beartype is imported first: once nnsight has been imported, importing it fails (
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names of no model are not sought elsewhere
 
 import beartype  # noqa: F401
 import shape_checks

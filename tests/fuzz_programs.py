@@ -20,7 +20,7 @@ import nnsight
 import torch
 from models import BACKENDS, load
 from oracle import Asking, Stub
-from test_interrupted import hooks_of
+from models import hooks_of
 from torch._dynamo import eval_frame
 
 import odesteer_tl as ot

@@ -43,3 +43,13 @@ def load(kind: str, family: str, *, bos_is_pad: bool = False, **options):
 
 def width(model) -> int:
     return model.cfg.d_model if hasattr(model, "cfg") else getattr(model, "_module", model).config.hidden_size
+
+
+def hooks_of(model):
+    """Whatever hangs on the modules of a model: hooks, edits, and forwards of their own."""
+    inner = getattr(model, "_module", model)
+    modules = [*inner.modules(), *getattr(inner, "original_model", torch.nn.Identity()).modules()]
+    kinds = ("forward_hooks", "forward_pre_hooks", "forward_hooks_with_kwargs", "forward_pre_hooks_with_kwargs")
+    hooks = [([len(getattr(m, f"_{each}")) for each in kinds], m.__dict__.get("forward")) for m in modules]
+    points = [len(point.fwd_hooks) for point in getattr(model, "hook_dict", {}).values()]
+    return hooks, points, list(getattr(model, "_edits", ()))

@@ -143,3 +143,18 @@ def deviations(family, rows, new, found, rule, method, strengths):
         steered = logits(hf, whole, steered_positions(rule, n, len(whole)), method, strength, query)[n - 1 :]
         plain = logits(hf, whole, [], method, strength)[n - 1 :]
         yield (mine - steered).abs().nan_to_num(torch.inf).max().item(), (steered - plain).abs().max().item()
+
+
+def chunks(model, kind, pieces):
+    """A prompt that enters the model's KV cache piece by piece: the logits of each piece."""
+    if kind == "bridge":
+        cache = None
+        for piece in pieces:
+            found, cache = model(piece, return_type="logits_and_cache", past_key_values=cache, use_cache=True)
+            yield found[0]
+        return
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
+    for piece in pieces:
+        yield model(piece, past_kv_cache=cache)[0]

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from models import EVERY, load
+from models import EVERY, hooks_of, load
 from oracle import LAYER, PROMPTS, Asking, Stub, T, generate
 
 import odesteer_tl as ot
@@ -47,16 +47,6 @@ def model(loaded):
 
 def forward(model):
     return getattr(model, "_module", model)(TOKENS)
-
-
-def hooks_of(model):
-    """Whatever hangs on the modules of a model: hooks, edits, and forwards of their own."""
-    inner = getattr(model, "_module", model)
-    modules = [*inner.modules(), *getattr(inner, "original_model", torch.nn.Identity()).modules()]
-    kinds = ("forward_hooks", "forward_pre_hooks", "forward_hooks_with_kwargs", "forward_pre_hooks_with_kwargs")
-    hooks = [([len(getattr(m, f"_{each}")) for each in kinds], m.__dict__.get("forward")) for m in modules]
-    points = [len(point.fwd_hooks) for point in getattr(model, "hook_dict", {}).values()]
-    return hooks, points, list(getattr(model, "_edits", ()))
 
 
 def interrupted(model, kind, error, call, layer, use_cache):

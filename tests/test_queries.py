@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import BACKENDS, KINDS, hugging_face, load, width
 from oracle import EFFECT, LAYER, PROMPTS, STEPS, TOLERANCE, Asking, T, deviations, generate, logits, padded
-from test_transformer_lens import chunks
+from oracle import chunks
 
 import odesteer_tl as ot
 

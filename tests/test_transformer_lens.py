@@ -3,7 +3,7 @@
 import pytest
 import torch
 from models import KINDS, hugging_face, load
-from oracle import LAYER, STEPS, TOLERANCE, Across, Stub, T, generate, logits, padded, steered_positions
+from oracle import LAYER, STEPS, TOLERANCE, Across, Stub, T, chunks, generate, logits, padded, steered_positions
 
 import odesteer_tl as ot
 from odesteer_tl.edits import Site
@@ -107,21 +107,6 @@ def test_right_padded_rows_are_steered_at_their_last_real_token_where_a_mask_say
     for row, n, mine in zip(tokens.tolist(), (4, 2), found, strict=True):
         expected = logits(hugging_face(family), row[:n], [n - 1], METHOD, T)
         torch.testing.assert_close(mine[:n], expected, rtol=0, atol=TOLERANCE)
-
-
-def chunks(model, kind, pieces):
-    """A prompt that enters the model's KV cache piece by piece: the logits of each piece."""
-    if kind == "bridge":
-        cache = None
-        for piece in pieces:
-            found, cache = model(piece, return_type="logits_and_cache", past_key_values=cache, use_cache=True)
-            yield found[0]
-        return
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
-    for piece in pieces:
-        yield model(piece, past_kv_cache=cache)[0]
 
 
 def test_a_prompt_in_chunks_is_steered_as_one(loaded):
