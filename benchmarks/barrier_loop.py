@@ -18,20 +18,20 @@ import torch
 from torch import Tensor
 
 import odesteer_tl as ot
-from odesteer_tl.activations import Origin
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.control.loop import Loop
+from odesteer_tl.control.base import FeedbackController
+from odesteer_tl.data.activations import Origin
+from odesteer_tl.evaluation.data import Source
 from odesteer_tl.evaluation.differences import difference
+from odesteer_tl.evaluation.entries import FEW, LITERATURE, LOOPS, Entry
 from odesteer_tl.evaluation.judge import Judge
-from odesteer_tl.evaluation.literature import FEW, LITERATURE, LOOPS, Entry
-from odesteer_tl.evaluation.material import Source
+from odesteer_tl.flows.barriers import LogRatioBarrier
 
 FARTHEST = 1.0
 PROPORTIONAL = 0.7
 
 
 @dataclass(frozen=True, eq=False)
-class BarrierLoop(Loop):
+class BarrierLoop(FeedbackController):
     """u_k = K_k(α_k v_k(z_k)) at each layer; `ends` are the mean h of undesired and desired texts [layers, 2]."""
 
     directions: Tensor

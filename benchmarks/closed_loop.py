@@ -23,7 +23,7 @@ from peak import Peak
 from shapes import gpt2, libraries, prompts
 
 import odesteer_tl as ot
-from odesteer_tl.backends.linearising import mean_jacobians
+from odesteer_tl.backends.jacobians import mean_jacobians
 from odesteer_tl.control.riccati import gains
 
 

@@ -20,7 +20,7 @@ from paired import line
 from peak import Peak
 
 import odesteer_tl as ot
-from odesteer_tl.barriers import auc
+from odesteer_tl.flows.barriers import auc
 
 
 def growth(n: int, d_model: int, threads: int) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations
 from odesteer_tl.backends import intervene
-from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
-from odesteer_tl.sending import payload_bytes
-from odesteer_tl.slopes import Slope
+from odesteer_tl.portable.gradients import GradientFunction
+from odesteer_tl.remote.checks import payload_bytes
 
 METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
     "CAA": CAA.fit,
@@ -36,8 +36,8 @@ def tensors(thing: Any) -> Iterator[Tensor]:
     """Every tensor in the parts of what travels."""
     if isinstance(thing, Tensor):
         yield thing
-    elif isinstance(thing, Slope):
-        yield from tensors(thing.numbers)
+    elif isinstance(thing, GradientFunction):
+        yield from tensors(thing.params)
     elif isinstance(thing, tuple):
         for part in thing:
             yield from tensors(part)
@@ -45,8 +45,8 @@ def tensors(thing: Any) -> Iterator[Tensor]:
 
 def line(name: str, method: Method) -> str:
     """Name, compressed bytes, and the largest tensor of what travels. The source of the functions is some 7 kB."""
-    travelling: Any = method.travelling()
-    total, held = payload_bytes(method), list(tensors(travelling.parts))
+    portable: Any = method.portable()
+    total, held = payload_bytes(method), list(tensors(portable.parts))
     largest, numbers = max(held, key=lambda t: t.nbytes), sum(t.nbytes for t in held)
     share = f"{largest.nbytes / numbers:.0%} of {numbers:,} bytes of numbers"
     return f"{name}: {total:,} bytes compressed | largest: {str(largest.dtype)[6:]} {list(largest.shape)}, {share}"

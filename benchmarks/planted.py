@@ -5,7 +5,7 @@
 Planted are two classes of equal means in a plane of 16 dimensions: Gaussians with different covariances, XOR, and a
 ring within and around which the undesired class lies. No linear barrier can tell the classes apart. The AUCs are those
 of held-out activations. The other columns are shares of undesired activations, none of which starts there, that end in
-the true desired region; that is bounded, so that flying far away does not count (odesteer_tl/evaluation/planted.py says
+the true desired region; that is bounded, so that flying far away does not count (tests/planted_problems.py says
 which). Every method tries as many strengths; the best one on half of the activations is judged on the other half. Mean
 ± standard deviation over the seeds, which turn the plane and draw the samples.
 
@@ -16,14 +16,19 @@ classifier) is the optimal transport between two Gaussians: the first problem is
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.evaluation.planted import GRID, PROBLEMS, Planted, judged, share_reached, strengths, vectors
+from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.methods import MiMiC, StepODESteer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from planted_problems import GRID, PROBLEMS, Planted, judged, share_reached, strengths, vectors
 
 COLUMNS = (
     "AUC linear", "AUC nonlinear", "AUC Bayes", "linear, one step", "linear, 10 steps", "nonlinear, one step",

@@ -14,11 +14,11 @@ from statistics import median, quantiles
 import torch
 from paired import seconds
 
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Kernel
-from odesteer_tl.fields import UnitGradient
-from odesteer_tl.flow import Flow
-from odesteer_tl.solvers import Euler
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.features import Kernel
+from odesteer_tl.flows.fields import UnitGradient
+from odesteer_tl.flows.flow import Flow
+from odesteer_tl.flows.solvers import Euler
 
 
 def barrier(degree: int, d_model: int, rank: int, seed: int) -> LogRatioBarrier:

@@ -18,9 +18,9 @@ from paired import line, timed_in_turn
 from torch import Tensor
 
 import odesteer_tl as ot
-from odesteer_tl.activations import Origin
-from odesteer_tl.barriers import LogRatioBarrier, auc
-from odesteer_tl.features import Kernel, PolynomialSketch, Sketch
+from odesteer_tl.data.activations import Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier, auc
+from odesteer_tl.flows.features import Kernel, PolynomialSketch, Sketch
 
 D_MODEL, RANK, STEPS, T = 4096, 256, 10, 5.0
 
@@ -74,10 +74,10 @@ def figures(runs: int) -> None:
     method, one, hundred = (method_of(D_MODEL, RANK, steps) for steps in (STEPS, 1, 100))
     sketch = PolynomialSketch(n_components=8000).fit(torch.zeros(1, D_MODEL))
     w = torch.randn(8000, generator=torch.Generator().manual_seed(1))
-    slope = sketch.slope(w)
+    slope = sketch.gradient_function(w)
 
     def cached(x: Tensor) -> Tensor:
-        return slope.function(x, *slope.numbers)
+        return slope.function(x, *slope.params)
 
     for batch in (1, 10, 64):
         a = torch.randn(batch, D_MODEL, generator=torch.Generator().manual_seed(batch))

@@ -11,7 +11,7 @@ import torch
 
 import odesteer_tl as ot
 from odesteer_tl.control import local_linearity, set_point_tracking, tracking_bound
-from odesteer_tl.plots import plot_tracking
+from odesteer_tl.evaluation.plots import plot_tracking
 
 
 def main() -> None:

@@ -19,20 +19,20 @@ import sys as _sys
 from types import ModuleType as _ModuleType
 
 from odesteer_tl import methods as _methods
-from odesteer_tl.activations import ContrastiveActivations, Tokenised
-from odesteer_tl.artefacts import load, save
+from odesteer_tl.assets.demo import load_demo
 from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
-from odesteer_tl.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.control import ALQR, SPID
-from odesteer_tl.demo import load_demo
-from odesteer_tl.edits import Edit, Site, State
+from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.evaluation.compare import compare
-from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier
-from odesteer_tl.fields import Constant, Gradient, UnitGradient
-from odesteer_tl.flow import Flow, Trajectory
+from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier
+from odesteer_tl.flows.features import Linear, Polynomial, PolynomialSketch, RandomFourier
+from odesteer_tl.flows.fields import Constant, Gradient, UnitGradient
+from odesteer_tl.flows.flow import Flow, Trajectory
+from odesteer_tl.flows.solvers import RK4, Euler, Midpoint, integrate
+from odesteer_tl.flows.tuning import Tuned, tune
 from odesteer_tl.methods import *  # noqa: F403 — its __all__ is the public methods
-from odesteer_tl.solvers import RK4, Euler, Midpoint, integrate
-from odesteer_tl.tuning import Tuned, tune
+from odesteer_tl.portable.edits import Edit, Site, State
+from odesteer_tl.save_load import load, save
 
 __all__ = [
     "ALQR",
@@ -75,13 +75,13 @@ __all__ += _methods.__all__
 
 
 class _Package(_ModuleType):
-    """This package. Inside a remote trace, where it is not installed, `ot` is a `Face` that has `ot.intervene`."""
+    """This package. In a remote trace, where it is not installed, `ot` is a `RemoteNamespace` with `ot.intervene`."""
 
     def __reduce_ex__(self, protocol: object) -> tuple[object, tuple[object, ...]]:
-        from odesteer_tl.backends.nnsight.intervening import Face
-        from odesteer_tl.sending import sent_by_nnsight
+        from odesteer_tl.portable.nnsight.intervene import RemoteNamespace
+        from odesteer_tl.remote.checks import sent_by_nnsight
 
-        return (Face, (intervene,)) if sent_by_nnsight() else (__import__, ("odesteer_tl",))
+        return (RemoteNamespace, (intervene,)) if sent_by_nnsight() else (__import__, ("odesteer_tl",))
 
 
 _sys.modules[__name__].__class__ = _Package

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import odesteer_tl as ot
-from odesteer_tl.backends.nnsight.picking import averaged_at, picked_at
 from odesteer_tl.parity.models import saved
 from odesteer_tl.parity.oracle import activations
+from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
 
 IDS = [[1, 5, 6, 7], [1, 9, 4]]
 TEXTS = ot.Tokenised(torch.tensor([[1, 5, 6, 7], [0, 1, 9, 4]]), torch.tensor([[True] * 4, [False] + [True] * 3]))

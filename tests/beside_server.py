@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from remote import serving
+from server_clients import serving
 
 if __name__ == "__main__":
     with serving() as server:

@@ -24,11 +24,13 @@ from unittest import mock
 from hostile_files import hostile_files
 
 import odesteer_tl as ot
+from odesteer_tl.assets.demo import Demo
 from odesteer_tl.cli import main
 from odesteer_tl.cli.endings import BUG, DONE, EXIT_CODES, REFUSED, WRONG
-from odesteer_tl.evaluation import contest, showcase
+from odesteer_tl.evaluation.plots import check_picture
+from odesteer_tl.evaluation.reports import demo as demo_module
+from odesteer_tl.evaluation.reports import paper
 from odesteer_tl.parity import table
-from odesteer_tl.plots import check_picture
 
 NUMBERS = [
     "0", "1", "2", "-1", "-0", "+1", "1.5", "1e3", "1e-9", "1e308", "-1e308", "1e999", "nan", "NaN", "inf", "-inf",
@@ -165,13 +167,13 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
 @contextlib.contextmanager
 def light_work() -> Iterator[None]:
     """Good models are loaded once, and one small study serves for all."""
-    load_model, run_study, demo = ot.load_model, showcase.run_study, ot.load_demo()
+    load_model, run_study, demo = ot.load_model, demo_module.run_study, ot.load_demo()
     load_once, studies = cache(load_model), []
 
     def loaded(name: str) -> Any:
         return load_once(name) if Path(name).name == "model" else load_model(name)
 
-    def few(model: Any = None) -> ot.demo.Demo:
+    def few(model: Any = None) -> Demo:
         sides = ("desired", "undesired", "validation_desired", "validation_undesired")
         less = {name: getattr(demo, name)[:8] for name in sides} | {"prompts": demo.prompts[:3]}
         own = demo.model if model is None else model
@@ -192,9 +194,9 @@ def light_work() -> Iterator[None]:
         mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),  # names of no model are not sought elsewhere
         mock.patch.object(ot, "load_model", loaded),
         mock.patch.object(ot, "load_demo", lambda: demo),
-        mock.patch.object(showcase, "load_demo", few),
-        mock.patch.object(showcase, "run_study", study),
-        mock.patch.object(contest, "run_contest", comparison),
+        mock.patch.object(demo_module, "load_demo", few),
+        mock.patch.object(demo_module, "run_study", study),
+        mock.patch.object(paper, "run_contest", comparison),
         mock.patch.object(table, "measured", lambda remote, quick: []),
     ):
         yield

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from instances import D_MODEL, RECIPES, fitted, log_ratio
 
-from odesteer_tl.activations import Origin
-from odesteer_tl.edits import State
-from odesteer_tl.feedback import Feedback, linear_quadratic, proportional_integral_derivative
-from odesteer_tl.fields import UnitGradient
-from odesteer_tl.flow import Flow
+from odesteer_tl.data.activations import Origin
+from odesteer_tl.flows.fields import UnitGradient
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods import GradientFlow
 from odesteer_tl.methods.base import FlowMethod
-from odesteer_tl.moving import moved
+from odesteer_tl.portable.edits import State
+from odesteer_tl.portable.feedback import Feedback, linear_quadratic, proportional_integral_derivative
+from odesteer_tl.remote.packing import moved
 
 UNIT = ("odesteer", "odesteer-low-rank-rk4", "odesteer-sketch", "odesteer-fourier-midpoint", "stepodesteer", "iti")
 UNIT += ("randomdirection", "repe", "gradientflow")

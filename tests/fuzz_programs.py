@@ -18,13 +18,12 @@ from typing import Any
 
 import nnsight
 import torch
-from models import BACKENDS, load
+from models import BACKENDS, hooks_of, load
 from oracle import Asking, Stub
-from models import hooks_of
 from torch._dynamo import eval_frame
 
 import odesteer_tl as ot
-from odesteer_tl.backends.models import modules_of
+from odesteer_tl.backends.model_info import modules_of
 from odesteer_tl.parity.table import parity_rows
 
 IDS = [torch.tensor(each) for each in ([[1, 5, 6, 7]], [[1, 8, 6], [1, 9, 4]], [[1, 7, 6, 5, 9]])]

@@ -13,16 +13,16 @@ from functools import cache
 import jaxtyping
 import torch
 
-from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.barriers import Barrier, LogRatioBarrier, mean_difference, with_grad
-from odesteer_tl.edits import Site
-from odesteer_tl.features import Linear, Polynomial, PolynomialSketch, RandomFourier, Recipe
-from odesteer_tl.fields import Constant, Field, Gradient, UnitGradient
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier, mean_difference, with_grad
+from odesteer_tl.flows.features import Linear, Polynomial, PolynomialSketch, RandomFourier, Recipe
+from odesteer_tl.flows.fields import Constant, Field, Gradient, UnitGradient
+from odesteer_tl.flows.solvers import RK4, Euler, Midpoint
 from odesteer_tl.methods import GradientFlow, Method, MiMiC, ODESteer
 from odesteer_tl.methods.registry import Entry, as_needed, registered
 from odesteer_tl.methods.view import Unit
-from odesteer_tl.moving import moved
-from odesteer_tl.solvers import RK4, Euler, Midpoint
+from odesteer_tl.portable.edits import Site
+from odesteer_tl.remote.packing import moved
 
 torch.set_num_threads(1)  # the arrays are tiny: threads cost more than they save
 

@@ -4,8 +4,8 @@ hook on a decoder layer that steers positions written out one by one. It shares 
 import torch
 from models import hugging_face
 
-from odesteer_tl.activations import Origin
-from odesteer_tl.edits import Edit, Site
+from odesteer_tl.data.activations import Origin
+from odesteer_tl.portable.edits import Edit, Site
 
 LAYER, T, STEPS = 1, 3.0, 5
 TOLERANCE, EFFECT = 1e-4, 0.1

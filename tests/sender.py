@@ -20,11 +20,11 @@ import torch
 from instances import METHODS, UNITS, activations, fitted, strengths, taken
 from nnsight.intervention.serialization import dumps
 
-from odesteer_tl.edits import State
 from odesteer_tl.methods import GradientFlow, Method
-from odesteer_tl.moving import moved
-from odesteer_tl.rules import chosen_by
-from odesteer_tl.sending import check_travels, payload_bytes
+from odesteer_tl.portable.edits import State
+from odesteer_tl.portable.token_rules import chosen_by
+from odesteer_tl.remote.checks import check_travels, payload_bytes
+from odesteer_tl.remote.packing import moved
 
 nnsight.register(instances)
 
@@ -183,7 +183,7 @@ def main(target):
     target.write_bytes(dumps({**sent, "State": State, "chosen_by": chosen_by, "refused": raw}))
 
     before = OWN["network"].layers[0].weight.clone()
-    methods["own-network"].travelling().steer(activations(2), T=1.0)
+    methods["own-network"].portable().steer(activations(2), T=1.0)
     trip = [pickle.loads(pickle.dumps(fitted("caa"))), copy.deepcopy(fitted("caa")), copy.copy(fitted("caa"))]
     trip.append(cloudpickle.loads(cloudpickle.dumps(fitted("caa"))))
 

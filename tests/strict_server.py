@@ -1,7 +1,7 @@
 """A remote server, as strict as NDIF: python strict_server.py PAYLOAD prints, as JSON, how far each case is off.
 
 This package is not installed, a payload may name only the modules of nnsight's allow-list, and sent code may import
-only those. The list is written down here again, so that a mistake in `odesteer_tl.sending` shows.
+only those. The list is written down here again, so that a mistake in `odesteer_tl.remote.checks` shows.
 """
 
 import builtins

@@ -6,11 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import make_model
+import make_pairs
+import make_texts
 import pytest
 import torch
 
 from odesteer_tl import assets
-from odesteer_tl.assets import make_model, make_pairs, make_texts
 from odesteer_tl.evaluation.judge import Judge
 
 APP_WORDS = re.compile(r"\b(app|apps|whatsapp|reinstall|play store|latest update|statuses|this application)\b", re.I)

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import odesteer_tl as ot
-from odesteer_tl.apply_edits import OwnedEdit, PassEdits, Tally, by_place, owned_edits, selected
-from odesteer_tl.following import Followed, Pass
+from odesteer_tl.portable.apply_edits import OwnedEdit, PassEdits, Tally, by_place, owned_edits, selected
+from odesteer_tl.portable.token_tracking import Pass, TokenTrack
 
 BATCH, POS, WIDTH = 3, 4, 5
 
 
 def a_pass(rule="all", mask=None):
     real = torch.ones(BATCH, POS, dtype=torch.bool) if mask is None else mask
-    found = Followed(Pass(BATCH, POS), 0, torch.zeros(BATCH, dtype=torch.long), real, None, True)
+    found = TokenTrack(Pass(BATCH, POS), 0, torch.zeros(BATCH, dtype=torch.long), real, None, True)
     return selected(rule, found, found.lengths)
 
 

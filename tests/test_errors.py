@@ -8,14 +8,14 @@ import pytest
 import torch
 from instances import ALL_METHODS, D_MODEL, Own, activations, fitted, log_ratio, planted, without_shape_checks
 
-from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.barriers import with_grad
-from odesteer_tl.edits import Site
-from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
-from odesteer_tl.fields import Constant, UnitGradient
-from odesteer_tl.flow import Flow
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.flows.barriers import with_grad
+from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFourier
+from odesteer_tl.flows.fields import Constant, UnitGradient
+from odesteer_tl.flows.flow import Flow
+from odesteer_tl.flows.solvers import Euler, integrate, solver_named
 from odesteer_tl.methods import CAA, GradientFlow, ODESteer
-from odesteer_tl.solvers import Euler, integrate, solver_named
+from odesteer_tl.portable.edits import Site
 
 
 @pytest.fixture(autouse=True)

@@ -21,26 +21,18 @@ PUBLIC = [
 ]  # fmt: skip
 
 ORDER = [
-    "progress", "room", "numerics", "neural", "vector_flow", "shapes", "plain_trees", "storage", "field_types",
-    "sinks", "degeneracy", "tokens", "activations", "strengths", "edits", "slopes", "travelling", "feedback", "moving",
-    "features", "barriers", "tuning", "networks", "fields", "solvers", "flow", "sending", "methods", "rules",
-    "model_inputs", "caches", "following", "apply_edits", "positions", "backends", "control", "artefacts", "assets",
-    "demo", "evaluation", "plots", "evaluation.comparison", "evaluation.compare", "evaluation.ablation",
-    "evaluation.showcase", "evaluation.contest", "parity", "messages", "cli",
+    "_progress", "_memory", "_shapes", "portable", "data", "remote", "flows", "interventions", "methods", "backends",
+    "control", "save_load", "assets", "evaluation", "parity", "cli",
 ]  # fmt: skip
-"""The way the data flows: a module imports from its own entry and from those before it. Of the evaluation, what draws
-and prints has entries of its own, after the plots."""
+"""The way the data flows: a module imports from its own folder and from those before it."""
 
 MODEL_LIBRARIES = {"transformer_lens", "nnsight", "transformers"}
-RECIPES = ("assets/make_",)
-"""Scripts that made the embedded model and texts: run by hand, imported by nothing."""
 
 
-def entry(module: str) -> str:
-    """The entry of ORDER for a module, given without the package's name: the longest that it starts with."""
-    found = [name for name in ORDER if module == name or module.startswith(name + ".")]
-    assert found, f"{module} has no place in the order; give it one"
-    return max(found, key=len)
+NAMES = {
+    ".".join(("odesteer_tl", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in MODULES
+}
 
 
 def place(path: Path) -> str:
@@ -56,9 +48,8 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module)
-            if node.module == "odesteer_tl":
-                found |= {f"odesteer_tl.{alias.name}" for alias in node.names}
+            inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {inside[name] if inside[name] in NAMES else node.module for name in inside}
     return found
 
 
@@ -89,16 +80,24 @@ def test_importing_the_package_loads_no_model_library_and_no_scikit_learn():
 
 @pytest.mark.parametrize("path", [p for p in MODULES if place(p) not in ("__init__", "__main__")], ids=named)
 def test_imports_point_upward(path):
-    own = ORDER.index(entry(".".join(path.relative_to(PACKAGE).with_suffix("").parts)))
     for module in imports(path):
         top, _, rest = module.partition(".")
         if top == "odesteer_tl" and rest:
-            assert ORDER.index(entry(rest)) <= own, f"{named(path)} imports {module}, which comes later"
+            folder = rest.partition(".")[0]
+            assert ORDER.index(folder) <= ORDER.index(place(path)), f"{named(path)} imports {module}, which comes later"
+
+
+def test_no_module_needs_itself():
+    """No circles, within a folder neither. What a package's own file only passes on does not count."""
+    needs = {name: {m for m in imports(path) if m in NAMES and m != name} for name, path in NAMES.items()}
+    while ready := {name for name, others in needs.items() if not others & set(needs)}:
+        needs = {name: others for name, others in needs.items() if name not in ready}
+    assert not needs, f"circles among {sorted(needs)}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_only_backends_and_their_comparison_import_a_model_library(path):
-    if place(path) not in ("backends", "parity") and not named(path).startswith(RECIPES):
+    if place(path) not in ("backends", "parity"):
         assert {module.split(".")[0] for module in imports(path)}.isdisjoint(MODEL_LIBRARIES)
 
 
@@ -118,11 +117,6 @@ def test_general_code_imports_no_librarys_folder(path):
         assert not any(module.startswith(f"odesteer_tl.backends.{other}") for other in LIBRARIES if other != own), (
             module
         )
-
-
-def test_no_module_imports_a_recipe_of_the_assets():
-    for path in MODULES:
-        assert not any(module.startswith("odesteer_tl.assets.make_") for module in imports(path)), named(path)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)

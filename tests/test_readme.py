@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from remote import client, installed_wheel, server
+from server_clients import client, installed_wheel, server
 
 import odesteer_tl as ot
 

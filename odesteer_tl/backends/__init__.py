@@ -1,14 +1,14 @@
 """Backends: the same verbs (read a site, write a site, generate) in each model library's own way."""
 
-from odesteer_tl.backends.generating import generate
-from odesteer_tl.backends.generation import Generation
-from odesteer_tl.backends.models import load_model, processing_of
-from odesteer_tl.backends.nnsight.intervening import intervene
-from odesteer_tl.backends.reading import collect, collect_layers, read_site
-from odesteer_tl.backends.report import Report
-from odesteer_tl.backends.scoring import token_losses
-from odesteer_tl.backends.steering import steering, steering_hook
-from odesteer_tl.backends.texts import tokenise
+from odesteer_tl.backends.collect import collect, collect_layers, read_site
+from odesteer_tl.backends.generate import generate
+from odesteer_tl.backends.model_info import load_model, processing_of
+from odesteer_tl.backends.outputs import Generation
+from odesteer_tl.backends.score import token_losses
+from odesteer_tl.backends.steer import steering, steering_hook
+from odesteer_tl.backends.tokenize import tokenise
+from odesteer_tl.interventions.report import Report
+from odesteer_tl.portable.nnsight.intervene import intervene
 
 __all__ = [
     "Generation",

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.activations import Processing
-from odesteer_tl.edits import Site
-from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
-from odesteer_tl.tokens import Met, Tokenised
+from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.portable.edits import Site
 
 Library = Literal["transformer_lens", "nnsight", "huggingface"]
 """The folders of this package that know a model library."""
@@ -96,13 +96,13 @@ class Backend(Protocol):
         hooks see."""
         ...
 
-    def watched(self, model: Any, carrier: Any, owner: Any, blocks: Any) -> AbstractContextManager[None]:
-        """Inside the block the `Carrier` is told of each forward pass before any layer runs, and of its end where that
-        can be seen; raises in a pass that the `Owner` does not admit."""
+    def watched(self, model: Any, runner: Any, owner: Any, blocks: Any) -> AbstractContextManager[None]:
+        """Inside the block the `EditRunner` is told of each forward pass before any layer runs, and of its end where
+        that can be seen; raises in a pass that the `Owner` does not admit."""
         ...
 
-    def attached(self, model: Any, carrier: Any, blocks: Any) -> AbstractContextManager[Any]:
-        """The `Carrier`'s edits act on the model inside the block, which gives a `Report`; nothing is left after it."""
+    def attached(self, model: Any, runner: Any, blocks: Any) -> AbstractContextManager[Any]:
+        """The runner's edits act on the model inside the block, which gives a `Report`; nothing is left after it."""
         ...
 
     def activations(

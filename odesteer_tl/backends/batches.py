@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from odesteer_tl._progress import bar
+from odesteer_tl._shapes import PerRow, Position, Samples, TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken
-from odesteer_tl.backends.models import tokenizer_of
-from odesteer_tl.backends.texts import check_context, trimmed
-from odesteer_tl.edits import Site
-from odesteer_tl.progress import bar
-from odesteer_tl.shapes import PerRow, Position, Samples, TokenMask
-from odesteer_tl.tokens import Met, Tokenised, warn_of_sinks
+from odesteer_tl.backends.model_info import tokenizer_of
+from odesteer_tl.backends.tokenize import check_context, trimmed
+from odesteer_tl.data.tokens import Met, Tokenised, warn_of_sinks
+from odesteer_tl.portable.edits import Site
 
 Skip = int | Literal["special"]
 """How many tokens at the head of each text are not read, or "special": none that the tokenizer calls special."""

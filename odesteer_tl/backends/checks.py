@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from odesteer_tl.activations import Origin
+from odesteer_tl._shapes import TokenMask
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.decoder_blocks import check_biases
-from odesteer_tl.backends.models import layers_of, modules_of, processing_of, width_of
+from odesteer_tl.backends.model_info import layers_of, modules_of, processing_of, width_of
 from odesteer_tl.backends.owners import check_free
-from odesteer_tl.backends.upstream import need_parameter
-from odesteer_tl.edits import Site
-from odesteer_tl.shapes import TokenMask
+from odesteer_tl.backends.upstream_names import need_parameter
+from odesteer_tl.data.activations import Origin
+from odesteer_tl.portable.decoder_blocks import check_biases
+from odesteer_tl.portable.edits import Site
 
 
 def check_place(model: Any, remote: bool | str, blocks: Any) -> None:

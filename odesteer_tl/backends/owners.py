@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.models import stack_of
+from odesteer_tl.backends.model_info import stack_of
 
 _PATIENCE = 1.0
 """Seconds that the end of a generate is waited for: a streamer has its last word a moment before its thread returns."""

@@ -8,7 +8,7 @@ are strong.
 from collections.abc import Callable
 from typing import Any, Literal
 
-from odesteer_tl.backends.decoder_blocks import entering, inputs_with, output_with, value_in
+from odesteer_tl.portable.decoder_blocks import entering, inputs_with, output_with, value_in
 
 _HELD = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",

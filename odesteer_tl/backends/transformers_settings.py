@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from odesteer_tl.backends.base import Size
-from odesteer_tl.backends.upstream import made_by, need
+from odesteer_tl.backends.upstream_names import made_by, need
 
 _NAMES = {"d_model": "hidden_size", "n_ctx": "max_position_embeddings", "d_vocab": "vocab_size"}
 _NEVER = 2**31 - 1

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.endings import EPILOG, WRONG, Ending
 from odesteer_tl.cli.models import check_model, chosen_model
@@ -14,7 +15,6 @@ from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.saved_methods import saved_method
 from odesteer_tl.cli.streams import own_output
 from odesteer_tl.cli.text_files import check_readable, lines_of
-from odesteer_tl.demo import EMBEDDED
 
 app = typer.Typer(
     name="odesteer-tl",
@@ -48,7 +48,7 @@ def demo(
     """Steer a real language model with six methods and print what each gains and costs."""
     with own_output() as say:
         check_model(model)
-        from odesteer_tl.evaluation.showcase import run_showcase
+        from odesteer_tl.evaluation.reports.demo import run_showcase
 
         run_showcase(
             model=None if model == EMBEDDED else model,
@@ -75,7 +75,7 @@ def compare(
     """Compare the methods of the literature and three controls, and tune the nonlinearity: Tables 2 and 3 in small."""
     with own_output() as say:
         check_model(model)
-        from odesteer_tl.evaluation.contest import run_contest
+        from odesteer_tl.evaluation.reports.paper import run_contest
 
         run_contest(
             model=None if model == EMBEDDED else model,

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from odesteer_tl.cli.messages import in_own_words, on_one_line
 from odesteer_tl.cli.streams import PACKAGE, forget_output, prepare_streams, warnings_in_a_line
-from odesteer_tl.messages import in_own_words, on_one_line
 
 DONE, WRONG, REFUSED, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 70, 130, 141
 

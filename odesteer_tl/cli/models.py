@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from odesteer_tl.demo import EMBEDDED
+from odesteer_tl.assets.demo import EMBEDDED
 
 
 def check_model(name: str) -> None:

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from odesteer_tl.storage import check_target
+from odesteer_tl.data.storage import check_target
 
 
 def check_output(folder: Path) -> None:

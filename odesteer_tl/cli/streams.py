@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from odesteer_tl.messages import in_own_words, on_one_line
+from odesteer_tl.cli.messages import in_own_words, on_one_line
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("transformers", "huggingface_hub", "nnsight", "transformer_lens", "matplotlib")

@@ -1,10 +1,10 @@
 """Control: steering as feedback over the layers; a fit needs the model, so that it comes after the backends."""
 
 from odesteer_tl.control.a_lqr import ALQR
-from odesteer_tl.control.bound import Bound, tracking_bound
-from odesteer_tl.control.linearity import Linearity, local_linearity, similarity
+from odesteer_tl.control.diagnostics.bound import Bound, tracking_bound
+from odesteer_tl.control.diagnostics.linearity import Linearity, local_linearity, similarity
+from odesteer_tl.control.diagnostics.tracking import Tracking, set_point_tracking
 from odesteer_tl.control.s_pid import SPID
-from odesteer_tl.control.tracking import Tracking, set_point_tracking
 
 __all__ = [
     "ALQR",

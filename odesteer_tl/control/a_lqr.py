@@ -23,21 +23,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import Origin
-from odesteer_tl.backends.linearising import Linearised, mean_jacobians
-from odesteer_tl.backends.models import device_of, layers_of
-from odesteer_tl.backends.texts import ChatTemplate, Texts, tokenise
-from odesteer_tl.control.conjugate import answers as conjugate_answers
-from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, Signal, doubled, signal
+from odesteer_tl._memory import check_room
+from odesteer_tl.backends.jacobians import Linearised, mean_jacobians
+from odesteer_tl.backends.model_info import device_of, layers_of
+from odesteer_tl.backends.tokenize import ChatTemplate, Texts, tokenise
+from odesteer_tl.control.base import FeedbackController, PerFeature, SetPoints, Signal, contrastive_signal, doubled
+from odesteer_tl.control.conjugate_gradient import answers as conjugate_answers
 from odesteer_tl.control.riccati import check_weights, gains
-from odesteer_tl.feedback import linear_quadratic
+from odesteer_tl.data.activations import Origin
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import SET_POINTS, View
-from odesteer_tl.room import check_room
+from odesteer_tl.portable.feedback import linear_quadratic
 
 
 @dataclass(frozen=True, eq=False)
-class ALQR(Loop):
+class ALQR(FeedbackController):
     """u_k = Σ (T·β*_k − v_kᵀz_k) w_k over the features, at each of `layers`.
 
     `directions` v, `set_points` β* at T = 1 and `answers` w = K v, per layer and feature; q, r, q_f of the cost;
@@ -61,7 +61,7 @@ class ALQR(Loop):
     gains: Float[Tensor, "layers d_model d_model"] | None = None
 
     def __post_init__(self) -> None:
-        Loop.__post_init__(self)
+        FeedbackController.__post_init__(self)
         check_weights(self.q, self.r, self.q_f)
         if self.answers.shape != self.directions.shape:
             shapes = tuple(self.answers.shape), tuple(self.directions.shape)
@@ -116,7 +116,7 @@ class ALQR(Loop):
             raise ValueError("keep_gains=True keeps matrices, and matrix_free=True makes none: choose one of them.")
         style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
         reading = {"batch_size": batch_size, "progress": progress}
-        found = signal(model, desired, undesired, also, layers, blocks, **reading, **style)
+        found = contrastive_signal(model, desired, undesired, also, layers, blocks, **reading, **style)
         texts = tokenise(model, desired, **style)
         chosen = torch.randperm(len(texts.mask), generator=torch.Generator().manual_seed(seed))[:n_jacobians].sort()[0]
         prompts = [texts.tokens[i][texts.mask[i]][:context].unsqueeze(0) for i in chosen.tolist()]

@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar
 
-from odesteer_tl.activations import Origin
-from odesteer_tl.backends.texts import ChatTemplate, Texts
-from odesteer_tl.control.loop import Loop, PerFeature, SetPoints, doubled, signal
-from odesteer_tl.feedback import proportional_integral_derivative
+from odesteer_tl.backends.tokenize import ChatTemplate, Texts
+from odesteer_tl.control.base import FeedbackController, PerFeature, SetPoints, contrastive_signal, doubled
+from odesteer_tl.data.activations import Origin
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import SET_POINTS, View
+from odesteer_tl.portable.feedback import proportional_integral_derivative
 
 FORGETS_EVERY = 10
 """Layers after which the released code sets its sum to 0."""
 
 
 @dataclass(frozen=True, eq=False)
-class SPID(Loop):
+class SPID(FeedbackController):
     """u_k = kp·e_k + ki·Σe + kd·Δe at each of `layers`, e_k = Σ (T·β*_k − v_kᵀz_k) v_k over the features.
 
     Raises ValueError for coefficients that are not finite numbers, and where the tensors do not belong together.
@@ -50,7 +50,7 @@ class SPID(Loop):
     parity: bool = False
 
     def __post_init__(self) -> None:
-        Loop.__post_init__(self)
+        FeedbackController.__post_init__(self)
         _check_coefficients(self.kp, self.ki, self.kd)
 
     @classmethod
@@ -80,7 +80,7 @@ class SPID(Loop):
         _check_coefficients(kp, ki, kd)
         reading = {"batch_size": batch_size, "progress": progress}
         style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
-        found = signal(model, desired, undesired, also, layers, blocks, **reading, **style)
+        found = contrastive_signal(model, desired, undesired, also, layers, blocks, **reading, **style)
         return cls(found.directions, found.sizes, found.layers, float(kp), float(ki), float(kd), found.origin, parity)
 
     def _law(self) -> tuple[Any, tuple[Any, ...], bool]:

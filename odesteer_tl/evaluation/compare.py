@@ -4,15 +4,15 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from odesteer_tl.activations import ContrastiveActivations
-from odesteer_tl.control.loop import Loop
-from odesteer_tl.evaluation.comparison import Comparison
-from odesteer_tl.evaluation.conditions import closed_conditions_of, conditions_of
-from odesteer_tl.evaluation.continuing import UNSTEERED, Judge, Setting, Steerer, first_of
-from odesteer_tl.evaluation.literature import LITERATURE, LOOPS, Entry, Prompted, controls, entry_of
-from odesteer_tl.evaluation.material import Material, Source, check_place, material_of
-from odesteer_tl.evaluation.rows import ComparedRow
-from odesteer_tl.evaluation.trials import Base, base_of, levels_at, run_row, unsteered
+from odesteer_tl.control.base import FeedbackController
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.evaluation.checks import closed_conditions_of, conditions_of
+from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting, Steerer, first_of
+from odesteer_tl.evaluation.data import Material, Source, check_place, material_of
+from odesteer_tl.evaluation.entries import LITERATURE, LOOPS, Entry, Prompted, controls, entry_of
+from odesteer_tl.evaluation.results import ComparedRow
+from odesteer_tl.evaluation.runs import Base, base_of, levels_at, run_row, unsteered
+from odesteer_tl.evaluation.tables import Comparison
 from odesteer_tl.methods import Method
 
 
@@ -62,7 +62,7 @@ def compare(
     if methods is not None and len(prefixes):
         raise ValueError(
             "prefixes are those of the prompt-only control, which stands beside the literature's methods: leave out "
-            "methods, or name a Prompted(prefixes) of odesteer_tl.evaluation.literature among them."
+            "methods, or name a Prompted(prefixes) of odesteer_tl.evaluation.entries among them."
         )
     named = LITERATURE | LOOPS | controls(prefixes) if methods is None else methods
     entries = {name: entry_of(name, method) for name, method in named.items()}
@@ -154,7 +154,7 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
         return ComparedRow(name, "words", None, seconds, None, tuple(runs))
     method = first_of(steerer)
     source, site = material.source, material.texts.layer
-    if isinstance(method, Loop):
+    if isinstance(method, FeedbackController):
         assert source is not None and site is not None  # _fitted has asked for them
         checked = closed_conditions_of(method, source.model, source.held_out, site, entry.positions)
     else:
@@ -171,7 +171,7 @@ def _fitted(
         for method in steerer if isinstance(steerer, tuple) and steerer else (steerer,):
             if isinstance(method, Method):
                 check_place(method, material)
-                if isinstance(method, Loop) and method is not steerer:
+                if isinstance(method, FeedbackController) and method is not steerer:
                     raise ValueError("closed loops cannot take turns: at T = 0 they still act")
             elif not isinstance(method, Prompted):
                 raise ValueError(f"its function returns a fitted method, this one {method!r}")

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 import torch
 
 from odesteer_tl.evaluation.metrics import bootstrap_interval
-from odesteer_tl.evaluation.rows import ComparedRow, spread
+from odesteer_tl.evaluation.results import ComparedRow, spread
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl._shapes import Samples
 from odesteer_tl.methods import Method
-from odesteer_tl.shapes import Samples
 
 GRID = (0.05, 0.1, 0.2, 0.4, 0.8)
 MOST_PERPLEXITY = 1.3

@@ -21,21 +21,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import mean_difference
-from odesteer_tl.edits import Site, SiteName
-from odesteer_tl.flow import Flow
+from odesteer_tl._shapes import Activations, PerActivation
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import mean_difference
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.stream_weights import folded
 from odesteer_tl.methods.view import Unit, View
-from odesteer_tl.moving import packed
-from odesteer_tl.numerics import affine_pull, euler, flowed
-from odesteer_tl.shapes import Activations, PerActivation
-from odesteer_tl.slopes import Slope
-from odesteer_tl.strengths import check_strength
-from odesteer_tl.travelling import Travelling
+from odesteer_tl.portable.edits import Site, SiteName
+from odesteer_tl.portable.gradients import GradientFunction
+from odesteer_tl.portable.integrate import affine_pull, euler, flowed
+from odesteer_tl.portable.methods import PortableMethod
+from odesteer_tl.portable.strength import check_strength
+from odesteer_tl.remote.packing import packed
 
 Directions = Float[Tensor, "k d_model"]
 
@@ -140,17 +140,17 @@ class Ablation(FlowMethod):
         check_strength(T, None, limits=self._limits)
         return folded(model, self.directions, float(T), self.origin.processing)
 
-    def travelling(self) -> Travelling:
+    def portable(self) -> PortableMethod:
         """The basis in plain numbers."""
         return self._as_travelling(flowed, packed((self._pull, euler, 1, None)))
 
     @property
-    def _pull(self) -> Slope:
+    def _pull(self) -> GradientFunction:
         """v in plain numbers."""
         count, width = self.directions.shape
         nowhere = self.directions.new_zeros(width)
         stretch = (self.directions.T.contiguous(), -self.directions.new_ones(count))
-        return Slope(affine_pull, (stretch, nowhere, nowhere))
+        return GradientFunction(affine_pull, (stretch, nowhere, nowhere))
 
     def _at_site(self, site: Site) -> "Ablation":
         return replace(self, layer=site.layer, origin=replace(self.origin, hook_name=site.hook_name))

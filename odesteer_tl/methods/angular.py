@@ -21,21 +21,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import Barrier, mean_difference, with_grad
-from odesteer_tl.flow import Trajectory
+from odesteer_tl._shapes import Activations, Direction, PerActivation, Samples, Time
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import Barrier, mean_difference, with_grad
+from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.methods.ablation import origin_at, orthonormal
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.repe import main_direction
 from odesteer_tl.methods.view import Unit, View
-from odesteer_tl.moving import packed
-from odesteer_tl.neural import turned_in_plane
-from odesteer_tl.numerics import norm
-from odesteer_tl.shapes import Activations, Direction, PerActivation, Samples, Time
-from odesteer_tl.strengths import check_strength, check_width
-from odesteer_tl.travelling import Travelling
+from odesteer_tl.portable.integrate import norm
+from odesteer_tl.portable.methods import PortableMethod
+from odesteer_tl.portable.networks import turned_in_plane
+from odesteer_tl.portable.strength import check_strength, check_width
+from odesteer_tl.remote.packing import packed
 
 POINTS = 10
 """Of a trajectory, after the start."""
@@ -140,7 +140,7 @@ class Angular(Method):
         forward = torch.as_tensor(T, device=x.device) >= 0
         return Trajectory(points, h, forward.reshape(forward.shape + (1,) * (x.ndim - 1 - forward.ndim)))
 
-    def travelling(self) -> Travelling:
+    def portable(self) -> PortableMethod:
         """The plane in plain numbers."""
         return self._as_travelling(turned_in_plane, packed((self.plane, self.target, self.adaptive)))
 

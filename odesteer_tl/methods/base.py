@@ -1,7 +1,7 @@
 """What every method is to its users: `steer`, `vector_field`, `trajectory`, `edits`, `to`.
 
 Methods are complete, frozen dataclasses: their fields are all that `ot.save` keeps. What a remote server gets of one is
-`travelling()`, plain numbers and functions; nnsight's pickler takes that of itself, any other keeps the method.
+`portable()`, plain numbers and functions; nnsight's pickler takes that of itself, any other keeps the method.
 """
 
 from abc import ABC, abstractmethod
@@ -12,19 +12,19 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from odesteer_tl.activations import Origin
-from odesteer_tl.barriers import Barrier
-from odesteer_tl.edits import Edit, Site
-from odesteer_tl.feedback import Feedback
-from odesteer_tl.flow import Flow, Trajectory
+from odesteer_tl._shapes import Activations, Time
+from odesteer_tl.data.activations import Origin
+from odesteer_tl.flows.barriers import Barrier
+from odesteer_tl.flows.flow import Flow, Trajectory
 from odesteer_tl.methods.view import View
-from odesteer_tl.moving import moved
-from odesteer_tl.numerics import flowed
-from odesteer_tl.sending import check_travels, sent_by_nnsight
-from odesteer_tl.shapes import Activations, Time
-from odesteer_tl.slopes import Copies
-from odesteer_tl.strengths import absolute, check_strength, check_width, given_back, layer_of
-from odesteer_tl.travelling import Travelling, TravellingLayers, at_strength, steered
+from odesteer_tl.portable.edits import Edit, Site
+from odesteer_tl.portable.feedback import Feedback
+from odesteer_tl.portable.gradients import Copies
+from odesteer_tl.portable.integrate import flowed
+from odesteer_tl.portable.methods import PortableLayers, PortableMethod, at_strength, steered
+from odesteer_tl.portable.strength import absolute, check_strength, check_width, given_back, layer_of
+from odesteer_tl.remote.checks import check_travels, sent_by_nnsight
+from odesteer_tl.remote.packing import moved
 
 Some = TypeVar("Some", bound="Method")
 """The method's own class. (Not typing.Self, which beartype checks in classes only, not in functions.)"""
@@ -84,10 +84,10 @@ class Method(ABC):
         """
         site = Site.fitted(self.origin.hook_name, layer_of(self.layer, layer))
         check_strength(T, relative_T, limits=self._limits)
-        asks = self._of_query
-        return [Edit(site, site, at_strength(self._steered, T, relative_T, asks is not None), asks)]
+        of_query = self._of_query
+        return [Edit(site, site, at_strength(self._steered, T, relative_T, of_query is not None), of_query)]
 
-    def travelling(self) -> Travelling | TravellingLayers | Feedback:
+    def portable(self) -> PortableMethod | PortableLayers | Feedback:
         """The method in plain numbers: it steers, and gives edits, where this package is not installed.
 
         Its numbers are in the precision of the method's own. Raises ValueError where a part of the method cannot be
@@ -98,9 +98,9 @@ class Method(ABC):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if not sent_by_nnsight():
             return super().__reduce_ex__(protocol)
-        sent = self.travelling()
+        sent = self.portable()
         check_travels(sent, f"This {type(self).__name__}")
-        return type(sent), sent.made_from()
+        return type(sent), sent.init_args()
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone, without copies on other devices."""
@@ -130,11 +130,11 @@ class Method(ABC):
         move: Callable[..., torch.Tensor],
         parts: tuple[Any, ...],
         answer: Callable[..., torch.Tensor] | None = None,
-    ) -> Travelling:
-        """What travels: a(T) = move(a, T, *parts), at the site and the width of the fit; `answer` see Travelling."""
+    ) -> PortableMethod:
+        """What is sent: a(T) = move(a, T, *parts), at the site and width of the fit; `answer`: see PortableMethod."""
         origin = self.origin
         site = self.layer, origin.d_model, origin.processing, origin.hook_name
-        return Travelling(move, parts, *site, answer, self._limits)
+        return PortableMethod(move, parts, *site, answer, self._limits)
 
     def _steered(self, a: Activations, T: Time | None, relative_T: Time | None) -> Activations:
         return steered(a, T, relative_T, self.origin.d_model, lambda *place: self._there(*place)._move)
@@ -175,7 +175,7 @@ class FlowMethod(Method):
         here, x = self._at(a)
         return here.flow.trajectory(x, absolute(T, relative_T, x), here.barrier)
 
-    def travelling(self) -> Travelling:
+    def portable(self) -> PortableMethod:
         """The flow in plain numbers, in the direct or the reduced form, whichever holds fewer bytes."""
         return self._as_travelling(flowed, self.flow.parts())
 

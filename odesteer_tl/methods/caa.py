@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier, mean_difference
-from odesteer_tl.fields import Constant
-from odesteer_tl.flow import Flow
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier, mean_difference
+from odesteer_tl.flows.fields import Constant
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import Unit, View

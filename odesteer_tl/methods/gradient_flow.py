@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier, with_grad
-from odesteer_tl.edits import Site
-from odesteer_tl.features import Polynomial
-from odesteer_tl.fields import Gradient, UnitGradient
-from odesteer_tl.flow import Flow
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier, with_grad
+from odesteer_tl.flows.features import Polynomial
+from odesteer_tl.flows.fields import Gradient, UnitGradient
+from odesteer_tl.flows.flow import Flow
+from odesteer_tl.flows.solvers import SolverName, solver_named
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
-from odesteer_tl.solvers import SolverName, solver_named
+from odesteer_tl.portable.edits import Site
 
 
 @dataclass(frozen=True, eq=False)

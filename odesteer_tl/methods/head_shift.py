@@ -18,15 +18,15 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.edits import Site
-from odesteer_tl.fields import Constant
-from odesteer_tl.flow import Flow
+from odesteer_tl._shapes import Activations, Direction
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.fields import Constant
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import Unit, View
-from odesteer_tl.shapes import Activations, Direction
-from odesteer_tl.strengths import site_name
+from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.strength import site_name
 
 Along = Literal["mass_mean", "probe"]
 """What θ is: the unit difference of means, or the unit weight of the probe."""

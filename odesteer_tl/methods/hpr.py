@@ -25,20 +25,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Linear
-from odesteer_tl.flow import Trajectory
+from odesteer_tl._shapes import Activations, PerActivation, Samples, Time
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.features import Linear
+from odesteer_tl.flows.flow import Trajectory
+from odesteer_tl.flows.training import Network, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
-from odesteer_tl.moving import packed
-from odesteer_tl.networks import Network, centred, check_trainable, drawn, held_out, trained
-from odesteer_tl.neural import angle_between, network, turned, turning_speed
-from odesteer_tl.numerics import per_activation
-from odesteer_tl.shapes import Activations, PerActivation, Samples, Time
-from odesteer_tl.strengths import absolute, check_strength, check_width
-from odesteer_tl.travelling import Travelling
+from odesteer_tl.portable.integrate import per_activation
+from odesteer_tl.portable.methods import PortableMethod
+from odesteer_tl.portable.networks import angle_between, network, turned, turning_speed
+from odesteer_tl.portable.strength import absolute, check_strength, check_width
+from odesteer_tl.remote.packing import packed
 
 NARROWEST, POINTS = 8, 10
 """The least width of a layer of the angle network, and the points of a trajectory after the start."""
@@ -121,7 +121,7 @@ class HPR(Method):
         forward = torch.as_tensor(per_activation(strength, x) >= 0, device=x.device)
         return Trajectory(points, here.barrier.value(points), forward.squeeze(-1) if forward.ndim else forward)
 
-    def travelling(self) -> Travelling:
+    def portable(self) -> PortableMethod:
         """θ and the angle network in plain numbers."""
         return self._as_travelling(turned, packed(self._parts))
 

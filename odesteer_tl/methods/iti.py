@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Linear
-from odesteer_tl.fields import UnitGradient
-from odesteer_tl.flow import Flow
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.features import Linear
+from odesteer_tl.flows.fields import UnitGradient
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.head_shift import Along, head_shifts
 from odesteer_tl.methods.layers import Layers

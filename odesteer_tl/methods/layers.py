@@ -7,13 +7,13 @@ model have changed. One T (or relative_T) is for all parts; in what it counts is
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from odesteer_tl.activations import Origin
-from odesteer_tl.edits import Edit
+from odesteer_tl._shapes import Activations, Time
+from odesteer_tl.data.activations import Origin
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.registry import register
-from odesteer_tl.shapes import Activations, Time
-from odesteer_tl.strengths import check_strength
-from odesteer_tl.travelling import TravellingLayers, edits_of
+from odesteer_tl.portable.edits import Edit
+from odesteer_tl.portable.methods import PortableLayers, edits_of
+from odesteer_tl.portable.strength import check_strength
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +80,9 @@ class Layers(Method):
         """
         return edits_of(self.parts, T, relative_T, layer)
 
-    def travelling(self) -> TravellingLayers:
+    def portable(self) -> PortableLayers:
         """The parts in plain numbers. Raises ValueError where one of them cannot be sent."""
-        return TravellingLayers(tuple(part.travelling() for part in self.parts))
+        return PortableLayers(tuple(part.portable() for part in self.parts))
 
     def steer(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> NoReturn:
         """Raises ValueError: it is for each part to steer the activations of its own site."""

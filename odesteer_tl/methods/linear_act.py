@@ -24,15 +24,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Squares
-from odesteer_tl.fields import Gradient
-from odesteer_tl.flow import Flow
+from odesteer_tl._shapes import Direction
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.features import Squares
+from odesteer_tl.flows.fields import Gradient
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
-from odesteer_tl.shapes import Direction
 
 Match = Literal["quantiles", "moments", "means"]
 """What the map makes equal on the two sides, per coordinate."""

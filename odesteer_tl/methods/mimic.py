@@ -27,19 +27,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Linear
-from odesteer_tl.flow import Flow
+from odesteer_tl._memory import check_room
+from odesteer_tl._shapes import Direction
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.features import Linear
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
-from odesteer_tl.moving import packed
-from odesteer_tl.numerics import affine_pull, euler, flowed, gated_pull
-from odesteer_tl.room import check_room
-from odesteer_tl.shapes import Direction
-from odesteer_tl.slopes import Slope
-from odesteer_tl.travelling import Travelling
+from odesteer_tl.portable.gradients import GradientFunction
+from odesteer_tl.portable.integrate import affine_pull, euler, flowed, gated_pull
+from odesteer_tl.portable.methods import PortableMethod
+from odesteer_tl.remote.packing import packed
 
 Square = Float[Tensor, "d_model d_model"]
 Factors = tuple[Float[Tensor, "d_model k"], Float[Tensor, " k"]]
@@ -114,18 +114,18 @@ class MiMiC(FlowMethod):
     def flow(self) -> Flow:
         return Flow(self._pull, steps=1)
 
-    def travelling(self) -> Travelling:
+    def portable(self) -> PortableMethod:
         """The map and its gate in plain numbers."""
         parts = packed((self._pull, euler, 1, None))
         return self._as_travelling(flowed, parts)
 
     @property
-    def _pull(self) -> Slope:
+    def _pull(self) -> GradientFunction:
         """v in plain numbers: a ↦ gate(a) (map(a) − a)."""
-        numbers = (self.stretch, self.source, self.shift)
+        params = (self.stretch, self.source, self.shift)
         if not self.gate:
-            return Slope(affine_pull, numbers)
-        return Slope(gated_pull, (*numbers, self.barrier.weight, self.barrier.bias - self.prior))
+            return GradientFunction(affine_pull, params)
+        return GradientFunction(gated_pull, (*params, self.barrier.weight, self.barrier.bias - self.prior))
 
 
 def _stretch(

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier, Recipe
-from odesteer_tl.fields import UnitGradient
-from odesteer_tl.flow import Flow
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFourier, Recipe
+from odesteer_tl.flows.fields import UnitGradient
+from odesteer_tl.flows.flow import Flow
+from odesteer_tl.flows.solvers import SolverName, solver_named
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
-from odesteer_tl.solvers import SolverName, solver_named
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,13 @@ from typing import ClassVar
 
 import torch
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.fields import Constant
-from odesteer_tl.flow import Flow
+from odesteer_tl._shapes import Direction
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.fields import Constant
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
-from odesteer_tl.shapes import Direction
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,15 +22,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.fields import Gradient
-from odesteer_tl.flow import Flow
+from odesteer_tl._shapes import PerActivation
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.fields import Gradient
+from odesteer_tl.flows.flow import Flow
+from odesteer_tl.flows.training import Network, NetworkBarrier, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import Unit, View
-from odesteer_tl.networks import Network, NetworkBarrier, centred, check_trainable, drawn, held_out, trained
-from odesteer_tl.neural import network
-from odesteer_tl.shapes import PerActivation
+from odesteer_tl.portable.networks import network
 
 WIDEST = 1024
 """The width of V unless given, or d_model where that is less."""

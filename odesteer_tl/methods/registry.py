@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl.data.activations import ContrastiveActivations
 
 
 class Reader(Protocol):

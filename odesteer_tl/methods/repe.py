@@ -23,17 +23,17 @@ from typing import ClassVar
 
 import torch
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.barriers import LogRatioBarrier
-from odesteer_tl.features import Linear
-from odesteer_tl.fields import Constant
-from odesteer_tl.flow import Flow
+from odesteer_tl._memory import check_room
+from odesteer_tl._shapes import Direction, Samples
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.features import Linear
+from odesteer_tl.flows.fields import Constant
+from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
-from odesteer_tl.room import check_room
-from odesteer_tl.shapes import Direction, Samples
 
 
 @dataclass(frozen=True, eq=False)

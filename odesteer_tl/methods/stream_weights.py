@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.activations import processing_seen_in
+from odesteer_tl.data.activations import processing_seen_in
 
 WRITERS = ("o_proj", "o", "c_proj", "dense", "out_proj", "wo", "down_proj", "fc_out", "fc2", "dense_4h_to_h", "w2")
 """What architectures call the linear maps of a block that write to the stream."""

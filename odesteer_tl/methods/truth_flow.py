@@ -35,19 +35,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations, Origin
-from odesteer_tl.degeneracy import check_queries
-from odesteer_tl.flow import Trajectory
+from odesteer_tl._shapes import Activations, Basis, Direction, Samples, Time
+from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.degeneracy import check_queries
+from odesteer_tl.flows.flow import Trajectory
+from odesteer_tl.flows.training import Parameters, centred, check_trainable, drawn, held_out, trained
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.registry import as_needed, register
 from odesteer_tl.methods.view import Unit, View
-from odesteer_tl.moving import packed
-from odesteer_tl.networks import Parameters, centred, check_trainable, drawn, held_out, trained
-from odesteer_tl.numerics import euler, path
-from odesteer_tl.shapes import Activations, Basis, Direction, Samples, Time
-from odesteer_tl.strengths import absolute, check_strength, check_width
-from odesteer_tl.travelling import Travelling
-from odesteer_tl.vector_flow import corrected, correction, unet
+from odesteer_tl.portable.integrate import euler, path
+from odesteer_tl.portable.methods import PortableMethod
+from odesteer_tl.portable.strength import absolute, check_strength, check_width
+from odesteer_tl.portable.unet import corrected, correction, unet
+from odesteer_tl.remote.packing import packed
 
 DEPTH, NARROWEST, TIMES = 4, 16, 128
 """Of the U-Net: its levels below the full width, the least width of one, and the size of the embedding of t."""
@@ -63,7 +63,7 @@ REPEATS = 4
 class TruthFlow(Method):
     """a + T P x̂₁(query): T counts in corrections, whatever ‖a‖.
 
-    `layers`: the U-Net, in the order of `vector_flow.unet`. `source`, `scale`: mean and spread of the queries.
+    `layers`: the U-Net, in the order of `unet.unet`. `source`, `scale`: mean and spread of the queries.
     `target`, `unit`: those of the corrections. `basis` [d_model, k], orthonormal: P = basis basisᵀ. `steps`: of the
     midpoint rule.
     """
@@ -164,7 +164,7 @@ class TruthFlow(Method):
         here, x = self._at(a)
         return Trajectory(torch.stack(list(path(here._velocity, x, absolute(T, relative_T, x), euler, 1))), None)
 
-    def travelling(self) -> Travelling:
+    def portable(self) -> PortableMethod:
         """The U-Net, its units and the basis in plain numbers."""
         return self._as_travelling(corrected, packed(self._numbers), answer=correction)
 
@@ -218,7 +218,7 @@ def _widths(d_model: int) -> list[int]:
 
 
 def _start(d_model: int, generator: torch.Generator) -> Parameters:
-    """A U-Net in the order of `vector_flow.unet`; its last level starts at 0, so that u is 0 everywhere at first."""
+    """A U-Net in the order of `unet.unet`; its last level starts at 0, so that u is 0 everywhere at first."""
     widths = _widths(d_model)
     parameters = list(drawn((TIMES, TIMES), generator))
     for inputs, outputs in (*pairwise(widths), *pairwise(widths[:0:-1])):  # down, and up again to widths[1]

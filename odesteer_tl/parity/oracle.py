@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl._shapes import TokenIds
 from odesteer_tl.control import ALQR, SPID
-from odesteer_tl.edits import Site
+from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.methods import Layers, TruthFlow
 from odesteer_tl.parity.models import Family, hugging_face
-from odesteer_tl.shapes import TokenIds
+from odesteer_tl.portable.edits import Site
 
 Place = tuple[int, str, Callable[[Tensor, Tensor], Tensor]]
 """Where a method acts, and what it does there: layer, "resid_post" or "z", and what a becomes, given also the query:

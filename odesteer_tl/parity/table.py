@@ -9,13 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from odesteer_tl.activations import ContrastiveActivations
+from odesteer_tl._shapes import TokenIds
+from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.methods import Method
 from odesteer_tl.methods.registry import registered
 from odesteer_tl.parity.models import Family, as_nnsight, hugging_face, tokenizer
 from odesteer_tl.parity.oracle import LAYER, PROMPTS, activations, differences, places, steered_and_plain, texts
-from odesteer_tl.parity.running import ways
-from odesteer_tl.shapes import TokenIds
+from odesteer_tl.parity.run import ways
 
 TOLERANCE, EFFECT = 1e-4, 0.1
 """float32: no logit may be further off than this, and none of the steering may do less than that."""

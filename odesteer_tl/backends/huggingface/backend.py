@@ -8,14 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.activations import Processing
+from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
-from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.edit_runner import EditRunner
+from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.huggingface.parts import blocks_in, module_at, needed_tokenizer, root_of, tokenizer_of
-from odesteer_tl.backends.huggingface.running import activations_of, continued, edited, logits_of, warn_of_dropout
+from odesteer_tl.backends.huggingface.run import activations_of, continued, edited, logits_of, warn_of_dropout
 from odesteer_tl.backends.owners import Owner
-from odesteer_tl.backends.passes import stack_watched
-from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformers_settings import (
     begins_with_bos,
     eos_said,
@@ -23,9 +22,10 @@ from odesteer_tl.backends.transformers_settings import (
     text_config,
     without_progress_bars,
 )
-from odesteer_tl.edits import Site
-from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
-from odesteer_tl.tokens import Met, Tokenised
+from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.interventions.report import Report
+from odesteer_tl.portable.edits import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
@@ -103,11 +103,11 @@ class _HuggingFace:
         warn_of_dropout(model)
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
 
-    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
-        return stack_watched(model, carrier, owner, blocks)
+    def watched(self, model: Any, runner: EditRunner, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return stack_watched(model, runner, owner, blocks)
 
-    def attached(self, model: Any, carrier: Carrier, blocks: Any) -> AbstractContextManager[Report]:
-        return edited(model, carrier, blocks)
+    def attached(self, model: Any, runner: EditRunner, blocks: Any) -> AbstractContextManager[Report]:
+        return edited(model, runner, blocks)
 
     def activations(
         self,

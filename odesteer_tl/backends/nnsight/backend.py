@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.activations import Processing
+from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
-from odesteer_tl.backends.carrying import Carrier
-from odesteer_tl.backends.nnsight.blocks import blocks_of
-from odesteer_tl.backends.nnsight.sites import check_site
+from odesteer_tl.backends.edit_runner import EditRunner
+from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.owners import Owner
-from odesteer_tl.backends.passes import stack_watched
-from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformers_settings import begins_with_bos, eos_said, size_said, text_config
-from odesteer_tl.backends.upstream import need
-from odesteer_tl.edits import Site
-from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
-from odesteer_tl.tokens import Met, Tokenised
+from odesteer_tl.backends.upstream_names import need
+from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.interventions.report import Report
+from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.nnsight.blocks import blocks_of
+from odesteer_tl.portable.nnsight.sites import check_site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
@@ -92,13 +92,13 @@ class _Nnsight:
     def forward(self, model: Any, tokens: TokenIds) -> None:
         model._module(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
 
-    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
-        return stack_watched(model, carrier, owner, blocks)
+    def watched(self, model: Any, runner: EditRunner, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return stack_watched(model, runner, owner, blocks)
 
-    def attached(self, model: Any, carrier: Carrier, blocks: Any) -> AbstractContextManager[Report]:
-        from odesteer_tl.backends.nnsight.editing import edited
+    def attached(self, model: Any, runner: EditRunner, blocks: Any) -> AbstractContextManager[Report]:
+        from odesteer_tl.backends.nnsight.edits import edited
 
-        return edited(model, carrier, blocks)
+        return edited(model, runner, blocks)
 
     def activations(
         self,
@@ -111,18 +111,18 @@ class _Nnsight:
         remote: bool | str,
         blocks: Any,
     ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-        from odesteer_tl.backends.nnsight.running import activations_of
+        from odesteer_tl.backends.nnsight.run import activations_of
 
         layers = [site.layer for site in sites]
         return activations_of(model, batch, layers, sites[0].name, position, read, keep_sinks, remote, blocks)
 
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
-        from odesteer_tl.backends.nnsight.running import logits_of
+        from odesteer_tl.backends.nnsight.run import logits_of
 
         return logits_of(model, batch)
 
     def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-        from odesteer_tl.backends.nnsight.running import continued
+        from odesteer_tl.backends.nnsight.run import continued
 
         return continued(model, batch, options)
 
@@ -137,7 +137,7 @@ class _Nnsight:
         seed: int,
         written: Iterable[int],
     ) -> tuple[TokenIds, Report | None]:
-        from odesteer_tl.backends.nnsight.running import continued_remotely
+        from odesteer_tl.backends.nnsight.run import continued_remotely
 
         return continued_remotely(model, batch, options, method, strength, remote, seed, written)
 

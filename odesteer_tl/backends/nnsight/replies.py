@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from odesteer_tl.backends.models import width_of
-from odesteer_tl.backends.nnsight.blocks import blocks_of
-from odesteer_tl.backends.nnsight.sites import projection_of
-from odesteer_tl.shapes import Samples, TokenIds, TokenMask
-from odesteer_tl.tokens import Tokenised
+from odesteer_tl._shapes import Samples, TokenIds, TokenMask
+from odesteer_tl.backends.model_info import width_of
+from odesteer_tl.data.tokens import Tokenised
+from odesteer_tl.portable.nnsight.blocks import blocks_of
+from odesteer_tl.portable.nnsight.sites import projection_of
 
 Refused = Callable[[str], RuntimeError]
 """Makes the error, of what was sent back."""

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odesteer_tl.activations import Processing, processing_seen_in
+from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
-from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl.backends.edit_runner import EditRunner
+from odesteer_tl.backends.forward_passes import stack_watched
+from odesteer_tl.backends.offloaded_weights import numbers_of
 from odesteer_tl.backends.owners import Owner
-from odesteer_tl.backends.passes import stack_watched
-from odesteer_tl.backends.report import Report
 from odesteer_tl.backends.transformer_lens.cache_names import rename_for_good
 from odesteer_tl.backends.transformer_lens.hooked_passes import hooked_watched
-from odesteer_tl.backends.transformer_lens.hooking import hooked
-from odesteer_tl.backends.transformer_lens.running import (
+from odesteer_tl.backends.transformer_lens.hooks import hooked
+from odesteer_tl.backends.transformer_lens.run import (
     activations_of,
     bridge_continued,
     hooked_continued,
@@ -25,11 +25,11 @@ from odesteer_tl.backends.transformer_lens.running import (
     no_logits,
 )
 from odesteer_tl.backends.transformers_settings import without_progress_bars
-from odesteer_tl.backends.upstream import need
-from odesteer_tl.backends.weights import numbers_of
-from odesteer_tl.edits import Site
-from odesteer_tl.shapes import Position, Samples, TokenIds, TokenMask
-from odesteer_tl.tokens import Met, Tokenised
+from odesteer_tl.backends.upstream_names import need
+from odesteer_tl.data.activations import Processing, processing_seen_in
+from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.interventions.report import Report
+from odesteer_tl.portable.edits import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
@@ -112,11 +112,11 @@ class _TransformerLens:
     def forward(self, model: Any, tokens: TokenIds) -> None:
         model(tokens, attention_mask=torch.ones_like(tokens), return_type="logits")
 
-    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+    def watched(self, model: Any, runner: EditRunner, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
         raise NotImplementedError
 
-    def attached(self, model: Any, carrier: Carrier, blocks: Any) -> AbstractContextManager[Report]:
-        return hooked(model, carrier)
+    def attached(self, model: Any, runner: EditRunner, blocks: Any) -> AbstractContextManager[Report]:
+        return hooked(model, runner)
 
     def activations(
         self,
@@ -151,8 +151,8 @@ class _Hooked(_TransformerLens):
         if num_beams > 1:
             raise ValueError("HookedTransformer has no beam search: load the model as a bridge, ot.load_model(name).")
 
-    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
-        return hooked_watched(model, carrier, owner)
+    def watched(self, model: Any, runner: EditRunner, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return hooked_watched(model, runner, owner)
 
     def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
         return hooked_continued(model, batch, options)
@@ -164,8 +164,8 @@ class _Bridge(_TransformerLens):
     def root(self, model: Any) -> Any:
         return model.original_model
 
-    def watched(self, model: Any, carrier: Carrier, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
-        return stack_watched(model, carrier, owner, blocks)
+    def watched(self, model: Any, runner: EditRunner, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
+        return stack_watched(model, runner, owner, blocks)
 
     def activations(self, model: Any, batch: Tokenised, sites: list[Site], *how: Any) -> Any:
         with no_logits(model, max(site.layer for site in sites)):

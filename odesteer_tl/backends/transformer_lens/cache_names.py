@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from odesteer_tl.backends.torch_hooks import removal
-from odesteer_tl.backends.upstream import library
+from odesteer_tl.backends.upstream_names import library
 
 _OLD = ("past_key_values", "layer_past", "cache_params")
 _MARK = "_odesteer_tl_cache_names"

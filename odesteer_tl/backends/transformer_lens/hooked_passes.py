@@ -7,24 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.backends.carrying import Carrier
+from odesteer_tl._shapes import TokenKeys
+from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.torch_hooks import removal
-from odesteer_tl.backends.upstream import made_by, need_parameter
-from odesteer_tl.following import Pass
-from odesteer_tl.shapes import TokenKeys
+from odesteer_tl.backends.upstream_names import made_by, need_parameter
+from odesteer_tl.portable.token_tracking import Pass
 
 
 @contextmanager
-def hooked_watched(model: Any, carrier: Carrier, owner: Owner) -> Iterator[None]:
+def hooked_watched(model: Any, runner: EditRunner, owner: Owner) -> Iterator[None]:
     """`Backend.watched` for a HookedTransformer. Raises ValueError where its blocks are not told of cache and mask."""
     with ExitStack() as stack:
-        for remove in _hooks(model, sorted({site.layer for site in carrier.sites}), carrier, owner):
+        for remove in _hooks(model, sorted({site.layer for site in runner.sites}), runner, owner):
             stack.callback(remove)
         yield
 
 
-def _hooks(model: Any, layers: list[int], carrier: Carrier, owner: Owner) -> list[Callable[[], None]]:
+def _hooks(model: Any, layers: list[int], runner: EditRunner, owner: Owner) -> list[Callable[[], None]]:
     embedded: TokenKeys | None = None
     earlier: TokenKeys | None = None
     last, shape = -1, (0, 0)
@@ -59,12 +59,12 @@ def _hooks(model: Any, layers: list[int], carrier: Carrier, owner: Owner) -> lis
             offset = 0 if entry is None else entry.past_keys.shape[1]
             tokens = tokens_of(residual, offset == 0, layer)
             embedded, earlier = None, tokens
-            carrier.begin(Pass(shape[0], shape[1], offset, tokens, mask, entry is not None))
+            runner.begin(Pass(shape[0], shape[1], offset, tokens, mask, entry is not None))
 
         return block
 
     def returned(layer: int) -> Callable[..., None]:
-        return lambda module, args, output: carrier.check_complete(layer, made_by(model))
+        return lambda module, args, output: runner.check_complete(layer, made_by(model))
 
     hooks = [(model.embed, model.embed.register_forward_pre_hook(embeds))]
     for layer in sorted({0, *layers}):

@@ -1,0 +1,175 @@
+"""Generating: prompts to continuations, steered or not, the same ones whenever the same call is made."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer_tl._shapes import Time, TokenIds
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.checks import check_mask_taken, check_place
+from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
+from odesteer_tl.backends.outputs import Generation, finished
+from odesteer_tl.backends.owners import owned
+from odesteer_tl.backends.steer import attached, check_report, edit_runner_for
+from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, tokenise, trimmed
+from odesteer_tl.data.tokens import Tokenised
+from odesteer_tl.interventions.positions import Positions, PromptLengths
+from odesteer_tl.interventions.report import Report
+
+
+def generate(
+    model: Any,
+    prompts: Texts,
+    method: Any = None,
+    T: Time | None = None,
+    *,
+    relative_T: Time | None = None,
+    positions: Positions = "decoding",
+    prompt_lengths: PromptLengths | None = None,
+    layer: int | None = None,
+    max_new_tokens: int = 40,
+    do_sample: bool | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_beams: int = 1,
+    use_past_kv_cache: bool = True,
+    stop_at_eos: bool = True,
+    prepend_bos: bool | None = None,
+    chat_template: ChatTemplate = False,
+    system: str | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    remote: bool | str = False,
+    blocks: Any = None,
+) -> Generation:
+    """Continue `prompts`, steered by `method` (see `steering`), or as the model alone does where it is None.
+
+    Greedy, unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling; temperature 0 is
+    greedy. `prompt_lengths` (real tokens, one number or one per prompt) moves the border between prompt and
+    continuation into the prompts, as where an instruction ends: with positions="generated" all tokens after it are
+    steered. Sampling starts from `seed` and leaves the global generators here as they were (a server's it sets); other
+    threads that sample meanwhile disturb it.
+    `num_beams` > 1 is not for HookedTransformer. `T` may hold one value per prompt. `batch_size` None takes all prompts
+    at once; greedy continuations do not depend on it. Prompts, `system`, `remote` and `blocks` as for `collect`.
+
+    Raises ValueError as `tokenise` and `steering` do, for a T without a method, or values of another number than the
+    prompts, for a token budget (also one beyond the model's context), a temperature or beams that cannot be, and before
+    anything is sent for a method that cannot travel. ConnectionError where a server is not reached or lost,
+    RuntimeError where it fails, or sends back what was not asked for: other prompts, too many tokens, or such as the
+    vocabulary has not, counts that cannot be. A server that steers otherwise, or another model, is not noticed.
+    """
+    check_place(model, remote, blocks)
+    if not remote:
+        load_weights(model)
+    if method is None and (T is not None or relative_T is not None):
+        raise ValueError("T was given without a method: ot.generate(model, prompts, method, T=...).")
+    finite = 0 <= temperature < math.inf
+    if max_new_tokens < 1 or num_beams < 1 or not finite or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            "max_new_tokens, num_beams and batch_size must be at least 1 and temperature at least 0 and finite, got "
+            f"{max_new_tokens}, {num_beams}, {batch_size} and {temperature}."
+        )
+    if (top_p is not None and not 0 < top_p <= 1) or (top_k is not None and top_k < 1):
+        raise ValueError(f"top_p lies in (0, 1] and top_k is at least 1, got {top_p} and {top_k}.")
+    backend_of(model).check_generates(model, num_beams)
+    if do_sample is None:
+        do_sample = temperature not in (0.0, 1.0) or top_k is not None or top_p is not None
+    eos = eos_ids_of(model) if stop_at_eos else []
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stop_at_eos": bool(eos),
+        "do_sample": do_sample and temperature > 0,
+        "use_past_kv_cache": use_past_kv_cache,
+        "return_type": "tokens",
+    }
+    if eos:
+        options["eos_token_id"] = eos if len(eos) > 1 else eos[0]
+    if options["do_sample"]:
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if num_beams > 1:
+        options["num_beams"] = num_beams
+    texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
+    count = len(texts.tokens)
+    borders = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
+    seeds = torch.Generator().manual_seed(seed)  # for a server, which has generators of its own: one seed per batch
+    check_context(model, texts, max_new_tokens)
+    generated: list[Tensor] = []
+    reports: list[Report] = []
+    mine = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
+    with mine, _own_randomness(device_of(model), seed):
+        for chosen in torch.arange(count).split(batch_size or count):
+
+            def own(value: Any, chosen: Tensor = chosen) -> Any:
+                """A value per prompt, cut to the prompts of this batch; anything else as it is."""
+                if not isinstance(value, Tensor) or value.ndim == 0:
+                    return value
+                if len(value) != count:
+                    raise ValueError(f"{count} prompts need as many values per prompt, got {len(value)}.")
+                return value[chosen]
+
+            batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
+            strength = {
+                "T": own(T),
+                "relative_T": own(relative_T),
+                "positions": own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions,
+                "prompt_lengths": own(borders),
+                "layer": layer,
+                "blocks": blocks,
+            }
+            methods = [tuple(map(own, pair)) for pair in method] if isinstance(method, Sequence) else method
+            own_seed = int(torch.randint(2**62, (), generator=seeds))
+            check_mask_taken(model, batch.mask)
+            tokens, report = _continued(model, batch, options, methods, strength, remote, own_seed)
+            generated.append(tokens)
+            reports += [] if report is None else [report]
+    report = _together(reports)
+    if report is not None:
+        check_report(report, positions)
+    return finished(model, texts, generated, eos, report)
+
+
+def _continued(
+    model: Any,
+    batch: Tokenised,
+    options: dict[str, Any],
+    method: Any,
+    strength: dict[str, Any],
+    remote: bool | str,
+    seed: int,
+) -> tuple[TokenIds, Report | None]:
+    """One batch, by the library's own generate; `seed` is for a server."""
+    backend, beams = backend_of(model), options.get("num_beams", 1)
+    runner = None if method is None else edit_runner_for(model, method, **strength, beams=beams)
+    if remote:  # the carrier has checked that the method fits; the steering itself is done there
+        written = () if runner is None else runner.tokens_steered
+        tokens, report = backend.generate_remotely(model, batch, options, method, strength, remote, seed, written)
+        if runner is not None and report is not None:
+            report.tokens_steered = runner.tokens_steered | report.tokens_steered
+        return tokens, report
+    if runner is None:
+        return backend.generate(model, batch, options), None
+    with attached(model, runner, strength["blocks"]) as report:
+        return backend.generate(model, batch, options), report
+
+
+@contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Random numbers from `seed` on the CPU and on `device`; the global generators are as before afterwards."""
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def _together(reports: list[Report]) -> Report | None:
+    if not reports:
+        return None
+    layers = {layer: sum(report.tokens_steered[layer] for report in reports) for layer in reports[0].tokens_steered}
+    return Report(layers, any(report.hooks_removed for report in reports))

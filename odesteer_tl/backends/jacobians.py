@@ -1,0 +1,166 @@
+"""Linearising: a decoder block as a function of its last token alone, and the derivatives of that.
+
+One pass over a prompt shows what enters a block; then only the block runs. Its other positions, masks and rotations are
+held as they were, so that the Jacobian is the last-token-to-last-token one. No hook is left on the model.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from odesteer_tl._progress import bar
+from odesteer_tl._shapes import AnyTokens, TokenIds
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.model_info import device_of, load_weights, modules_of
+from odesteer_tl.portable.decoder_blocks import entering, inputs_with, value_in
+
+Rows = Float[Tensor, "rows d_model"]
+
+
+class BlockMap:
+    """φ: what leaves a block at the last token [rows, d_model], as a function of what enters it there.
+
+    `at` [d_model] is where it was seen; every row is computed on its own.
+    """
+
+    def __init__(self, block: Any, inputs: Any) -> None:
+        self._block = block
+        self._args, self._kwargs = _without_cache(inputs[0]), _without_cache(inputs[1])
+        self._entering = entering(inputs).detach()
+        self.at = self._entering[0, -1]
+
+    def __call__(self, last: Rows) -> Rows:
+        rows = len(last)
+        earlier = self._entering[:, :-1].expand(rows, -1, -1)
+        value = torch.cat([earlier, last.unsqueeze(1)], dim=1)
+        args, kwargs = inputs_with(_repeated((self._args, self._kwargs), rows), value)
+        return value_in(self._block(*args, **kwargs))[:, -1]
+
+    def pulled(self, u: Rows) -> Rows:
+        """Jᵀu of each row, by reverse mode."""
+        with torch.inference_mode(False), torch.enable_grad():
+            last = self.at.clone().expand(len(u), -1).clone().requires_grad_()
+            return torch.autograd.grad(self(last), last, u.to(last))[0]
+
+    def pushed(self, p: Rows) -> Rows:
+        """J p of each row, by forward mode, which fused attention has not: it runs in its plain form."""
+        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+            last = self.at.clone().expand(len(p), -1).clone()
+            tangent = forward_ad.unpack_dual(self(forward_ad.make_dual(last, p.to(last)))).tangent
+        return torch.zeros_like(last) if tangent is None else tangent
+
+
+@torch.no_grad()
+def block_maps(model: Any, prompt: TokenIds, layers: list[int], blocks: Any = None) -> list[BlockMap]:
+    """The blocks at `layers` as `prompt` [1, pos] runs through them, in one pass.
+
+    Raises ValueError for more than one row, and for blocks whose inputs cannot be read.
+    """
+    if prompt.shape[0] != 1:
+        raise ValueError(f"Blocks are linearised at one prompt at a time, [1, pos]; got {tuple(prompt.shape)}.")
+    load_weights(model)
+    own = modules_of(model, blocks)
+    found = [own[layer] for layer in layers]
+    seen: dict[int, Any] = {}
+
+    def watching(number: int) -> Callable[..., None]:
+        def watch(module: Any, args: Any, kwargs: Any) -> None:
+            seen[number] = args, kwargs
+
+        return watch
+
+    handles = []
+    try:
+        with torch.inference_mode(False):  # derivatives are taken through what is kept
+            tokens = prompt.clone().to(device_of(model))  # which may have been made in inference mode
+            for number, block in enumerate(found):
+                handles.append(block.register_forward_pre_hook(watching(number), with_kwargs=True))
+            backend_of(model).forward(model, tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [BlockMap(block, seen[number]) for number, block in enumerate(found)]
+
+
+def mean_jacobians(
+    model: Any,
+    prompts: list[AnyTokens],
+    layers: list[int],
+    chunk: int = 64,
+    blocks: Any = None,
+    progress: bool | None = None,
+) -> Iterator[Float[Tensor, "d_model d_model"]]:
+    """The mean over `prompts` [1, pos] of the Jacobian of each of `layers`, exact, one at a time and in their order.
+
+    Entry (i, j) is the derivative of output i by input j. Summed in float32 (float64 for a model in that), on the
+    device of the model, `chunk` rows at once. At any time there is one matrix and one prompt's activations: a prompt is
+    run anew for each layer, which costs one pass where a Jacobian costs about 3·d_model rows of one block.
+    """
+    steps = len(layers) * len(prompts)
+    with bar(said="Jacobians", total=steps, progress=progress) as shown:
+        for layer in layers:
+            total: Tensor | None = None
+            for prompt in prompts:
+                (block,) = block_maps(model, prompt, [layer], blocks)
+                d_model, device = len(block.at), block.at.device
+                if total is None:
+                    dtype = torch.promote_types(block.at.dtype, torch.float32)
+                    total = torch.zeros(d_model, d_model, dtype=dtype, device=device)
+                for rows in torch.arange(d_model, device=device).split(chunk):
+                    unit = torch.zeros(len(rows), d_model, dtype=block.at.dtype, device=device)
+                    unit[torch.arange(len(rows), device=device), rows] = 1
+                    total[rows] += block.pulled(unit).to(total)
+                shown.update()
+            assert total is not None
+            yield total.div_(len(prompts))
+
+
+class Linearised:
+    """The mean Jacobians of several layers as products alone: no matrix is formed. All prompts' inputs are kept."""
+
+    def __init__(self, model: Any, prompts: list[AnyTokens], layers: list[int], chunk: int = 64, blocks: Any = None):
+        found = [block_maps(model, prompt, layers, blocks) for prompt in prompts]
+        self._maps = list(zip(*found, strict=True))
+        self._chunk = chunk
+        self.device = found[0][0].at.device
+
+    def pushed(self, number: int, p: Rows) -> Rows:
+        """A p of each row, for the layer with that number, in the dtype of `p`."""
+        return self._mean(number, p, BlockMap.pushed)
+
+    def pulled(self, number: int, u: Rows) -> Rows:
+        """Aᵀu of each row."""
+        return self._mean(number, u, BlockMap.pulled)
+
+    def _mean(self, number: int, rows: Rows, product: Callable[[BlockMap, Rows], Rows]) -> Rows:
+        maps = self._maps[number]
+        total = torch.zeros_like(rows)
+        for each in maps:
+            for part, into in zip(rows.split(self._chunk), total.split(self._chunk), strict=True):
+                into += product(each, part).to(rows)
+        return total / len(maps)
+
+
+def _without_cache(thing: Any) -> Any:
+    """Arguments of a block in which nothing is kept from call to call: a cache would grow with each."""
+    if isinstance(thing, dict):
+        return {k: False if k == "use_cache" else _without_cache(value) for k, value in thing.items()}
+    if isinstance(thing, tuple):
+        return tuple(_without_cache(value) for value in thing)
+    return None if hasattr(thing, "get_seq_length") or hasattr(thing, "past_keys") else thing
+
+
+def _repeated(thing: Any, rows: int) -> Any:
+    """Arguments for a batch of that many equal rows; what has one axis, or no row, is for all."""
+    if isinstance(thing, dict):
+        return {name: _repeated(value, rows) for name, value in thing.items()}
+    if type(thing) is tuple:
+        return tuple(_repeated(value, rows) for value in thing)
+    if isinstance(thing, Tensor) and thing.ndim > 1 and thing.shape[0] == 1:
+        return thing.expand(rows, *thing.shape[1:])
+    return thing

@@ -1,0 +1,161 @@
+"""Running an nnsight model on tokens, here or on a server: what it holds at a layer, and what it continues with."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import nnsight
+import torch
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl.backends.model_info import pad_id_of, vocabulary_of
+from odesteer_tl.backends.nnsight.replies import (
+    activations_in,
+    check_means,
+    check_norms,
+    report_in,
+    tokens_in,
+    width_at,
+)
+from odesteer_tl.backends.nnsight.server_errors import asked
+from odesteer_tl.backends.tokenize import right_padded
+from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
+from odesteer_tl.data.tokens import Met, Tokenised, named, without_sinks
+from odesteer_tl.interventions.report import Report
+from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
+from odesteer_tl.portable.nnsight.intervene import intervene
+
+_SPACE, _WIDE = 2**22, 2**17
+"""Bytes for all but the numbers in a reply; and a width that no model has."""
+
+
+def activations_of(
+    model: Any,
+    batch: Tokenised,
+    layers: list[int],
+    site: str,
+    position: Position,
+    read: TokenMask,
+    keep_sinks: bool,
+    remote: bool | str = False,
+    blocks: Any = None,
+) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    """The activations of a batch at a site of each layer (ascending), float32 on the CPU, the row that each came from,
+    and what was met (`tokens.without_sinks`), in one pass. Only tokens of `read` are read. Later blocks are not run.
+    Raises ValueError inside a trace, and as `Asking` does; RuntimeError for a reply that is not what was asked.
+    """
+    if model.interleaver.interleaving:
+        raise ValueError("Reading runs the model: do it outside the trace.")
+    inputs, mask = _right_padded(model, batch)
+    read = torch.zeros_like(mask).masked_scatter(mask, read[batch.mask])  # in the columns of the right-padded batch
+    sources, where = named(read, position).nonzero(as_tuple=True)
+    values, width = None, width_at(model, blocks, layers, site) if remote else None
+    most = _SPACE + 8 * len(layers) * (len(sources) * (width or _WIDE) + mask.numel())
+    server = asked(model, remote, most)
+    if position == "mean":
+        with model.trace(**inputs, use_cache=False, remote=remote, backend=server) as tracer:
+            values = nnsight.save(averaged_at(model, blocks, layers, site, mask, read, keep_sinks))
+            tracer.stop()
+    else:
+        with model.trace(**inputs, use_cache=False, remote=remote, backend=server) as tracer:
+            values = nnsight.save(picked_at(model, blocks, layers, site, sources, where))
+            tracer.stop()
+    if server is not None:
+        (sent,) = server.named("values")
+        count = len(mask) if position == "mean" else len(sources)
+        samples, norms = activations_in(sent, len(layers), count, width, mask, server.refused)
+    elif values is None:
+        raise RuntimeError("The trace saved no activations.")
+    else:
+        samples, norms = [each for each, _ in values], [each for _, each in values]
+    chosen, met = without_sinks(norms, mask, read, position, keep_sinks)
+    if server is not None:
+        for each, norm, kept in zip(samples, norms, chosen, strict=True):
+            if position == "mean":
+                check_means(each, norm, kept, server.refused)
+            else:
+                check_norms(each, norm[sources, where], server.refused)
+    if position == "mean":
+        return samples, torch.arange(len(mask)), met
+    kept = chosen[0][sources, where]  # the same at every site
+    return [each[kept] for each in samples], sources[kept], met
+
+
+def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of every real token of a left-padded batch, in its columns, on the CPU; 0 at pads."""
+    inputs, mask = _right_padded(model, batch)
+    with model.trace(**inputs, use_cache=False):
+        found = nnsight.save(model.output)
+    found = found.logits.float().cpu()
+    logits = found.new_zeros(*batch.tokens.shape, found.shape[-1])
+    logits[batch.mask] = found[mask]
+    return logits
+
+
+def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], TokenMask]:
+    """The inputs of a trace, and the mask, with the pads on the right."""
+    tokens, mask = right_padded(batch, pad_id_of(model) or 0)
+    return {"input_ids": tokens, "attention_mask": mask.long()}, mask
+
+
+def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    """Hugging Face's generate, as nnsight runs it here: whatever edits stand on the model act in every pass."""
+    with settings_put_aside(model._module):
+        own = generation_options(options, pad_id_of(model))
+        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **own).cpu()
+
+
+def continued_remotely(
+    model: Any,
+    batch: Tokenised,
+    options: dict[str, Any],
+    method: Any,
+    strength: dict[str, Any],
+    remote: bool | str,
+    seed: int,
+    written: Iterable[int],
+) -> tuple[TokenIds, Report | None]:
+    """The same on a server, steered there by `intervene(model, method, **strength)`, and what was steered.
+
+    Random numbers start from `seed` on the server. Settings that a checkpoint has beyond those of `generation_options`
+    act there. Raises as `Asking` does, and RuntimeError for a reply that is not what was asked. Steered layers are
+    among `written`.
+    """
+    inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+    beams = options.get("num_beams", 1)
+    here = {name: _per_row(value, beams) for name, value in strength.items()}
+    if isinstance(mask := strength["positions"], Tensor) and mask.ndim == 1:  # one for every row
+        here["positions"] = mask.cpu()
+    methods = [(each, _per_row(T, beams)) for each, T in method] if isinstance(method, list) else method
+    tokens, steered, steer, new = None, None, method is not None, options["max_new_tokens"]
+    rows = len(batch.tokens) * beams
+    server = asked(model, remote, _SPACE + 16 * len(batch.tokens) * (batch.tokens.shape[1] + new))
+    with model.generate(remote=remote, backend=server, **generation_options(options, pad_id_of(model))) as tracer:
+        with tracer.invoke(inputs):
+            torch.manual_seed(seed)
+            steered = nnsight.save({})
+            if steer:
+                for _ in tracer.iter[:]:
+                    steered.update(intervene(model, methods, **here))
+        with tracer.invoke():
+            tokens = nnsight.save(tracer.result)
+    if server is None:
+        if tokens is None or steered is None:
+            raise RuntimeError("The trace saved no text.")
+        return tokens.cpu(), Report(steered) if steer else None
+    tokens, steered = server.named("tokens", "steered")
+    eos, pad = options.get("eos_token_id", []), pad_id_of(model) or 0
+    ends = [eos] if isinstance(eos, int) else eos
+    tokens = tokens_in(tokens, batch, new, vocabulary_of(model), pad, ends, server.refused)
+    most = beams * int(batch.mask.sum()) + rows * new
+    steered = report_in(steered, written if steer else (), most, server.refused)
+    return tokens, Report(steered) if steer else None
+
+
+def _per_row(value: Any, beams: int) -> Any:
+    """What goes to a server, which may have no other device than the CPU: of a value per prompt, one per row there."""
+    if not isinstance(value, Tensor):
+        return value
+    return repeat(value.cpu(), "prompt ... -> (prompt beam) ...", beam=beams) if value.ndim else value.cpu()

@@ -1,0 +1,169 @@
+"""Asking a server: whatever goes wrong on the way has one of two names, and what it sends back is data and no program.
+
+nnsight's own way is taken, from its `RemoteBackend`, but for three things: a result is not pushed into anybody's frame,
+is not unpickled, and is not larger than what was asked for; and what a server says is shown without controls or keys.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from threading import Lock
+from typing import Any
+
+import httpx
+import websocket
+from huggingface_hub.errors import HFValidationError
+from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
+from nnsight.schema.response import ResponseModel, Status
+from zstandard import ZstdDecompressor, ZstdError
+
+from odesteer_tl.backends.nnsight.addresses import address_of
+from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
+from odesteer_tl.backends.nnsight.server_text import MOST, visible
+
+PATIENCE = 60.0
+"""Seconds within which a server has to take the connection. Its work, and the queue before it, may last."""
+
+_LOCK, _ASKING = Lock(), list[float | None]()
+"""The setting as it was, and an entry for each thread that asks."""
+
+_LOST = (websocket.WebSocketException, httpx.TransportError, OSError)
+_CUT = (EOFError, ZstdError)
+"""What is raised where a status or a result was cut off; a restarting server sends an empty status."""
+
+
+class Asking(RemoteBackend):
+    """One request, whose result is read with `named`.
+
+    Raises RuntimeError where the server failed or refused, or its reply is none; ConnectionError where it was not
+    reached, does not answer, or the connection was lost. What cannot be sent raises what it raises, before it is sent.
+    """
+
+    def __init__(self, model: Any, remote: bool | str, most: int) -> None:
+        """`most`: bytes that the result may have. Raises ValueError for a model that has no name for a server, and as
+        `address_of` does."""
+        self.address = address_of(remote)
+        self.most, self.result, self._own = most, None, None
+        try:
+            key, environment = model.to_model_key(), model._remoteable_get_env()
+        except (HFValidationError, AttributeError) as error:
+            raise ValueError(
+                "A server knows a model by its name on the Hugging Face Hub, and this one is from a folder or from "
+                'memory: load it as nnsight.TransformersModel("owner/name"), or leave out remote=.'
+            ) from error
+        except (httpx.HTTPError, OSError) as error:
+            raise ConnectionError(f"The Hugging Face Hub was not asked for the model's name: {error}") from error
+        super().__init__(key, host=self.address.url.rstrip("/"), env=environment)
+
+    def __call__(self, tracer: Any = None) -> None:
+        failure = None
+        try:
+            with _patience():
+                super().__call__(tracer)
+        except Exception as error:
+            if error is self._own:
+                raise
+            failure = self._told(error)
+        if failure is not None:  # not from within the handler: its context would hold the server's words, and the key
+            raise failure
+
+    def named(self, *names: str) -> list[Any]:
+        """What came back under these names. Raises RuntimeError where one is missing."""
+        found = self.result if isinstance(self.result, dict) else {}
+        for name in names:
+            if name not in found:
+                raise self.refused(f"no {name}")
+        return [found[name] for name in names]
+
+    def refused(self, what: str) -> RuntimeError:
+        """The error for a reply that is not what was asked."""
+        return RuntimeError(f"The server at {self.address.shown} says that it is done, and sent back {what}.")
+
+    def request(self, request: Any, tracer: Any) -> None:
+        """As nnsight's, but the result stays here: nnsight would write all that it holds into the caller's frame."""
+        self.result = super().request(request, tracer)
+
+    def note(self, response: ResponseModel) -> bool:
+        """As nnsight's, which prints what the server says of its work."""
+        told = response.status == Status.ERROR  # which the error will cut
+        most = len(response.description) if told else MOST
+        said = {"id": visible(response.id, self._secrets())}
+        said["description"] = visible(response.description, self._secrets(), most)
+        return super().note(response.model_copy(update=said))
+
+    @staticmethod
+    def parse(message: str | bytes) -> ResponseModel:
+        """As nnsight's, without unpickling."""
+        if not message:
+            raise EOFError("an empty status")
+        if isinstance(message, str):
+            return ResponseModel.model_validate_json(message)
+        return ResponseModel.model_validate(plain(bytes(message)))
+
+    def finalize(self, content: bytes) -> Any:
+        """As nnsight's, without unpickling, and within the limit."""
+        if self.compress:
+            content = ZstdDecompressor().stream_reader(content).read(self.most + 1)
+        if len(content) > self.most:
+            raise NotPlain(f"more than {self.most:,} bytes, the most that the answer can have")
+        return plain(content)
+
+    def _serialize(self, tracer: Any) -> bytes:
+        try:
+            return super()._serialize(tracer)
+        except Exception as error:
+            self._own = error
+            raise
+
+    def _secrets(self) -> tuple[str, ...]:
+        return (self.api_key, *self.address.secrets)
+
+    def _told(self, error: Exception) -> Exception:
+        where, cause = self.address.shown, error
+        if isinstance(error, RemoteError) and isinstance(error.__cause__, httpx.TransportError):
+            cause = error.__cause__
+        said = visible(str(cause), self._secrets()).strip()
+        if isinstance(cause, RemoteError):
+            before, _, last = (said or "it does not say why").rpartition("\n")
+            return RuntimeError(
+                f"The server at {where} could not do it, and nothing came back: {last}"
+                + (f"\n\nBefore it the server says:\n{before}" if before else "")
+            )
+        if isinstance(cause, _CUT) or (isinstance(cause, JSONDecodeError) and not cause.doc):
+            return ConnectionError(
+                f"The connection to {where} ended before the answer was complete, and nothing came back. Ask again."
+            )
+        if isinstance(cause, _LOST):
+            return ConnectionError(
+                f"The connection to {where} failed, and nothing came back: {type(cause).__name__}: {said.rstrip('.')}. "
+                "Ask again, or check the address (remote=URL or NDIF_HOST) and the key (NDIF_API_KEY)."
+            )
+        if isinstance(cause, NotPlain):
+            return self.refused(f"{said}; nothing of it is used")
+        return RuntimeError(
+            f"The server at {where} did not answer as nnsight's servers do, and nothing came back: "
+            f"{type(cause).__name__}: {said}"
+        )
+
+
+def asked(model: Any, remote: bool | str, most: int) -> Asking | None:
+    """The server to ask, for a reply of at most `most` bytes; None here, and for nnsight's own "local"."""
+    return None if not remote or remote == "local" else Asking(model, remote, most)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """nnsight has no limit for the handshake, and would wait for ever. The setting is the process's: the first thread
+    to ask makes it, the last one takes it back."""
+    with _LOCK:
+        if not _ASKING:
+            _ASKING.append(websocket.getdefaulttimeout())
+            websocket.setdefaulttimeout(_ASKING[0] or PATIENCE)
+        _ASKING.append(None)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _ASKING.pop()
+            if len(_ASKING) == 1:
+                websocket.setdefaulttimeout(_ASKING.pop())

@@ -1,0 +1,62 @@
+"""What was generated, in whole texts and parts, with every row cut after its end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from odesteer_tl._shapes import PerRow, TokenIds, TokenMask
+from odesteer_tl.backends.model_info import tokenizer_of
+from odesteer_tl.data.tokens import Tokenised
+from odesteer_tl.interventions.report import Report
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What was generated. `texts`: prompt and continuation; `continuations`: the generated part, up to its EOS.
+
+    `tokens`: prompts, left-padded, then the generated columns; `mask` tells the real tokens: no pads, and nothing after
+    a row's EOS. `prompt_lengths`: real tokens of each prompt. `report`: what was steered, None without a method.
+    Texts are empty where the model has no tokenizer.
+    """
+
+    texts: list[str]
+    continuations: list[str]
+    tokens: TokenIds
+    mask: TokenMask
+    prompt_lengths: PerRow
+    report: Report | None
+
+
+def finished(
+    model: Any, texts: Tokenised, generated: list[Tensor], eos: list[int], report: Report | None
+) -> Generation:
+    """Batches put together, every row cut after its EOS."""
+    rows: list[Tensor] = []
+    for batch in generated:
+        masks = texts.mask[len(rows) : len(rows) + len(batch)]
+        rows += batch[:, int(masks.sum(1).max()) :].unbind(0)
+    new = pad_sequence(rows, batch_first=True, padding_value=eos[0] if eos else 0)
+    there = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)) & there
+    real = there & (ends.cumsum(1) - ends.long() == 0)
+    prompts = [row[mask] for row, mask in zip(*texts, strict=True)]
+    wholes, parts = _decoded(model, prompts, [row[mask] for row, mask in zip(new, real & ~ends, strict=True)])
+    tokens, mask = torch.cat([texts.tokens, new], dim=1), torch.cat([texts.mask, real], dim=1)
+    return Generation(wholes, parts, tokens, mask, texts.mask.sum(1), report)
+
+
+def _decoded(model: Any, prompts: list[Tensor], continuations: list[Tensor]) -> tuple[list[str], list[str]]:
+    """Whole texts and continuations, without special tokens. Many tokenizers drop the leading space of a part, so the
+    continuation is cut from the whole."""
+    tokenizer = tokenizer_of(model)
+    if tokenizer is None:
+        return [], []
+    before, wholes, alone = (
+        [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        for rows in (prompts, [torch.cat(both) for both in zip(prompts, continuations, strict=True)], continuations)
+    )
+    triples = zip(before, wholes, alone, strict=True)
+    return wholes, [whole[len(start) :] if whole.startswith(start) else part for start, whole, part in triples]

@@ -1,0 +1,29 @@
+"""Scoring: how likely the model, as it is, finds what was generated."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl._shapes import TokenMask
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.generate import Generation
+from odesteer_tl.data.tokens import Tokenised
+
+
+@torch.no_grad()
+def token_losses(model: Any, out: Generation, batch_size: int = 32) -> tuple[Float[Tensor, "batch pos"], TokenMask]:
+    """−log p of every generated token given all before it, in nats, with the mask of the tokens that count.
+
+    Outside a `steering` block that is the unsteered model; perplexity is exp(losses.sum() / mask.sum()). Prompt tokens,
+    pads and what follows an EOS do not count and have loss 0.
+    """
+    backend = backend_of(model)
+    counted = out.mask & (out.mask.long().cumsum(1) > out.prompt_lengths.unsqueeze(1))
+    losses = torch.zeros(counted.shape)
+    for rows in torch.arange(len(counted)).split(batch_size):
+        logits, tokens = backend.logits(model, Tokenised(out.tokens[rows], out.mask[rows])), out.tokens[rows]
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
+        losses[rows, 1:] = loss * counted[rows, 1:]
+    return losses, counted

@@ -1,0 +1,192 @@
+"""Steering: the life cycle of edits on a model. `apply_edits` says what the edits do, `positions` where."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from odesteer_tl._shapes import Time
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.checks import check_fit, check_place
+from odesteer_tl.backends.edit_runner import EditRunner, SiteValue
+from odesteer_tl.backends.model_info import dtype_of, pad_id_of
+from odesteer_tl.interventions.positions import Positions, PromptLengths, Tracker
+from odesteer_tl.interventions.report import Report
+from odesteer_tl.portable.apply_edits import owned_edits
+from odesteer_tl.portable.edits import Edit, State
+from odesteer_tl.portable.strength import pairs_of, place_of
+
+_SMALLEST_RELATIVE_T = 0.02
+
+
+@contextmanager
+def steering(
+    model: Any,
+    method: Any,
+    T: Time | None = None,
+    *,
+    relative_T: Time | None = None,
+    positions: Positions = "decoding",
+    prompt_lengths: PromptLengths | None = None,
+    layer: int | None = None,
+    blocks: Any = None,
+) -> Iterator[Report]:
+    """Steer everything that `model` computes inside the block; afterwards, error or not, it is as it was.
+
+        with ot.steering(model, method, T=5.0) as report:
+            model.generate(...)
+
+    Holds for generate, forward, run_with_cache (whose cache shows steered values), run_with_hooks, and a bridge's
+    hf_generate; on an nnsight model for every trace and generate that starts at the model itself and runs here, whose
+    reads show steered values; on a Hugging Face model for whatever calls its decoder. `method` may be a list of
+    (method, T). `T` is a number or a tensor of one value per batch row, that is per beam under a beam search;
+    `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see `interventions.positions`): the same ones
+    with the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
+    continuation where one pass holds both, or a part of the prompt. `layer` overrides the fitted layer, not the site
+    within it. `blocks` says where a model of unknown architecture (nnsight, Hugging Face) holds its decoder blocks, as
+    in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits stay. At one layer of an nnsight
+    model, edits made before act first, then steering, then edits made inside, and last what a trace does; of several
+    nnsight models around one module, the one that is traced acts first. On a Hugging Face model steering acts before
+    the user's torch hooks, which see what it made.
+
+    A block belongs to the thread and the asyncio task that open it. A thread that is started while the block is open,
+    as for a streamer, may run the model while no other thread is in a generate or forward of it; join it before the
+    block ends. Any other thread or task that opens a block of the model, or runs it, gets a RuntimeError, and what the
+    block computes is as without it; ot.generate with a method lets no other thread in.
+
+    Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
+    mask declares, for a remote trace inside the block, and on a clean exit where no token was steered. Warns where
+    reset_hooks() or clear_edits() inside the block removed the steering, and where T is too small for a 16-bit
+    residual stream. RuntimeError for another thread or task.
+    """
+    # two frames more than in generate: this generator and contextlib's __enter__
+    runner = edit_runner_for(model, method, T, relative_T, positions, prompt_lengths, layer, blocks, stacklevel=5)
+    with attached(model, runner, blocks) as report:
+        yield report
+    check_report(report, positions, stacklevel=4)
+
+
+def steering_hook(
+    method: Any,
+    T: Time | None = None,
+    *,
+    relative_T: Time | None = None,
+    positions: Literal["last", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] = "last",
+) -> Callable[..., SiteValue]:
+    """A plain TransformerLens hook (value, hook) -> value, for hooks that the user attaches at the method's site.
+
+    That is `resid_post` of a layer, or `hook_z`, whose [batch, pos, n_heads, d_head] it steers as one activation.
+
+    It keeps nothing between calls: `positions` picks columns of the chunk it sees, pads included: "last", "all", a
+    slice, or a bool mask ([pos], or [batch, pos]). With the KV cache on, "last" is the rule of `steering`; with it off
+    earlier generated tokens lose their steering. Raises ValueError for a method that reads or writes several sites.
+    """
+    own = None if getattr(method, "several", False) else method.origin.layer or 0
+    edits = method.edits(T=T, relative_T=relative_T, layer=own)
+    if len(edits) != 1 or edits[0].read != edits[0].write or edits[0].of_query is not None:
+        raise ValueError(
+            "A single hook, which remembers nothing, carries a method that edits one site by what it finds there; use "
+            "ot.steering(model, method, T) here."
+        )
+    if not isinstance(positions, (slice, Tensor)) and positions not in ("last", "all"):
+        raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
+
+    def hook(value: SiteValue | torch.nn.Module, hook: Any = None, *more: Any) -> SiteValue:
+        if isinstance(value, torch.nn.Module):
+            raise ValueError(
+                "This is a hook of TransformerLens, (value, hook) -> value, and not of torch: use ot.steering(model, "
+                "method, T), or call it on the activations, output[0] where a block returns a tuple."
+            )
+        chosen = torch.zeros(value.shape[:2], dtype=torch.bool)
+        if isinstance(positions, Tensor):
+            if positions.shape not in (chosen.shape, chosen.shape[1:]):
+                raise ValueError(f"The mask is {tuple(positions.shape)}, the chunk {tuple(chosen.shape)} [batch, pos].")
+            chosen |= positions.cpu()
+        else:
+            chosen[
+                :, {"last": slice(-1, None), "all": slice(None)}[positions] if isinstance(positions, str) else positions
+            ] = True
+        where = tuple(index.to(value.device, non_blocking=True) for index in chosen.nonzero(as_tuple=True))
+        flat = value.flatten(2)
+        a = flat[where]
+        return flat.index_put(where, edits[0].apply(a, a, State(where[0])).to(value)).reshape(value.shape)
+
+    return hook
+
+
+def attached(model: Any, runner: EditRunner, blocks: Any = None) -> AbstractContextManager[Report]:
+    """The carrier's edits act on the model inside the block, in the way of its library; nothing is left after it."""
+    return backend_of(model).attached(model, runner, blocks)
+
+
+def edit_runner_for(
+    model: Any,
+    method: Any,
+    T: Time | None,
+    relative_T: Time | None,
+    positions: Positions,
+    prompt_lengths: PromptLengths | None,
+    layer: int | None,
+    blocks: Any = None,
+    beams: int = 1,
+    stacklevel: int = 4,
+) -> EditRunner:
+    """The edits of all methods in the order of the list, checked against the model, with a tracker of their own.
+
+    With `beams`, T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows for each.
+    """
+    check_place(model, False, blocks)
+    owned = []
+    for owner, (each, strength) in enumerate(pairs_of(method, T, relative_T, layer)):
+        own = owned_edits(owner, each, strength, relative_T, layer)
+        edits = [one.edit for one in own]
+        check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
+        _check_order(edits)
+        _warn_of_rounding(model, each, strength, relative_T, stacklevel)
+        owned += own
+    needs_prompt_end = any(each.edit.of_query is not None for each in owned)
+    return EditRunner(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams, needs_prompt_end))
+
+
+def check_report(report: Report, positions: Positions, stacklevel: int = 3) -> None:
+    """What a block that ended without an error has to say: see `steering`."""
+    if report.hooks_removed:
+        warnings.warn(
+            "reset_hooks() or clear_edits() inside the steering block removed the steering: what the model computed "
+            "after it is not steered. Call it before the block.",
+            stacklevel=stacklevel,
+        )
+    if not any(report.tokens_steered.values()):
+        raise ValueError(
+            f"No token was steered (positions={positions!r}): "
+            + ("reset_hooks() or clear_edits() removed the steering, " if report.hooks_removed else "")
+            + "the model did not run inside the block, or nothing that it saw was chosen."
+        )
+
+
+def _check_order(edits: list[Edit]) -> None:
+    for edit in edits:
+        if place_of(edit.read) > place_of(edit.write):
+            raise ValueError(f"An edit reads {edit.read.hook_name} after it writes {edit.write.hook_name}.")
+
+
+def _warn_of_rounding(model: Any, method: Any, T: Time | None, relative_T: Time | None, stacklevel: int) -> None:
+    if dtype_of(model) not in (torch.bfloat16, torch.float16):
+        return
+    speed, usual = getattr(method, "speed", 1.0), method.origin.typical_norm
+    if speed is None or (relative_T is None and not usual):
+        return
+    values = speed * torch.as_tensor(T if relative_T is None else relative_T).abs().float()
+    values = values / usual if relative_T is None else values
+    smallest = values[values > 0].min() if bool((values > 0).any()) else None
+    if smallest is not None and float(smallest) < _SMALLEST_RELATIVE_T:
+        warnings.warn(
+            f"T moves an activation by about {float(smallest):.3g} of its usual norm: in {dtype_of(model)} more than a "
+            "tenth of the displacement is lost to rounding. Load the model in float32, or steer above "
+            f"{_SMALLEST_RELATIVE_T}.",
+            stacklevel=stacklevel,
+        )

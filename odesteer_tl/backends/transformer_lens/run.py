@@ -1,0 +1,98 @@
+"""Running a TransformerLens model on tokens: what it holds at a layer, and what it continues with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl.backends.model_info import device_of, pad_id_of
+from odesteer_tl.backends.transformer_lens.cache_names import renamed
+from odesteer_tl.data.tokens import Met, Tokenised, read_sites
+from odesteer_tl.portable.edits import Site
+
+
+def activations_of(
+    model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool
+) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    """The activations of a left-padded batch at each site, float32 on the CPU, the row that each came from, and what
+    was met (`tokens.read_sites`), in one pass. Only tokens of `read` are read. What has an axis for heads, as hook_z
+    has here, is read as one activation."""
+    tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
+    names, last = [site.hook_name for site in sites], max(site.layer for site in sites)
+    with renamed(model):
+        _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, stop_at_layer=last + 1)
+    values = [cache[name].flatten(2).float().cpu() for name in names]
+    return read_sites(values, batch.mask, read, position, keep_sinks)
+
+
+@contextmanager
+def no_logits(bridge: Any, last: int) -> Iterator[None]:
+    """Where the `last` layer that is read is the model's, a bridge does not stop after it, as HookedTransformer does,
+    but goes on to the logits, which nobody asked for: inside the block it stops before its last norm."""
+    norm = getattr(bridge, "ln_final", None) if last + 1 == bridge.cfg.n_layers else None
+    if norm is None:
+        yield
+        return
+
+    from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+    def stop(module: Any, args: Any) -> None:
+        raise StopAtLayerException(torch.empty(0))
+
+    handle = norm.register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of every token of a left-padded batch, on the CPU."""
+    tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
+    with renamed(model):
+        return model(tokens, attention_mask=mask, return_type="logits").float().cpu()
+
+
+def hooked_continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    """HookedTransformer's own generate, told which tokens are pads in the way that it understands."""
+    flag = _bos_flag(model, batch)
+    tokens = batch.tokens.to(device_of(model))
+    return model.generate(tokens, padding_side="left", prepend_bos=flag, verbose=False, **options).cpu()
+
+
+def bridge_continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    """A bridge's own generate; under a beam search Hugging Face's."""
+    device = device_of(model)
+    tokens, mask = batch.tokens.to(device), batch.mask
+    # Nothing said is what the library does by itself where there is nothing to say.
+    padded = {} if bool(mask.all()) else {"attention_mask": mask.long().to(device)}
+    with renamed(model):
+        if "num_beams" in options:
+            return model.hf_generate(tokens, use_cache=options["use_past_kv_cache"], **padded, **options).cpu()
+        return model.generate(tokens, verbose=False, **padded, **options).cpu()
+
+
+def _bos_flag(model: Any, batch: Tokenised) -> bool:
+    """HookedTransformer.generate takes leading pad ids for pads, but spares one where it is told of a BOS of the same
+    id: the flag with which it reads the true mask. ValueError where there is none."""
+    pad_id = pad_id_of(model)
+    if pad_id is None:
+        if not bool(batch.mask.all()):
+            raise ValueError(
+                "This model has no pad token: generate prompts of one length at a time, with batch_size=1."
+            )
+        return False
+    leading = (batch.tokens != pad_id).cumsum(1) == 0
+    for flag in (False, True):
+        if flag and model.tokenizer.bos_token_id == pad_id:
+            leading[torch.arange(len(leading)), leading.sum(1) - 1] = False
+        if torch.equal(~leading, batch.mask):
+            return flag
+    raise ValueError(
+        f"Some prompts begin with the pad token {pad_id} and others do not, and HookedTransformer.generate tells "
+        "padding by that token: generate them apart, or load the model as a bridge, ot.load_model(name)."
+    )

@@ -1,0 +1,174 @@
+"""Loop: what the closed loops over layers have in common; and the signal that both follow.
+
+State: what enters block k at the token that is steered. Its feature is β_k = v_kᵀz_k, v_k = e_k/‖e_k‖, e_k the
+difference of the means of desired and undesired text there, at the last token. The set-point is β*_k = T‖e_k‖, or a
+schedule of one's own. What is added leaves the same block, and is first felt by the next.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl._shapes import Activations, Time
+from odesteer_tl.backends.collect import collect_layers
+from odesteer_tl.backends.model_info import layers_chosen
+from odesteer_tl.backends.tokenize import Texts
+from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.degeneracy import ROUNDING
+from odesteer_tl.methods.base import Method
+from odesteer_tl.portable.edits import Edit
+from odesteer_tl.portable.feedback import Feedback
+from odesteer_tl.portable.strength import check_index, check_strength
+from odesteer_tl.remote.packing import packed
+
+Some = TypeVar("Some", bound="FeedbackController")
+PerFeature = Float[Tensor, "layers features d_model"]
+SetPoints = Float[Tensor, "layers features"]
+
+
+class Signal(NamedTuple):
+    """v and ‖e‖ of each layer and feature, and where they were read."""
+
+    directions: PerFeature
+    sizes: SetPoints
+    layers: tuple[int, ...]
+    origin: Origin
+
+
+class FeedbackController(Method):
+    """A method that measures at the inputs of blocks and writes at their outputs, at `layers` (ascending).
+
+    T multiplies the set-points. T = 0 is not "no steering": it holds the features at 0. `layer` is None and there is no
+    map of one activation: `steer` and `vector_field` are not to be had.
+    """
+
+    directions: PerFeature
+    set_points: SetPoints
+    layers: tuple[int, ...]
+    origin: Origin
+
+    several = True
+    speed = None
+
+    def __post_init__(self) -> None:
+        for number in self.layers:
+            check_index(number)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers are different block indices, ascending, at least one; got {self.layers}.")
+        shape = tuple(self.directions.shape)
+        if len(shape) != 3 or shape[0] != len(self.layers) or tuple(self.set_points.shape) != shape[:2]:
+            raise ValueError(
+                f"{len(self.layers)} layers need directions [layers, features, d_model] and set_points [layers, "
+                f"features], got {shape} and {tuple(self.set_points.shape)}."
+            )
+        if self.origin.d_model not in (None, shape[2]):
+            raise ValueError(f"The directions have {shape[2]} numbers, their origin d_model {self.origin.d_model}.")
+
+    @property
+    def barrier(self) -> None:
+        """None: h is of the state at each layer, and needs what is known of it."""
+        return None
+
+    def tracking(self: Some, set_points: Tensor | Sequence[Any] | float) -> Some:
+        """The same loop after a schedule of one's own: β*_k at T = 1, [layers], [layers, features], or one number.
+
+        `method.tracking(2 * method.set_points)` doubles λ. Raises ValueError for another shape, or what is not finite.
+        """
+        given = torch.as_tensor(set_points, dtype=self.set_points.dtype, device=self.set_points.device)
+        count, features = self.set_points.shape
+        if given.shape not in ((), (count,), (count, features)) or not bool(torch.isfinite(given).all()):
+            raise ValueError(
+                f"A schedule holds a finite number per layer [{count}], or per layer and feature [{count}, "
+                f"{features}]; got {tuple(given.shape)}."
+            )
+        given = given.unsqueeze(1) if given.ndim == 1 else given
+        return replace(self, set_points=given.expand(count, features).clone())  # type: ignore[type-var]
+
+    def edits(self, T: Time | None = None, *, relative_T: Time | None = None, layer: int | None = None) -> list[Edit]:
+        """For each layer: read `resid_pre`, add to `resid_post` of the same block, on the same tokens.
+
+        Raises ValueError for relative_T and for `layer`, which mean nothing here, and for a T that is not finite.
+        """
+        return self._feedback.edits(T, relative_T=relative_T, layer=layer)
+
+    def portable(self) -> Feedback:
+        """The law and its numbers."""
+        own = self._feedback
+        return Feedback(own.law, packed(own.params), *own.init_args()[2:])
+
+    def steer(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> NoReturn:
+        """Raises ValueError: what is added depends on another site than the one that it is added to."""
+        check_strength(T, relative_T)
+        raise self._of_a_model("steer")
+
+    def vector_field(self, a: Activations) -> NoReturn:
+        """Raises ValueError, as `steer` does."""
+        raise self._of_a_model("vector_field")
+
+    def _move(self, x: Activations, T: Time) -> NoReturn:
+        raise self._of_a_model("steer")
+
+    def _velocity(self, x: Activations) -> NoReturn:
+        raise self._of_a_model("vector_field")
+
+    def _of_a_model(self, verb: str) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} has no {verb}: it measures what enters a block and adds to what leaves it, layer "
+            "after layer. Steer the model: ot.steering(model, method, T), ot.generate or ot.intervene."
+        )
+
+    @cached_property
+    def _feedback(self) -> Feedback:
+        law, numbers, carries = self._law()
+        origin = self.origin
+        return Feedback(law, numbers, self.layers, origin.d_model, origin.processing, carries)
+
+    @abstractmethod
+    def _law(self) -> tuple[Any, tuple[Any, ...], bool]:
+        """What `Feedback` takes: the law, its numbers, and whether it remembers from pass to pass."""
+
+
+def contrastive_signal(
+    model: Any,
+    desired: Texts,
+    undesired: Texts,
+    also: Sequence[tuple[Texts, Texts]],
+    layers: Iterable[int] | None,
+    blocks: Any,
+    **reading: Any,
+) -> Signal:
+    """v and ‖e‖ for each feature, read at the input of each of `layers` (None: all), at the last token. v = 0 where
+    e = 0 to rounding, as before the first block of prompts that end alike.
+
+    Raises ValueError as `collect_layers` does, for no layers, for `also` that is no list of pairs, and where the sides
+    are alike at every layer.
+    """
+    if not isinstance(also, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in also):
+        raise ValueError("also is a list of pairs, one for each further feature: also=[(desired2, undesired2)].")
+    wanted = sorted(layers_chosen(model, layers, blocks))
+    found, usual, acts = [], [], []
+    for sides in ((desired, undesired), *also):
+        acts = collect_layers(model, *sides, wanted, site="resid_pre", blocks=blocks, **reading)
+        found.append(torch.stack([each.desired.double().mean(0) - each.undesired.double().mean(0) for each in acts]))
+        usual.append(torch.tensor([each.origin.typical_norm for each in acts], dtype=torch.float64))
+    e = torch.stack(found, dim=1)
+    sizes = e.norm(dim=-1)
+    sizes = torch.where(sizes > ROUNDING * torch.stack(usual, dim=1), sizes, 0.0)  # texts that are the same ones
+    if not bool((sizes > 0).any(0).all()):
+        raise ValueError(
+            "The means of desired and undesired texts are the same at every layer: there is nothing to track."
+        )
+    directions = torch.where(sizes.unsqueeze(-1) > 0, e / sizes.unsqueeze(-1), 0.0)
+    origin = replace(acts[0].origin, layer=None, hook_name=None, typical_norm=None)
+    return Signal(directions.float(), sizes.float(), tuple(wanted), origin)
+
+
+def doubled(loop: Some) -> Some:
+    """The loop with its set-points far enough from what the blocks do by themselves to show a mistake: for parity."""
+    return loop.tracking(2 * loop.set_points)

@@ -1,0 +1,149 @@
+"""Linearity: how far a block is from being one linear map for all prompts, which is what a regulator takes it for.
+
+Two Jacobians are compared by what they can put out, from the m largest singular values: with W ≈ U_W Σ_W V_Wᵀ,
+
+    sim_m(W, X) = ‖(U_W Σ_W)ᵀ (U_X Σ_X)‖_* / (‖Σ_W‖ ‖Σ_X‖)   in [0, 1],
+
+1 for W = X and for W = XQ with Q orthogonal, 0 for ranges at right angles. The residual stream passes a block as it is,
+J = I + …: J − I is the block's own. And one Jacobian is held against what the block does to
+a change δz of growing length: ‖φ(z + δz) − φ(z) − A δz‖ / ‖φ(z + δz) − φ(z)‖.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.backends.checks import check_layer
+from odesteer_tl.backends.jacobians import BlockMap, block_maps
+from odesteer_tl.backends.model_info import layers_chosen
+from odesteer_tl.backends.tokenize import Texts, tokenise
+
+RADII = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""‖δz‖/‖z‖ at which the error of a Jacobian is looked at."""
+
+Matrix = Float[Tensor, "d_model d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Linearity:
+    """For each layer: `similarity` of J and `own_similarity` of J − I, means over the pairs of prompts; at each of
+    `radii` the relative error of a prompt's own Jacobian, `own_error`, and of all prompts' mean, `mean_error`."""
+
+    layers: tuple[int, ...]
+    radii: tuple[float, ...]
+    similarity: Float[Tensor, " layers"]
+    own_similarity: Float[Tensor, " layers"]
+    own_error: Float[Tensor, "layers radii"]
+    mean_error: Float[Tensor, "layers radii"]
+
+    def table(self) -> str:
+        """A line per layer: the two similarities, then own / mean error at each radius."""
+        lines = [f"{'layer':>5} {'sim J':>6} {'J − I':>6}" + "".join(f"{f'{r:g}‖z‖':>14}" for r in self.radii)]
+        for n, layer in enumerate(self.layers):
+            errors = zip(self.own_error[n].tolist(), self.mean_error[n].tolist(), strict=True)
+            cells = "".join(f"{f'{own:.3f} / {mean:.3f}':>14}" for own, mean in errors)
+            lines.append(f"{layer:>5} {self.similarity[n]:>6.3f} {self.own_similarity[n]:>6.3f}{cells}")
+        return "\n".join(lines)
+
+
+def similarity(W: Matrix, X: Matrix, modes: int | None = None) -> float:
+    """sim_m of two matrices, m = `modes` (None: a twentieth of d_model, at least 1), in [0, 1]; 0 where one is 0.
+
+    Raises ValueError for matrices of two widths, and for modes that they have not.
+    """
+    if W.shape != X.shape:
+        raise ValueError(f"Matrices of one width are compared, got {tuple(W.shape)} and {tuple(X.shape)}.")
+    m = _modes(modes, len(W))
+    return _alike(_range(W, m), _range(X, m))
+
+
+def local_linearity(
+    model: Any,
+    texts: Texts,
+    layers: Iterable[int] | None = None,
+    *,
+    modes: int | None = None,
+    radii: Sequence[float] = RADII,
+    directions: int = 8,
+    context: int | None = None,
+    chunk: int = 64,
+    prepend_bos: bool | None = None,
+    seed: int = 0,
+    blocks: Any = None,
+) -> Linearity:
+    """Compare the last-token Jacobians of all `texts` at each of `layers` (None: all), and try them at random δz.
+
+    `directions` of them for each text and radius, drawn by `seed`; texts are cut to their first `context` tokens. Holds
+    a matrix of d_model × d_model per text. The model runs on this machine; in 16 bits the errors at small radii are
+    those of rounding. Raises ValueError for fewer than two texts, radii that are not positive, numbers below 1, layers
+    that the model has not, and as `similarity` and `ot.collect` do.
+    """
+    chosen = layers_chosen(model, layers, blocks)
+    for layer in chosen:
+        check_layer(model, layer, blocks)
+    for name, value in (("layers", len(chosen)), ("directions", directions), ("chunk", chunk), ("context", context)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    read = tokenise(model, texts, prepend_bos=prepend_bos)
+    prompts = [tokens[mask][:context].unsqueeze(0) for tokens, mask in zip(read.tokens, read.mask, strict=True)]
+    if len(prompts) < 2 or not radii or not all(radius > 0 for radius in radii):
+        raise ValueError(f"Jacobians of at least 2 texts are compared, at positive radii; got {len(prompts)}, {radii}.")
+    generator = torch.Generator().manual_seed(seed)
+    whole, own, errors = [], [], []
+    for layer in chosen:
+        maps = [block_maps(model, prompt, [layer], blocks)[0] for prompt in prompts]
+        m = _modes(modes, len(maps[0].at))
+        found = [_jacobian(each, chunk) for each in maps]
+        eye = torch.eye(len(found[0]), dtype=found[0].dtype)
+        for kept, matrices in ((whole, found), (own, [J - eye for J in found])):
+            pairs = list(combinations([_range(J, m) for J in matrices], 2))
+            kept.append(sum(_alike(*pair) for pair in pairs) / len(pairs))
+        mean = torch.stack(found).mean(0)
+        unit = torch.nn.functional.normalize(torch.randn(directions, len(mean), generator=generator), dim=1)
+        each = [[_errors(one, unit, radii, A) for A in (J, mean)] for one, J in zip(maps, found, strict=True)]
+        errors.append(torch.tensor(each).mean(0))  # [own or mean, radii]
+    both = torch.stack(errors)
+    return Linearity(tuple(chosen), tuple(radii), torch.tensor(whole), torch.tensor(own), both[:, 0], both[:, 1])
+
+
+def _modes(modes: int | None, d_model: int) -> int:
+    m = max(1, d_model // 20) if modes is None else modes
+    if not 1 <= m <= d_model:
+        raise ValueError(f"modes is at least 1 and at most d_model, {d_model}; got {modes}.")
+    return m
+
+
+def _alike(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """sim of two matrices by what `_range` says of them."""
+    sizes = float(one[1].norm() * other[1].norm())
+    return float(torch.linalg.matrix_norm(one[0].T @ other[0], "nuc")) / sizes if sizes > 0 else 0.0
+
+
+def _range(M: Matrix, m: int) -> tuple[Tensor, Tensor]:
+    """U Σ and Σ of the m largest singular values."""
+    U, s, _ = torch.linalg.svd(M.double() if M.device.type != "mps" else M, full_matrices=False)
+    return U[:, :m] * s[:m], s[:m]
+
+
+def _jacobian(block: BlockMap, chunk: int) -> Matrix:
+    eye = torch.eye(len(block.at), dtype=block.at.dtype, device=block.at.device)
+    found = torch.cat([block.pulled(rows) for rows in eye.split(chunk)])
+    return found.to("cpu", torch.promote_types(found.dtype, torch.float32))
+
+
+def _errors(block: BlockMap, unit: Tensor, radii: Sequence[float], A: Matrix) -> list[float]:
+    """The mean over the rows of `unit` of the relative error of A, at each radius."""
+    found = []
+    with torch.inference_mode(False), torch.no_grad():
+        for radius in radii:
+            here = block.at.unsqueeze(0)
+            moved = torch.cat([here, here + (radius * float(here.norm())) * unit.to(here)])
+            rows, moved = (each.cpu().to(A) for each in (block(moved), moved))  # the step as it was rounded
+            response, linear = rows[1:] - rows[:1], (moved[1:] - moved[:1]) @ A.T
+            found.append(float(((response - linear).norm(dim=1) / response.norm(dim=1)).mean()))
+    return found

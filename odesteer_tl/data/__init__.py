@@ -1,0 +1,1 @@
+"""Texts, tokens and activations, and how they are kept in folders."""

@@ -1,0 +1,217 @@
+"""Folders of numbers: a tree of plain values and tensors, kept as `config.json` beside one file of tensors.
+
+Nothing here pickles, and nothing that is read can execute. A save is whole or has not happened: the tensors go into a
+file of a new name, then `config.json`, which names that file, takes the place of the old one at once. Digests of both
+tell a damaged folder at load.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from odesteer_tl.data.plain_trees import check_depth, check_finite, parsed, tree_digest
+
+FORMAT = 2
+"""Version of the layout; a reader refuses what it does not know. 1 had no digests, and tensors.safetensors."""
+
+MOST_BYTES, MOST_TENSORS = 2**24, 10_000
+"""Of a `config.json` that is read, and of what the other file holds."""
+
+_TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_FORGOTTEN = 3600.0
+"""Seconds after which a file that no save has finished, or none names, is taken away by the next save."""
+
+
+def check_target(folder: str | Path) -> None:
+    """Raise ValueError where a tree is not to be written: no name, a file, or the folder of another program, such as a
+    model, whose own `config.json` would be lost."""
+    if not str(folder):
+        raise ValueError('The folder has no name: "" was given. For the current folder type ".".')
+    folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a fitted method is kept in a folder.")
+    config = folder / "config.json"
+    if os.path.lexists(config) and (config.is_symlink() or not _is_ours(config)):
+        raise ValueError(f"{folder} holds a config.json of something else, such as a model: choose another folder.")
+
+
+def write_tree(folder: str | Path, tree: dict[str, Any]) -> None:
+    """Write `tree` (dicts, lists, str, int, float, bool, None, tensors) into `folder`, in place of the one there.
+
+    Raises ValueError as `check_target` does and for a number that is not finite, OSError where the disc refuses; the
+    tree that was there is whole then.
+    """
+    from safetensors.torch import save_file
+
+    check_target(folder)
+    tensors: dict[str, Tensor] = {}
+
+    def detach(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[path] = value.detach().cpu().contiguous().clone()
+            return {"tensor": path}
+        if isinstance(value, dict):
+            return {key: detach(item, f"{path}.{key}") for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [detach(item, f"{path}.{i}") for i, item in enumerate(value)]
+        return value
+
+    folder = Path(folder)
+    plain = detach(tree, "tree")
+    json.dumps(plain)  # fails on anything that is no plain value, before the folder is touched
+    check_finite(plain, tensors, "What is to be saved")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"tensors-{secrets.token_hex(8)}.safetensors"
+    unfinished = [folder / f".{secrets.token_hex(8)}.tmp" for _ in range(2)]
+    before = _named(folder)
+    try:
+        try:
+            save_file(tensors, unfinished[0])
+        except OSError:
+            raise
+        except Exception as error:  # safetensors' own
+            raise OSError(f"{folder} cannot be written: {error}") from error
+        config = {"format": FORMAT, "tensors": name, "sha256": _digest(unfinished[0]), "tree": plain}
+        config["tree_sha256"] = tree_digest(plain)
+        unfinished[1].write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        for file in unfinished:
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+        os.replace(unfinished[0], folder / name)
+        try:
+            os.replace(unfinished[1], folder / "config.json")
+        except BaseException:
+            (folder / name).unlink()
+            raise
+    finally:
+        for file in unfinished:
+            file.unlink(missing_ok=True)
+    _tidy(folder, {before} - {name, None})
+
+
+def read_tree(folder: str | Path) -> dict[str, Any]:
+    """Read what `write_tree` wrote.
+
+    Raises ValueError where the folder holds no such tree, or one of another format, and where any of it was changed,
+    damaged, or larger than what is read (`MOST_BYTES`, `MOST_DEPTH`, `MOST_TENSORS`).
+    """
+    folder = Path(folder)
+    for left in range(20, -1, -1):
+        plain, name, digest = _config(folder)
+        try:
+            tensors = _tensors(folder / name, digest)
+        except FileNotFoundError as gone:  # a save has put another in its place since
+            if not left or _config(folder)[1] == name:
+                raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no {name}.") from gone
+            time.sleep(0.01)
+        else:
+            break
+    check_finite(plain, tensors, f"{folder}")
+    used: set[str] = set()
+
+    def attach(value: Any, depth: int) -> Any:
+        if isinstance(value, dict):
+            if set(value) == {"tensor"}:
+                if not isinstance(value["tensor"], str) or value["tensor"] not in tensors:
+                    raise ValueError(f"{folder / 'config.json'} names a tensor {value['tensor']} that {name} lacks.")
+                used.add(value["tensor"])
+                return tensors[value["tensor"]]
+            return {key: attach(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list):
+            return [attach(item, depth + 1) for item in value]
+        return value
+
+    tree = attach(plain, 0)
+    if used != set(tensors):
+        raise ValueError(
+            f"{folder / name} holds tensors that config.json does not name: {sorted(set(tensors) - used)}."
+        )
+    return tree
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], str, str | None]:
+    """The tree without its tensors, the name of their file, and its digest, None in format 1."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no config.json.")
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"config.json is larger than {MOST_BYTES:,} bytes, the most that is read")
+        text = file.read_text(encoding="utf-8")
+        config = parsed(text)
+    except (ValueError, OSError, RecursionError) as error:  # the parsers' own errors do not name the file
+        raise ValueError(f"{folder} cannot be read: {error}") from error
+    found = config.get("format") if isinstance(config, dict) else type(config).__name__
+    if found == 1 and isinstance(config.get("tree"), dict):
+        plain, name, digest = config["tree"], "tensors.safetensors", None
+    elif found == FORMAT and set(config) == {"format", "tensors", "sha256", "tree", "tree_sha256"}:
+        plain, name, digest = config["tree"], config["tensors"], config["sha256"]
+        if not isinstance(plain, dict) or not _TENSORS.fullmatch(str(name)):
+            raise ValueError(f"{file} is damaged: it names no tensors of this package. Save the method again.")
+    else:
+        raise ValueError(f"{file} has format {found}; this version of odesteer_tl reads formats 1 and {FORMAT}.")
+    check_depth(plain, file)
+    if digest is not None and config["tree_sha256"] != tree_digest(plain):
+        raise ValueError(f"{file} was changed or damaged since it was saved (its digest differs): save it again.")
+    return plain, name, digest
+
+
+def _tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    if file.is_symlink() or not file.is_file():
+        raise FileNotFoundError(file)
+    if digest is not None and _digest(file) != digest:
+        raise ValueError(f"{file} was changed or damaged since it was saved (its digest differs): save it again.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            if len(names) > MOST_TENSORS:
+                raise ValueError(f"it holds {len(names):,} tensors; the most that is read is {MOST_TENSORS:,}")
+            return {name: opened.get_tensor(name) for name in names}
+    except Exception as error:  # safetensors has an error of its own for a file that is gone
+        if not file.exists():
+            raise FileNotFoundError(file) from error
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _tidy(folder: Path, done: set[Any]) -> None:
+    """Take away the tensors of the save before, and what saves that were killed have left."""
+    kept, now = _named(folder), time.time()
+    for file in folder.iterdir():
+        ours = _TENSORS.fullmatch(file.name) or _UNFINISHED.fullmatch(file.name)
+        try:
+            forgotten = ours and file.name != kept and now - file.lstat().st_mtime > _FORGOTTEN
+            if forgotten or (file.name in done and file.name != kept):
+                file.unlink()
+        except OSError:  # another save was faster, or a reader holds it open: the next save will
+            continue
+
+
+def _named(folder: Path) -> str | None:
+    """The file of tensors that the folder's `config.json` names."""
+    try:
+        return _config(folder)[1]
+    except ValueError:
+        return None
+
+
+def _is_ours(config: Path) -> bool:
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"format", "tree"} <= set(found)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

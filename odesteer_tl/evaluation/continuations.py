@@ -1,0 +1,148 @@
+"""Continuing prompts, steered or not, and what is said of the continuations: judged, scored, counted."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.backends import Generation, generate, token_losses, tokenise
+from odesteer_tl.evaluation.metrics import distinct
+from odesteer_tl.evaluation.strength import GRID, Trial
+from odesteer_tl.interventions.positions import Positions
+from odesteer_tl.methods import Method
+
+UNSTEERED = "no steering"
+
+Judge = Callable[[Sequence[str]], Float[Tensor, " n"]]
+"""Texts to the probability that each is as desired."""
+
+Steerer = Method | tuple[Method, ...]
+"""A method, or several of one kind that take turns over the continuations: one random direction can move
+the judge by chance, so the control averages over several."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same for every row. Sampling is the paper's: temperature 0.7, top-p 0.9."""
+
+    model: Any
+    layer: int
+    prompts: list[str]
+    validation_prompts: list[str]
+    judge: Judge
+    samples: int = 10
+    validation_samples: int = 6
+    max_new_tokens: int = 32
+    temperature: float = 0.7
+    top_p: float = 0.9
+    grid: tuple[float, ...] = GRID
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Continuations of one setting: `desired` [prompts, samples] is 1.0 where the judge gives more than one half."""
+
+    desired: Float[Tensor, "prompts samples"]
+    perplexity: float
+    distinct2: float
+    tokens_per_second: float
+    continuations: list[str]
+
+    @property
+    def share(self) -> float:
+        return float(self.desired.mean())
+
+
+def continued(
+    setting: Setting,
+    prompts: Sequence[str],
+    samples: int,
+    method: Steerer | None,
+    T: float | None,
+    prefix: str = "",
+    positions: Positions = "decoding",
+) -> Outcome:
+    """Continue every prompt `samples` times, steered at `positions`. The judge sees continuations alone.
+
+    With a `prefix` the model reads it and a space before each prompt; perplexity is still that of the continuation
+    after the prompt itself, so that rows with and without one are measured by the same yardstick.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    each, strength = (method, T) if method is None or isinstance(method, Method) else _turns(method, T, len(repeated))
+    start = time.perf_counter()
+    out = generate(
+        setting.model,
+        [f"{prefix} {prompt}" for prompt in repeated] if prefix else repeated,
+        each,
+        strength,
+        positions=positions,
+        layer=None if method is None or first_of(method).several else setting.layer,
+        max_new_tokens=setting.max_new_tokens,
+        do_sample=True,
+        temperature=setting.temperature,
+        top_p=setting.top_p,
+        seed=setting.seed,
+    )
+    seconds = time.perf_counter() - start
+    losses, counted = token_losses(setting.model, _after(setting.model, repeated, out) if prefix else out)
+    return Outcome(
+        desired=(_judged(setting.judge, out.continuations) > 0.5).double().reshape(len(prompts), samples),
+        perplexity=float((losses.sum() / counted.sum()).exp()),
+        distinct2=distinct(out.continuations),
+        tokens_per_second=int(counted.sum()) / seconds,
+        continuations=out.continuations,
+    )
+
+
+def trial_of(
+    setting: Setting,
+    method: Steerer | None,
+    T: float,
+    displacement: float,
+    prefix: str = "",
+    positions: Positions = "decoding",
+) -> Trial:
+    """What one strength, or one prefix, does on the validation prompts."""
+    strength = None if method is None else T
+    out = continued(
+        setting, setting.validation_prompts, setting.validation_samples, method, strength, prefix, positions
+    )
+    return Trial(displacement, T, out.share, out.perplexity, out.distinct2)
+
+
+def first_of(method: Steerer) -> Method:
+    """The method, or the first of those that take turns."""
+    return method if isinstance(method, Method) else method[0]
+
+
+def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:
+    """The same generated tokens, after `prompts` instead of what they were generated after."""
+    read, width = tokenise(model, prompts), int(out.prompt_lengths.max())  # prompts are padded on the left
+    tokens = torch.cat([read.tokens, out.tokens[:, width:]], dim=1)
+    mask = torch.cat([read.mask, out.mask[:, width:]], dim=1)
+    return replace(out, tokens=tokens, mask=mask, prompt_lengths=read.mask.sum(1))
+
+
+def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
+    """What the judge says, on the CPU. Raises ValueError for what is not one probability per text."""
+    found = torch.as_tensor(judge(texts)).cpu()
+    if found.shape != (len(texts),) or not bool(((found >= 0) & (found <= 1)).all()):
+        raise ValueError(
+            f"A judge gives one probability, from 0 to 1, for each of {len(texts)} texts; got {tuple(found.shape)}: "
+            f"{found.flatten()[:4].tolist()}."
+        )
+    return found
+
+
+def _turns(methods: tuple[Method, ...], T: float | None, rows: int) -> tuple[list[tuple[Method, Tensor]], None]:
+    """A strength per row, T for the method whose turn it is and 0 for the others.
+
+    Turns go on from prompt to prompt, so that all have theirs where a prompt has fewer continuations than methods.
+    """
+    turn = torch.arange(rows) % len(methods)
+    return [(method, (turn == number) * torch.as_tensor(T)) for number, method in enumerate(methods)], None

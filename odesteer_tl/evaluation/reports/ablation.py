@@ -1,0 +1,187 @@
+"""The paper's Table 3 in small: linear against nonlinear h, one step against ten, at its values and at tuned ones.
+
+Linear means φ(a) = a/‖a‖ and nothing else changed: the same fit, the same field, the same steps. Tuned means C, and for
+the nonlinear h also degree, γ and c₀, by cross-validated AUC on the texts that methods are fitted on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from odesteer_tl._shapes import Samples
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.evaluation.data import Material
+from odesteer_tl.evaluation.differences import Difference, difference
+from odesteer_tl.evaluation.entries import Entry
+from odesteer_tl.evaluation.results import ComparedRow, spread
+from odesteer_tl.evaluation.tables import Comparison, wrapped
+from odesteer_tl.flows.features import Linear, Polynomial, Recipe
+from odesteer_tl.flows.tuning import Trial, tune
+from odesteer_tl.methods import Method, ODESteer, StepODESteer
+
+STEPS = {"one step": StepODESteer, "ten steps": ODESteer}
+
+
+@dataclass(frozen=True)
+class Barriers:
+    """One pair of barriers that differ in nonlinearity."""
+
+    values: str
+    linear: Trial
+    nonlinear: Trial
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """How much more AUC the nonlinear one has: mean and deviation over the folds, which both see alike."""
+        each = [more - less for more, less in zip(self.nonlinear.aucs, self.linear.aucs, strict=True)]
+        return fmean(each), stdev(each)
+
+    @property
+    def alike(self) -> float:
+        """The C that regularises a linear h as the linear part of the nonlinear one is: its kernel is d γ c₀ᵈ⁻¹ xᵀy."""
+        features = self.nonlinear.features
+        assert isinstance(features, Polynomial)  # no other features are candidates here
+        return self.nonlinear.C * features.degree * features.gamma * features.coef0 ** (features.degree - 1)
+
+    def row(self, kind: str, steps: str) -> str:
+        """The name of the comparison's row for one cell. At the paper's values nonlinear ones stand in Table 2."""
+        if (self.values, kind) == ("paper", "nonlinear"):
+            return {"one step": "one-step ODESteer", "ten steps": "ODESteer"}[steps]
+        return f"{self.values} {kind}, {steps}"
+
+
+def barriers_of(acts: ContrastiveActivations, seed: int = 0) -> tuple[Barriers, Barriers]:
+    """The paper's values, which are among the candidates, and the tuned ones: all by the folds of `seed`."""
+    linear, nonlinear = tune(acts, features=[Linear()], seed=seed), tune(acts, seed=seed)
+    return (
+        Barriers("paper", linear.trial(Linear(), 1.0), nonlinear.trial(Polynomial(), 1.0)),
+        Barriers("tuned", *(found.trial(found.features, found.C) for found in (linear, nonlinear))),
+    )
+
+
+def entries_of(barriers: tuple[Barriers, ...], present: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The rows of the cells that are not among the rows already `present`."""
+
+    def entry(kind: Any, trial: Trial) -> Entry:
+        return Entry(lambda acts, seed: kind.fit(acts, features=trial.features, C=trial.C))
+
+    rows = {
+        pair.row(kind, steps): entry(method, getattr(pair, kind))
+        for pair in barriers
+        for kind in ("linear", "nonlinear")
+        for steps, method in STEPS.items()
+    }
+    return {name: each for name, each in rows.items() if name not in present}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What came of it: the barriers; per values the mean cosine of linear and nonlinear velocities over held-out
+    activations, with the linear h as it is and with one regularised alike; and differences between cells."""
+
+    barriers: tuple[Barriers, Barriers]
+    cosines: dict[str, tuple[float, float]]
+    differences: dict[str, Difference]
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers as plain values."""
+        candidates = {
+            f"{pair.values} {kind}": {"features": str(each.features), "C": each.C, "aucs": each.aucs}
+            for pair in self.barriers
+            for kind, each in (("linear", pair.linear), ("nonlinear", pair.nonlinear))
+        }
+        found = {name: vars(each) | {"verdict": each.verdict} for name, each in self.differences.items()}
+        return {"candidates": candidates, "cosines": self.cosines, "differences": found}
+
+
+def ablation_of(comparison: Comparison, barriers: tuple[Barriers, Barriers], material: Material) -> Ablation:
+    """Compare the cells: does nonlinearity pay, does tuning, do ten steps?"""
+    a = torch.cat([material.held_out.desired, material.held_out.undesired]).float()
+    cosines, pairs, (paper, tuned) = {}, {}, barriers
+    for each in barriers:
+        linear, nonlinear = (comparison.row(each.row(kind, "ten steps")).method for kind in ("linear", "nonlinear"))
+        alike = ODESteer.fit(material.texts, features=Linear(), C=each.alike)
+        cosines[each.values] = (agreement(linear, nonlinear, a), agreement(alike, nonlinear, a))
+        for steps in STEPS:
+            name = f"Nonlinear − linear, {each.values} values, {steps}"
+            pairs[name] = each.row("nonlinear", steps), each.row("linear", steps)
+    for kind in ("linear", "nonlinear"):
+        for steps in STEPS:
+            pairs[f"Tuned − paper's values, {kind}, {steps}"] = tuned.row(kind, steps), paper.row(kind, steps)
+    for each in barriers:
+        name = f"Ten steps − one, nonlinear, {each.values} values"
+        pairs[name] = each.row("nonlinear", "ten steps"), each.row("nonlinear", "one step")
+    return Ablation(barriers, cosines, {name: difference(*map(comparison.row, rows)) for name, rows in pairs.items()})
+
+
+def agreement(one: Method | None, other: Method | None, a: Samples) -> float:
+    """Mean cosine of the velocities of two methods over activations."""
+    v, w = (method.vector_field(a) for method in (one, other) if method is not None)
+    return float(torch.cosine_similarity(v, w, dim=1).mean())
+
+
+def ablation_table(comparison: Comparison, ablation: Ablation) -> str:
+    """The cells, how far linear and nonlinear velocities agree, the differences, and whether nonlinearity pays."""
+    lines = [
+        f"{'values':<7}{'h':<10}{'steps':<12}{'features':<20}{'C':>4} {'AUC, folds':>13} {'held out':>8} "
+        f"{'tried, desired %':>16} {'moved':>6} {'desired %':>11} {'shift':>12} {'ppl ratio':>12}"
+    ]
+    for pair in ablation.barriers:
+        for kind, candidate in (("linear", pair.linear), ("nonlinear", pair.nonlinear)):
+            for steps in STEPS:
+                row = comparison.row(pair.row(kind, steps))
+                title = steps + (" †" if row.unbounded else "")
+                lines.append(f"{pair.values:<7}{kind:<10}{title:<12}{_cell(candidate, row)}")
+    lines.append("")
+    for pair in ablation.barriers:
+        plain, alike = ablation.cosines[pair.values]
+        lines.append(
+            f"cos(v_linear, v_nonlinear), {pair.values} values: {plain:.4f}; "
+            f"with the linear h regularised as the other's linear part, C = {pair.alike:g}: {alike:.4f}"
+        )
+    lines += ["", f"{'points of the judged share':<46}{'chosen':>13} {'95 %':>15} {'tried':>13}"]
+    lines += [*(f"{name:<46}{each}" for name, each in ablation.differences.items())]
+    return "\n".join([*lines, "", wrapped(_answer(comparison, ablation))])
+
+
+def _cell(candidate: Trial, row: ComparedRow) -> str:
+    tried = zip(*([trial.share for trial in run.trials] for run in row.runs), strict=True)
+    return (
+        f"{_words(candidate.features):<20}{candidate.C:>4g} "
+        f"{spread(candidate.auc, candidate.sd, digits=3):>13} {_auc(row):>8.3f} "
+        f"{' '.join(f'{100 * fmean(shares):.1f}' for shares in tried):>16} {row.typical.displacement:>6.3f} "
+        f"{spread(*row.over_seeds('share'), scale=100):>11} "
+        f"{spread(*row.over_seeds('shift'), scale=100, sign='+'):>12} "
+        f"{spread(*row.over_seeds('perplexity_ratio'), digits=2):>12}"
+    )
+
+
+def _answer(comparison: Comparison, ablation: Ablation) -> str:
+    """Whether tuned nonlinearity pays, against a linear h that was tuned with the same care."""
+    _, tuned = ablation.barriers
+    found = {steps: ablation.differences[f"Nonlinear − linear, tuned values, {steps}"] for steps in STEPS}
+    verdicts = {steps: each.verdict for steps, each in found.items()}
+    equal = {steps: spread(*each.equal, scale=100, sign="+") for steps, each in found.items()}
+    pays = set(verdicts.values()) == {"more"}
+    held_out = [_auc(comparison.row(tuned.row(kind, "ten steps"))) for kind in ("nonlinear", "linear")]
+    return (
+        f"Does tuned nonlinearity pay? {'Yes.' if pays else 'Not shown.'} Against a linear h tuned on the same folds "
+        f"its AUC is {spread(*tuned.gain, digits=3, sign='+')} on those folds, as the best of more candidates, and "
+        f"{held_out[0] - held_out[1]:+.3f} on held-out texts. Judged as desired: "
+        f"{'; '.join(f'{steps}, {verdict}' for steps, verdict in verdicts.items())}. At equal displacements: "
+        f"{'; '.join(f'{steps}, {points} points' for steps, points in equal.items())}."
+    )
+
+
+def _auc(row: ComparedRow) -> float:
+    assert row.conditions is not None and row.conditions.auc is not None  # every cell is a flow that climbs an h
+    return row.conditions.auc
+
+
+def _words(recipe: Recipe) -> str:
+    if isinstance(recipe, Polynomial):
+        return f"deg {recipe.degree}, γ {recipe.gamma:g}, c₀ {recipe.coef0:g}"
+    return "a/‖a‖" if isinstance(recipe, Linear) else type(recipe).__name__

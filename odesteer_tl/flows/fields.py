@@ -1,0 +1,83 @@
+"""Fields v(a): the velocity that a flow follows."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+from odesteer_tl._shapes import Activations, Direction
+from odesteer_tl.flows.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace, with_grad
+from odesteer_tl.flows.training import NetworkBarrier
+from odesteer_tl.portable.gradients import GradientFunction
+from odesteer_tl.portable.integrate import linear_slope, slope_given
+
+
+@runtime_checkable
+class Field(Protocol):
+    """A velocity for every activation."""
+
+    def __call__(self, a: Activations) -> Activations: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """v(a) = ∇h(a). Raises ValueError for what is no barrier, as `with_grad` says."""
+
+    barrier: Barrier
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "barrier", with_grad(self.barrier))
+
+    def __call__(self, a: Activations) -> Activations:
+        return self.barrier.grad(a)
+
+    @property
+    def gradient_function(self) -> GradientFunction:
+        """The field in plain numbers; a barrier of the user's is one of them."""
+        if isinstance(self.barrier, (LogRatioBarrier, Differentiated, NetworkBarrier)):
+            return self.barrier.gradient_function
+        return GradientFunction(slope_given, (self.barrier,))
+
+    def reduced(self) -> "Subspace[Gradient] | None":
+        return _reduced(Gradient, self.barrier)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitGradient:
+    """v(a) = ∇h(a)/‖∇h(a)‖, and 0 where the gradient vanishes: dh/dt = ‖∇h‖ ≥ 0 at unit speed. Raises as Gradient."""
+
+    barrier: Barrier
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "barrier", with_grad(self.barrier))
+
+    def __call__(self, a: Activations) -> Activations:
+        return self.gradient_function(a)
+
+    @cached_property
+    def gradient_function(self) -> GradientFunction:
+        """The field in plain numbers, as Gradient's."""
+        return Gradient(self.barrier).gradient_function.at_unit_speed()
+
+    def reduced(self) -> "Subspace[UnitGradient] | None":
+        return _reduced(UnitGradient, self.barrier)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """v(a) = v, whatever a: a steering vector."""
+
+    direction: Direction
+
+    def __call__(self, a: Activations) -> Activations:
+        return linear_slope(a, self.direction)
+
+    @property
+    def gradient_function(self) -> GradientFunction:
+        """The field in plain numbers: the slope of vᵀa."""
+        return GradientFunction(linear_slope, (self.direction,))
+
+
+def _reduced(field: type[Any], barrier: Barrier) -> Subspace[Any] | None:
+    reduce = getattr(barrier, "reduced", None)
+    found: Any = reduce() if callable(reduce) else None
+    return None if found is None else replace(found, inner=field(found.inner))

@@ -1,0 +1,64 @@
+"""Solvers: one step of ȧ = v(a), and the time loop of `integrate` with one of them."""
+
+from collections.abc import Iterator
+from typing import Literal, Protocol, runtime_checkable
+
+from odesteer_tl._shapes import Activations, Time
+from odesteer_tl.flows.fields import Field
+from odesteer_tl.portable import integrate
+
+SolverName = Literal["euler", "midpoint", "rk4"]
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """`order` p: the error at a fixed time shrinks like stepsᵖ. `dt` is a float or lines up with the rows of `a`."""
+
+    order: int
+
+    def step(self, field: Field, a: Activations, dt: Time) -> Activations: ...
+
+
+class Euler:
+    """1st order, 1 evaluation per step."""
+
+    order = 1
+    step = staticmethod(integrate.euler)
+
+
+class Midpoint:
+    """2nd order, 2 evaluations per step."""
+
+    order = 2
+    step = staticmethod(integrate.midpoint)
+
+
+class RK4:
+    """4th order, 4 evaluations per step: the classical tableau of Kutta."""
+
+    order = 4
+    step = staticmethod(integrate.rk4)
+
+
+def solver_named(name: SolverName) -> Solver:
+    """The solver of that name. Raises ValueError for another name."""
+    if name == "euler":
+        return Euler()
+    if name == "midpoint":
+        return Midpoint()
+    if name == "rk4":
+        return RK4()
+    raise ValueError(f'solver must be "euler", "midpoint" or "rk4", got {name!r}.')
+
+
+def path(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -> Iterator[Activations]:
+    """a(0), a(T/steps), …, a(T). Negative T flows backwards.
+
+    Raises ValueError for steps < 1 or a T that does not fit.
+    """
+    return integrate.path(field, a, T, solver.step, steps)
+
+
+def integrate(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -> Activations:
+    """The flow map a(0) → a(T) of ȧ = v(a), in `steps` equal steps."""
+    return integrate.flowed(a, T, field, solver.step, steps)

@@ -1,0 +1,1 @@
+"""What an intervention reads and writes, which tokens it steers, and what it reports."""

@@ -1,0 +1,88 @@
+"""Positions: which tokens of a forward pass are steered.
+
+The position of a token is its index among the real tokens of its row: the same number with the KV cache on or off, on
+its own or padded in a batch. A `Tracker` follows the passes of a model and says for each one which tokens are chosen.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from odesteer_tl._shapes import PerRow, TokenIds
+from odesteer_tl.portable.apply_edits import Selection, selected
+from odesteer_tl.portable.token_rules import checked, is_unambiguous, per_row
+from odesteer_tl.portable.token_tracking import Pass, TokenTrack, follow
+
+Positions = Literal["decoding", "generated", "prompt", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"]
+"""Which tokens are steered. "decoding": the last prompt token and every generated one; "generated": those alone;
+"prompt": the prompt alone; "all". A slice or a bool mask (one for all rows, or one per row) counts from the row's first
+real token; what lies beyond a mask's end is not steered. Pads never are."""
+
+PromptLengths = int | list[int] | tuple[int, ...] | PerRow
+"""Real tokens of each row's prompt: one number for all rows, or one per row."""
+
+
+class Tracker:
+    """Follows forward passes, and chooses the tokens to steer in each (see `token_tracking.follow`).
+
+    All real tokens of a pass that begins a new prompt are that prompt; where that is not so (teacher forcing, prefill
+    in chunks), `lengths` says how many are. `pad_id` serves to notice pads that no mask declares. `needs_prompt_end`:
+    it matters which token is the prompt's last, whatever the positions.
+    """
+
+    def __init__(
+        self,
+        positions: Positions,
+        lengths: PromptLengths | None = None,
+        pad_id: int | None = None,
+        beams: int = 1,
+        needs_prompt_end: bool = False,
+    ) -> None:
+        self.positions = checked(positions)
+        self.lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
+        self.pad_id, self.beams, self.needs_prompt_end = pad_id, beams, needs_prompt_end
+        self.last: TokenTrack | None = None
+
+    def select(self, now: Pass) -> Selection:
+        """The chosen tokens of a pass.
+
+        Raises ValueError for pads without a mask, for a padded end that is then continued, for a prompt in chunks
+        without `prompt_lengths`, and for `prompt_lengths` or a mask of another number of rows.
+        """
+        given = None if self.lengths is None else per_row(self.lengths, now.batch, self.beams)
+        found = follow(self.last, now, given, is_unambiguous(self.positions, given, self.needs_prompt_end))
+        if now.offset == 0 and (self.last is None or found.number != self.last.number):
+            self._refuse_undeclared_pads(now)
+        self.last = found
+        return selected(self.positions, found, found.lengths if given is None else given, self.beams)
+
+    def break_off(self) -> None:
+        """The last pass was not completed: no later one continues it."""
+        self.last = None if self.last is None else self.last.broken_off()
+
+    def _refuse_undeclared_pads(self, now: Pass) -> None:
+        """Libraries fill in a mask of ones where they were told nothing, so ones do not vouch for the beginnings; they
+        do for the ends, where the pad id is often the end-of-text id that closes a text."""
+        ids = now.tokens
+        if ids is None or ids.ndim != 2 or ids.is_floating_point() or self.pad_id is None:
+            return
+        if now.mask is not None and not bool(now.mask.bool().all()):
+            return
+        if uneven_pads(ids, self.pad_id, ends=now.mask is None):
+            raise ValueError(
+                f"The rows begin or end in different numbers of the pad token {self.pad_id}, and nothing says which "
+                "tokens are padded: pad on the left, and pass attention_mask= with the tokens to the model, or "
+                'padding_side="left" to generate and with texts.'
+            )
+
+
+def uneven_pads(ids: TokenIds, pad_id: int, *, ends: bool = True) -> bool:
+    """Whether the rows begin (or, with `ends`, end) in different numbers of `pad_id`: then some of those are padding.
+
+    Equal numbers are no evidence: one BOS at the head of every row is not a pad, even where both have the same id.
+    """
+    other = ids != pad_id
+    runs = [(other.cumsum(1) == 0).sum(1)] + ([(other.flip(1).cumsum(1) == 0).sum(1)] if ends else [])
+    return any(bool((run != run[0]).any()) for run in runs)

@@ -1,0 +1,1 @@
+"""What runs inside an nnsight graph, here or on a server."""

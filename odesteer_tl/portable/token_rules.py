@@ -1,0 +1,76 @@
+"""Rules of positions: what "decoding", a slice or a mask mean, as plain functions that travel to remote servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def checked(positions: Any) -> Any:
+    """`positions`, or ValueError saying what it can be."""
+    if isinstance(positions, slice):
+        edges = [edge for edge in (positions.start, positions.stop) if edge is not None]
+        if any(edge < 0 for edge in edges) or (positions.step or 1) < 1:
+            raise ValueError(
+                f"A slice of positions counts forwards from the row's first real token, got {positions}; for the last "
+                'prompt token and what follows, type positions="decoding".'
+            )
+    elif isinstance(positions, Tensor):
+        if positions.dtype != torch.bool or positions.ndim not in (1, 2) or positions.shape[-1] == 0:
+            raise ValueError(
+                f"A mask of positions is bool, [pos] or [batch, pos], got {positions.dtype} {positions.shape}."
+            )
+    elif not isinstance(positions, str) or positions not in ("decoding", "generated", "prompt", "all"):
+        raise ValueError(
+            'positions must be "decoding", "generated", "prompt", "all", a slice or a bool mask that counts from the '
+            f"row's first real token; got {positions!r}."
+        )
+    return positions
+
+
+def per_row(values: Any, batch: int, beams: int = 1) -> Tensor:
+    """One value per row of the batch, on the CPU, where `values` holds one for all or one per prompt.
+
+    Raises ValueError for another number of them.
+    """
+    values = torch.as_tensor(values).cpu()
+    if values.ndim == 0:
+        return values.expand(batch)
+    if len(values) * beams != batch:
+        raise ValueError(
+            f"prompt_lengths and masks of positions need one entry per row: the model sees {batch} rows, "
+            f"{len(values)} were given."
+        )
+    return values.repeat_interleave(beams, 0)
+
+
+def chosen_by(positions: Any, index: Tensor, lengths: Tensor, beams: int = 1) -> Tensor:
+    """Which tokens a rule of `positions.Positions` chooses [batch, pos], among real and padded ones alike.
+
+    `index` [batch, pos] numbers the real tokens of each row, `lengths` [batch] are those of its prompt; both on the
+    CPU. A mask has one row, or one per prompt.
+    """
+    ends = lengths.unsqueeze(1)
+    if isinstance(positions, slice):
+        first = positions.start or 0
+        inside = (index >= first) & ((index - first) % (positions.step or 1) == 0)
+        return inside if positions.stop is None else inside & (index < positions.stop)
+    if isinstance(positions, Tensor):
+        mask = positions.cpu() if positions.ndim == 1 else per_row(positions, len(index), beams)
+        mask = mask.expand(len(index), -1)
+        return mask.gather(1, index.clamp(0, mask.shape[1] - 1)) & (index < mask.shape[1])
+    if positions == "decoding":
+        return index >= ends - 1
+    if positions == "generated":
+        return index >= ends
+    if positions == "prompt":
+        return index < ends
+    return torch.ones_like(index, dtype=torch.bool)
+
+
+def is_unambiguous(positions: Any, given: Any, needs_prompt_end: bool) -> bool:
+    """Whether a pass of several tokens after cached ones is clear: the prompt's end is given, or does not matter, as it
+    does where a method `needs_prompt_end` for the prompt's last token."""
+    return given is not None or (not needs_prompt_end and (not isinstance(positions, str) or positions == "all"))

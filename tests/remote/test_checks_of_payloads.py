@@ -1,0 +1,92 @@
+"""Laws of sending: a method steers on a strict server that has nothing of this package, or is refused at home.
+
+`sender.py` is the client and `strict_server.py` the server, each in a process of its own.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from instances import ALL_METHODS, D_MODEL
+
+from odesteer_tl.portable.methods import PortableMethod
+from odesteer_tl.remote.checks import sent_by_nnsight
+
+HERE = Path(__file__).parents[1]
+
+
+def run(script: str, payload: Path, path: str) -> dict:
+    """A script in a process of its own, without the import hook of the tests."""
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), str(payload)], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory) -> dict:
+    payload = tmp_path_factory.mktemp("sent") / "payload"
+    return {**run("sender.py", payload, str(HERE.parent)), "payload": payload}
+
+
+@pytest.fixture(scope="module")
+def server(client) -> dict:
+    return run("strict_server.py", client["payload"], "")
+
+
+@pytest.mark.parametrize("kind", ["steer", "edits"])
+def test_a_strict_server_without_the_package_steers_as_the_client(server, kind):
+    assert server["types"] == [PortableMethod.__name__]
+    assert set(server[kind]) > set(ALL_METHODS) | {"own-plain", "own-with-grad", "own-network", "own-holding"}
+    for name, off in server[kind].items():
+        assert off <= (1e-12 if name.endswith("float64") else 1e-5), name
+
+
+def test_a_strict_server_chooses_the_same_tokens(server):
+    assert len(server["chosen"]) == 8 and all(server["chosen"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("dataclass", "no module dataclasses"),
+        ("importing", "`value` imports sklearn.preprocessing"),
+        ("module", "uses the module sklearn"),
+        ("name", "uses the module functools"),
+        ("executed", "source cannot be found"),
+        ("super", r"`value` calls super\(\)"),
+        ("ours", "needs odesteer_tl.flows.barriers.LogRatioBarrier"),
+        ("unpicklable", "cannot pickle 'generator'"),
+    ],
+)
+def test_a_barrier_that_would_not_arrive_is_refused_before_it_is_sent(client, server, name, why):
+    assert re.search(why, client["refused"][name])
+    if name not in ("unpicklable", "executed"):  # bytecode would run on the same Python
+        assert server["failures"][name], "the refusal is needless: it runs on a strict server"
+
+
+def test_a_plain_barrier_of_the_users_is_not_refused(client):
+    assert set(client["passed"].values()) == {""}
+    assert client["untouched"]
+
+
+def test_other_picklers_keep_the_method(client):
+    assert client["trip"] == ["CAA"] * 4
+    assert client["copied"] == "CAA CAA"
+
+
+def test_payloads_are_small(client):
+    """10 kB of source, and the numbers: a d_model of 24 makes them few."""
+    sizes = client["bytes"]
+    assert 4_000 < sizes["caa"] < 10_500
+    assert sizes["caa"] < sizes["odesteer"] < sizes["caa"] + 4 * (D_MODEL**2 + 2 * D_MODEL + 2) + 2_000
+
+
+def test_nobody_is_sending_here():
+    assert not sent_by_nnsight()

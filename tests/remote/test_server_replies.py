@@ -1,0 +1,243 @@
+"""Laws of what a server replies: it is compared with what was asked, never run, and never shown as it came.
+
+The server is `hostile_server`'s, which sends what it is told; the right answers are those of this machine.
+"""
+
+import copy
+import io
+import re
+import warnings
+
+import fuzz_server
+import pytest
+import torch
+from asked_remotely import NEW, asked, model
+from fuzz_server import Evil, outcome
+from hostile_server import KEY, Reply, blob, completed, hostile, status
+from nnsight import CONFIG
+from nnsight.schema.response import ResponseModel, Status
+
+import odesteer_tl as ot
+from odesteer_tl.backends.nnsight import addresses
+from odesteer_tl.backends.nnsight.addresses import address_of
+from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
+from odesteer_tl.backends.nnsight.server_text import MOST, visible
+
+
+@pytest.fixture(scope="module")
+def server():
+    with hostile() as running:
+        yield running
+
+
+def said(server, name, reply, kind=RuntimeError):
+    """The words of the error that a reply leads to."""
+    server.reply = reply
+    with pytest.raises(kind) as caught:
+        asked(name).call(server.url)
+    assert type(caught.value) is kind and caught.value.__context__ is None and caught.value.__cause__ is None
+    return str(caught.value)
+
+
+def changed(name, change):
+    saves = copy.deepcopy(asked(name).saves)
+    change(saves)
+    return Reply(saves=saves)
+
+
+def first(change):
+    """A change of the first layer's activations and norms."""
+
+    def apply(saves):
+        saves["values"][0] = change(*saves["values"][0])
+
+    return apply
+
+
+@pytest.mark.parametrize("by_url", [False, True])
+@pytest.mark.parametrize("name", ["last", "mean", "all", "steered", "plain"])
+def test_an_honest_reply_is_taken(server, name, by_url):
+    server.reply = Reply(saves=asked(name).saves, by_url=by_url)
+    assert outcome(server, asked(name), name) == "right"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("last", first(lambda a, n: (a.flip(0), n)), "rows in another order"),
+        ("mean", first(lambda a, n: (torch.cat([a, a[:1]]), n)), r"shape \(3, 32\)"),
+        ("mean", first(lambda a, n: (9 * a, n)), "means that are longer"),
+        ("last", first(lambda a, n: (a.double(), n)), "float32"),
+        ("last", first(lambda a, n: (a[:, :9], n)), r"shape \(2, 9\)"),
+        ("last", first(lambda a, n: (a, n[:, :2])), r"norms of shape \(2, 2\)"),
+        ("last", first(lambda a, n: (a * float("nan"), n)), "not finite"),
+        ("last", lambda saves: saves["values"].pop(), "2 layers"),
+        ("plain", lambda saves: saves["tokens"][:, 1].add_(1), "other prompts"),
+        ("plain", lambda saves: saves.update(tokens=saves["tokens"].flip(0)), "other prompts"),
+        ("plain", lambda saves: saves["tokens"][0, -1:].fill_(10**6), "the vocabulary does not have"),
+        ("plain", lambda saves: saves["tokens"][0, -1:].fill_(-1), "the vocabulary does not have"),
+        ("plain", lambda saves: saves.update(tokens=saves["tokens"].repeat(2, 1)), "4 texts for 2 prompts"),
+        ("plain", lambda saves: saves.update(tokens=saves["tokens"][:, :-NEW]), "no text"),
+        ("plain", lambda saves: saves.update(tokens=torch.cat([saves["tokens"], torch.ones(2, 100).long()], 1)), "105"),
+        ("plain", lambda saves: saves.update(steered={1: 4}), r"0 to \d+ at \[\]"),
+        ("steered", lambda saves: saves.update(steered={1: -5}), "a count of -5"),
+        ("steered", lambda saves: saves.update(steered={1: 10**4}), "a count of 10000"),
+        ("steered", lambda saves: saves.update(steered={0: 4}), "at layer 0"),
+        ("steered", lambda saves: saves.update(steered={1: 1.5}), "no count"),
+        ("steered", lambda saves: saves.pop("tokens"), "no tokens"),
+    ],
+)
+def test_a_reply_that_is_not_what_was_asked_is_refused(server, name, change, why):
+    told = said(server, name, changed(name, change))
+    assert "says that it is done, and sent back" in told
+    assert re.search(why, told), told
+
+
+def test_names_that_were_not_asked_for_change_nothing(server):
+    extra = dict.fromkeys(fuzz_server.NAMES_OF_OURS, torch.full((2, 32), 7.0))
+    server.reply = Reply(saves=asked("last").saves | extra)
+    assert outcome(server, asked("last"), "extra") == "right"
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("where", ["result", "status", "extra"])
+def test_nothing_that_a_server_sends_is_run(server, where, protocol):
+    """nnsight's own trace, at the end, runs it: the day it does not, what is overridden here is not needed."""
+    fuzz_server.executed.clear()
+    if where == "status":
+        reply = Reply(last=(2, ResponseModel(id="j", status=Status.COMPLETED, data=Evil()).pickle()))
+    else:
+        saves = Evil() if where == "result" else asked("last").saves | {"extra": Evil()}
+        reply = Reply(result=blob(saves, protocol))
+    assert "more than data" in said(server, "last", reply)
+    assert fuzz_server.executed == []
+    try:
+        with model().trace(torch.tensor([[1]]), remote=server.url):
+            model().lm_head.output.save()
+    except Exception:
+        pass
+    assert fuzz_server.executed == [1]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_data_is_read_as_it_was_written(protocol):
+    thing = {
+        "list": [1, -(2**70), 1.5, None, True, "é", b"\x00", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+        "dict": {1: 2, "nested": {"again": []}},
+        "tensors": [torch.randn(3, 4).T, torch.arange(6)[2:], torch.ones(2).bfloat16(), torch.tensor([True, False])],
+        "empty": torch.empty(0, 3),
+    }
+    file = io.BytesIO()
+    torch.save(thing, file, pickle_protocol=protocol)
+    found = plain(file.getvalue())
+    assert found["list"] == thing["list"] and found["dict"] == thing["dict"]
+    for a, b in zip([*found["tensors"], found["empty"]], [*thing["tensors"], thing["empty"]], strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    with pytest.raises(NotPlain, match="cannot be read"):
+        plain(file.getvalue()[:-40])
+
+
+def test_a_small_reply_that_unpacks_to_gigabytes_is_refused(server):
+    assert "the most that the answer can have" in said(server, "last", Reply(result=blob(torch.zeros(3_000_000))))
+
+
+def test_the_servers_words_are_cleaned_and_cut(server):
+    text = "\x1b[2J\x1b]0;title\x07" + "x" * 10_000_000 + "\nRuntimeError: \x1b[31mno\x9b1m\x00\u202e luck"
+    told = said(server, "plain", Reply(last=(1, status(Status.ERROR, text))))
+    assert "nothing came back: RuntimeError: no luck" in told and "characters left out]" in told
+    assert len(told) < MOST + 400 and not fuzz_server.UNSEEN.search(told)
+    left = int(told.partition("[")[2].partition(" ")[0].replace(",", ""))
+    assert left + MOST == 10_000_000 + len("\nRuntimeError: no luck")
+
+
+def test_the_key_is_never_shown(server, capsys):
+    echo = f"you sent ndif-api-key: {KEY}, also {KEY[:4]}\x1b[1m{KEY[4:]}"
+    server.reply = Reply()
+    replies = [Reply(last=(1, status(Status.ERROR, echo))), Reply(posted=(401, echo.encode(), {}))]
+    replies += [Reply(posted=(400, b'{"detail": {"headers": "%s"}}' % KEY.encode(), {}))]
+    CONFIG.APP.REMOTE_LOGGING = True  # what nnsight prints, too
+    try:
+        for reply in replies:
+            reply.before = [(1, status(Status.LOG, echo)), (1, status(Status.RUNNING, echo))]
+            assert "[key]" in said(server, "plain", reply)
+            assert KEY not in said(server, "plain", reply)
+    finally:
+        CONFIG.APP.REMOTE_LOGGING = False
+    printed = capsys.readouterr().out
+    assert "you sent" in printed and KEY not in printed
+    refused = Reply(handshake=b"HTTP/1.1 403 No\r\nContent-Length: %d\r\n\r\n%s" % (len(echo), echo.encode()))
+    told = said(server, "plain", refused, ConnectionError)
+    assert KEY not in told and "403" in told
+    assert any(each.get("ndif-api-key") == KEY for each in server.seen)  # it was sent, and could have come back
+
+
+def test_a_key_that_a_library_writes_into_its_own_message_is_not_shown():
+    assert visible("Illegal header value b'my-key\\n'", ["my-key\n"]) == "Illegal header value b'[key]'"
+    assert visible("a" * 10, most=4) == "[6 characters left out] aaaa"
+    assert visible("e", ["", " "]) == "e"
+
+
+def test_a_redirect_of_a_request_does_not_take_the_key_along(server):
+    """Only that of the websocket does, which websocket-client follows: who redirects it has the key already."""
+    with hostile() as other:
+        moved = Reply(posted=(307, b"", {"Location": other.url + "/request"}))
+        assert "307" in said(server, "plain", moved)
+        assert other.seen == []
+        away = b"HTTP/1.1 302 Found\r\nLocation: " + other.url.replace("http", "ws").encode() + b"/subscribe\r\n\r\n"
+        other.reply = Reply(session=b"{}")
+        said(server, "plain", Reply(handshake=away))
+        assert [each.get("ndif-api-key") for each in other.seen] == [KEY]
+
+
+def told_of(remote):
+    addresses._TOLD.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            address_of(remote)
+    return [str(each.message) for each in caught]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://localhost", "http://[::1]:80/x", "https://example.org"])
+def test_a_server_here_or_over_https_that_was_named_goes_without_a_word(url):
+    assert told_of(url) == []
+
+
+@pytest.mark.parametrize("url", ["http://example.org", "http://10.0.0.1:8000", "http://127.0.0.1.example.org"])
+def test_plain_http_to_another_machine_is_warned_of_once(url):
+    (told,) = told_of(url)
+    assert told.startswith(f"{url} is asked over plain http") and "https://" in told
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("https://example.org", True),
+        ("https://ndif.us.example.org", True),
+        ("https://evilndif.us", True),
+        ("https://api.ndif.us", False),
+        ("http://127.0.0.1:9", False),
+    ],
+)
+def test_a_server_that_only_the_environment_names_is_named_once(monkeypatch, url, warned):
+    monkeypatch.setenv("NDIF_HOST", url)
+    monkeypatch.setattr(CONFIG.API, "HOST", url)
+    told = told_of(True)
+    assert len(told) == warned and all(f"NDIF_HOST names {url}" in each for each in told)
+
+
+def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
+    addresses._TOLD.clear()
+    with pytest.raises(UserWarning, match=r"^http://far.example:80 is asked"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ot.generate(model(), "the film", max_new_tokens=2, remote="http://me:secret@far.example:80")
+
+
+@pytest.mark.parametrize("url", ["", "example.org", "ftp://a", "http://", "http://a:b", "http://a b", "https://x\n.y"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ValueError, match="remote is True, or the address of a server"):
+        address_of(url)
+
+
+def test_completed_is_what_nnsight_writes():
+    assert plain(completed(b"abc")) == {"id": "job", "status": Status.COMPLETED, "data": b"abc"}
