@@ -12,7 +12,7 @@ import odesteer_tl as ot
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-_, LOCAL, REMOTE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LOCAL, REMOTE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "nnsight.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_the_example_runs_as_printed(tmp_path, monkeypatch, capsys):
@@ -61,7 +61,10 @@ def test_the_package_shows_the_same_example():
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "docs/closed_loop.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md"],
+    [
+        "README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md",
+        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    ],  # fmt: skip
 )
 def test_links_between_documents_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")

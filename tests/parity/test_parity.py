@@ -15,7 +15,7 @@ from server_clients import client, installed_wheel, server
 from odesteer_tl.parity import table
 from odesteer_tl.parity.table import WAYS, Cell, faults, markdown, parity_rows, print_parity, read, written
 
-README = Path(__file__).parents[2] / "README.md"
+TABLE = Path(__file__).parents[2] / "docs" / "parity.md"
 NNSIGHT = {"nnsight steering", "nnsight intervene", "nnsight remote"}
 HERE = (
     {"Hugging Face"}
@@ -91,7 +91,7 @@ def test_a_cell_shows_the_worst_of_its_kind(cells):
 
 
 def test_the_readme_shows_a_full_table():
-    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    rows = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     head = next(number for number, row in enumerate(rows) if WAYS[0] in row)
     assert [cell.strip() for cell in rows[head].strip("|").split("|")][1:] == list(WAYS)
     shown = [
