@@ -2,7 +2,6 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import peft
 import pytest
@@ -256,31 +255,30 @@ def test_blocks_of_each_architecture_are_found(name):
     assert ot.collect(model, row, row, 1, site="z").desired.shape[0] == 1
 
 
-@contextmanager
 def adapted(family="llama"):
-    """A model in a LoRA adapter that does something."""
+    """A model in a LoRA adapter that does something, and the model that the two make together."""
     config = peft.LoraConfig(target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = peft.get_peft_model(copy.deepcopy(hugging_face(family)), config)
-    yield model.eval(), copy.deepcopy(model).merge_and_unload()
+    return model.eval(), copy.deepcopy(model).merge_and_unload()
 
 
 def test_an_adapted_model_is_the_merged_one():
     tokens = torch.tensor([[1, 5, 6, 7]])
-    with adapted() as (model, merged):
-        for site in ("z", "resid_post"):
-            found, right = (ot.collect(each, *texts(5), LAYER, site=site) for each in (model, merged))
-            torch.testing.assert_close(found.desired, right.desired, rtol=0, atol=1e-4)
-        out, same = (ot.generate(each, tokens, METHOD, T=T, max_new_tokens=6) for each in (model, merged))
-        plain = ot.generate(hugging_face("llama"), tokens, METHOD, T=T, max_new_tokens=6)
-        assert torch.equal(out.tokens, same.tokens) and not torch.equal(out.tokens, plain.tokens)
-        assert out.report.tokens_steered == same.report.tokens_steered
-        assert "generation_config" not in vars(model)
-        with ot.steering(model.get_base_model(), METHOD, T), ThreadPoolExecutor(1) as pool:  # it is steered as well
-            model(tokens)
-            with pytest.raises(RuntimeError, match="Another thread has a block"):
-                pool.submit(ot.collect, model, tokens, tokens, LAYER).result()
+    model, merged = adapted()
+    for site in ("z", "resid_post"):
+        found, right = (ot.collect(each, *texts(5), LAYER, site=site) for each in (model, merged))
+        torch.testing.assert_close(found.desired, right.desired, rtol=0, atol=1e-4)
+    out, same = (ot.generate(each, tokens, METHOD, T=T, max_new_tokens=6) for each in (model, merged))
+    plain = ot.generate(hugging_face("llama"), tokens, METHOD, T=T, max_new_tokens=6)
+    assert torch.equal(out.tokens, same.tokens) and not torch.equal(out.tokens, plain.tokens)
+    assert out.report.tokens_steered == same.report.tokens_steered
+    assert "generation_config" not in vars(model)
+    with ot.steering(model.get_base_model(), METHOD, T), ThreadPoolExecutor(1) as pool:  # it is steered as well
+        model(tokens)
+        with pytest.raises(RuntimeError, match="Another thread has a block"):
+            pool.submit(ot.collect, model, tokens, tokens, LAYER).result()
     prompted = peft.get_peft_model(
         copy.deepcopy(hugging_face("llama")), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )

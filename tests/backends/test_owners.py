@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from models import EVERY, KINDS, load
+from models import BACKENDS, KINDS, load
 from oracle import STEPS, Stub, T, generate
 from transformers import TextIteratorStreamer
 
@@ -20,7 +20,7 @@ IDS = torch.tensor(PROMPT)
 OPTIONS = {"T": 30.0, "max_new_tokens": STEPS, "stop_at_eos": False}
 
 
-@pytest.fixture(scope="module", params=EVERY)
+@pytest.fixture(scope="module", params=BACKENDS)
 def loaded(request):
     return request.param, load(request.param, "llama")
 
