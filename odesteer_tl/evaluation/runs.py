@@ -29,7 +29,7 @@ from odesteer_tl.portable.edits import Site
 
 DISPLACEMENTS = (0.1, 0.2, 0.4)
 """The strengths tried, in median displacement of the validation prompts' last tokens."""
-FRACTIONS = FRACTION.tried
+FRACTIONS = FRACTION.tried or ()
 """The strengths tried of a map, in fractions of its way."""
 PRECISION = 0.02
 """Of a closed loop's T, relative; the model runs for each that is looked at."""

@@ -59,8 +59,8 @@ def folded(model: Any, directions: Tensor, T: float, processing: str = "unknown"
     if not left * directions.shape[1] ** 0.5 <= max(1e-3, 16 * eps):
         raise ValueError(
             f"The residual stream of this {type(root).__name__} keeps {left:.2g} of its norm along the directions when "
-            "they are taken out of all weights that are known to write to it: a norm behind these weights, or weights "
-            "of other names, write to it, too. Steer with hooks: method.everywhere(n_layers), positions='all'."
+            "they are taken out of all weights that are known to write to it: a norm behind these weights, weights of "
+            "other names or copies of them write to it, too. Steer with hooks: method.everywhere(n_layers), positions='all'."
         )
     return _replaced(root, writers, directions, T)
 
@@ -149,7 +149,7 @@ def _replaced(root: Any, writers: list[Writer], directions: Tensor, T: float) ->
         for module in root.modules()
         for name, weight in module._parameters.items()
     )
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     was_tied = getattr(config, "tie_word_embeddings", None)
     new: dict[int, torch.nn.Parameter] = {}
     kept = []
@@ -195,6 +195,8 @@ def _left(model: Any, root: Any, blocks: Any, writers: list[Writer], directions:
         seen.append(value.detach().float())
 
     handles = [block.register_forward_hook(see) for block in blocks]
+    modes = [(module, module.training) for module in root.modules()]
+    root.eval()  # dropout writes to the stream, too
     try:
         rows = _parameters(writers)[0]
         tokens = torch.arange(min(8, len(rows)), device=rows.device).unsqueeze(0)
@@ -202,5 +204,7 @@ def _left(model: Any, root: Any, blocks: Any, writers: list[Writer], directions:
     finally:
         for handle in handles:
             handle.remove()
+        for module, training in modes:
+            module.training = training
     basis, tiny = directions.float(), torch.finfo(torch.float32).tiny  # a pad's embedding may be 0
     return max(float(((x @ basis.T.to(x.device)).norm(dim=-1) / x.norm(dim=-1).clamp_min(tiny)).max()) for x in seen)

@@ -164,6 +164,10 @@ def test_folded_weights_give_the_logits_of_hooks_and_are_put_back_to_the_bit(kin
     if kind.startswith("compatible"):  # centred weights: their stream is that of others, up to a constant
         rows = rows - rows.mean(1, keepdim=True)
     method = ot.Ablation(rows)
+    if any(getattr(part, "_processed_W_out", None) is not None for part in root.modules()):
+        with pytest.raises(ValueError, match=r"keeps .* of its norm"):  # TransformerLens 3.9 computes with copies here
+            method.fold(model)
+        return
     for T in (1.0, 0.4):
         undo = method.fold(model, T)
         folded = logits(model)
