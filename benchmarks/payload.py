@@ -7,7 +7,7 @@ The methods are fitted to random activations, as the numbers of a fit weigh the 
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from odesteer_tl.backends import intervene
 from odesteer_tl.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
 from odesteer_tl.sending import payload_bytes
-from odesteer_tl.slopes import Slope
+from odesteer_tl.slopes import leaves
 
 METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
     "CAA": CAA.fit,
@@ -32,21 +32,10 @@ METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
 }
 
 
-def tensors(thing: Any) -> Iterator[Tensor]:
-    """Every tensor in the parts of what travels."""
-    if isinstance(thing, Tensor):
-        yield thing
-    elif isinstance(thing, Slope):
-        yield from tensors(thing.numbers)
-    elif isinstance(thing, tuple):
-        for part in thing:
-            yield from tensors(part)
-
-
 def line(name: str, method: Method) -> str:
-    """Name, compressed bytes, and the largest tensor of what travels. The source of the functions is some 7 kB."""
+    """Name, compressed bytes, and the largest tensor of what travels. The source of the functions is some 10 kB."""
     travelling: Any = method.travelling()
-    total, held = payload_bytes(method), list(tensors(travelling.parts))
+    total, held = payload_bytes(method), [leaf for leaf in leaves(travelling.parts) if isinstance(leaf, Tensor)]
     largest, numbers = max(held, key=lambda t: t.nbytes), sum(t.nbytes for t in held)
     share = f"{largest.nbytes / numbers:.0%} of {numbers:,} bytes of numbers"
     return f"{name}: {total:,} bytes compressed | largest: {str(largest.dtype)[6:]} {list(largest.shape)}, {share}"
