@@ -7,7 +7,7 @@ The methods are fitted to random activations, as the numbers of a fit weigh the 
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from odesteer_tl.backends import intervene
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
-from odesteer_tl.portable.gradients import GradientFunction
+from odesteer_tl.portable.gradients import leaves
 from odesteer_tl.remote.checks import payload_bytes
 
 METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
@@ -32,21 +32,10 @@ METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
 }
 
 
-def tensors(thing: Any) -> Iterator[Tensor]:
-    """Every tensor in the parts of what travels."""
-    if isinstance(thing, Tensor):
-        yield thing
-    elif isinstance(thing, GradientFunction):
-        yield from tensors(thing.params)
-    elif isinstance(thing, tuple):
-        for part in thing:
-            yield from tensors(part)
-
-
 def line(name: str, method: Method) -> str:
-    """Name, compressed bytes, and the largest tensor of what travels. The source of the functions is some 7 kB."""
-    portable: Any = method.portable()
-    total, held = payload_bytes(method), list(tensors(portable.parts))
+    """Name, compressed bytes, and the largest tensor of what travels. The source of the functions is some 10 kB."""
+    travelling: Any = method.portable()
+    total, held = payload_bytes(method), [leaf for leaf in leaves(travelling.parts) if isinstance(leaf, Tensor)]
     largest, numbers = max(held, key=lambda t: t.nbytes), sum(t.nbytes for t in held)
     share = f"{largest.nbytes / numbers:.0%} of {numbers:,} bytes of numbers"
     return f"{name}: {total:,} bytes compressed | largest: {str(largest.dtype)[6:]} {list(largest.shape)}, {share}"

@@ -12,7 +12,9 @@ import odesteer_tl as ot
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-LOCAL, REMOTE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "nnsight.md").read_text(encoding="utf-8"), re.DOTALL)
+LOCAL, REMOTE = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs" / "nnsight.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 def test_the_example_runs_as_printed(tmp_path, monkeypatch, capsys):
@@ -62,7 +64,11 @@ def test_the_package_shows_the_same_example():
 @pytest.mark.parametrize(
     "name",
     [
-        "README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md",
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "benchmarks/README.md",
+        "odesteer_tl/assets/MODEL_CARD.md",
         *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
     ],  # fmt: skip
 )
