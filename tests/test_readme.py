@@ -61,17 +61,7 @@ def test_the_package_shows_the_same_example():
     assert EXAMPLE is not None and EXAMPLE[1].strip() in "\n".join(lines)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-        "benchmarks/README.md",
-        "odesteer_tl/assets/MODEL_CARD.md",
-        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
-    ],  # fmt: skip
-)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
