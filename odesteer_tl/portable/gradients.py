@@ -65,7 +65,7 @@ class Copies:
 
 
 def changed(thing: Any, change: Callable[[Any], Any]) -> Any:
-    """Tuples and gradient functions, one within another, with change(leaf) in place of each tensor, number, function or object."""
+    """Tuples and gradient functions, nested, with change(leaf) for each tensor, number, function or object."""
     if isinstance(thing, GradientFunction):
         return thing.over(changed(thing.params, change))
     if type(thing) is tuple:  # a named one is a user's

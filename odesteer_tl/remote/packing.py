@@ -13,8 +13,8 @@ from odesteer_tl.portable.gradients import changed, leaves
 def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
     """`thing` with every tensor on `device` and every floating tensor in `dtype`; integer tensors keep their type.
 
-    Walks dataclasses, tuples and gradient functions. A module that is elsewhere is copied before it moves, so that the user's own
-    stays as it is; any other object is used as it is.
+    Walks dataclasses, tuples and gradient functions. A module that is elsewhere is copied before it moves, so
+    that the user's own stays as it is; any other object is used as it is.
     """
     return changed(thing, lambda leaf: _moved(leaf, device, dtype))
 
