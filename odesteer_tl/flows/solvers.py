@@ -5,7 +5,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from odesteer_tl._shapes import Activations, Time
 from odesteer_tl.flows.fields import Field
-from odesteer_tl.portable import integrate
+from odesteer_tl.portable.integrate import euler, flowed, midpoint, rk4
+from odesteer_tl.portable.integrate import path as path_of
 
 SolverName = Literal["euler", "midpoint", "rk4"]
 
@@ -23,21 +24,21 @@ class Euler:
     """1st order, 1 evaluation per step."""
 
     order = 1
-    step = staticmethod(integrate.euler)
+    step = staticmethod(euler)
 
 
 class Midpoint:
     """2nd order, 2 evaluations per step."""
 
     order = 2
-    step = staticmethod(integrate.midpoint)
+    step = staticmethod(midpoint)
 
 
 class RK4:
     """4th order, 4 evaluations per step: the classical tableau of Kutta."""
 
     order = 4
-    step = staticmethod(integrate.rk4)
+    step = staticmethod(rk4)
 
 
 def solver_named(name: SolverName) -> Solver:
@@ -56,9 +57,9 @@ def path(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -
 
     Raises ValueError for steps < 1 or a T that does not fit.
     """
-    return integrate.path(field, a, T, solver.step, steps)
+    return path_of(field, a, T, solver.step, steps)
 
 
 def integrate(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -> Activations:
     """The flow map a(0) → a(T) of ȧ = v(a), in `steps` equal steps."""
-    return integrate.flowed(a, T, field, solver.step, steps)
+    return flowed(a, T, field, solver.step, steps)
