@@ -42,6 +42,7 @@ class EditRunner:
         self._run: _Run | None = None
         self._again: _Run | None = None
         self._entered: dict[tuple[int, int], tuple[ref[Tensor], _Run]] = {}
+        self._at_limit: dict[Site, Tensor] = {}
         self.removed: Callable[[], bool] = lambda: False
         """Whether the user has taken the edits off the model: then that they do not run is no mistake."""
 
@@ -108,9 +109,18 @@ class EditRunner:
                 run = None  # a part that another thread calls by itself
             if run is None or value.shape[:2] != (run.now.batch, run.now.width):
                 raise _stray(site, value, run)
-            return run.edits.act(here, value)
+            new = run.edits.act(here, value)
+            if new is not None and new.dtype == torch.float16:  # seen at the end, so that nothing waits for the device
+                reached = (new.detach().abs() >= 65504).any()
+                self._at_limit[site] = reached | self._at_limit.get(site, reached)
+            return new
 
         return carry_out
+
+    @property
+    def at_limit(self) -> list[str]:
+        """The sites whose values came to float16's largest number, 65504, where steering ends."""
+        return [site.hook_name for site, reached in self._at_limit.items() if bool(reached)]
 
     def _begun(self, now: Pass, selection: Selection, counts: bool = True) -> _Run:
         """A pass whose tokens are new, or (not `counts`) one that is computed twice."""

@@ -14,7 +14,7 @@ from odesteer_tl.backends.checks import check_mask_taken, check_place
 from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned
-from odesteer_tl.backends.steer import attached, check_report, edit_runner_for
+from odesteer_tl.backends.steer import attached, check_report, edit_runner_for, warn_of_limit
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions, PromptLengths
@@ -145,7 +145,7 @@ def _continued(
     """One batch, by the library's own generate; `seed` is for a server."""
     backend, beams = backend_of(model), options.get("num_beams", 1)
     runner = None if method is None else edit_runner_for(model, method, **strength, beams=beams)
-    if remote:  # the carrier has checked that the method fits; the steering itself is done there
+    if remote:  # the runner has checked that the method fits; the steering itself is done there
         written = () if runner is None else runner.tokens_steered
         tokens, report = backend.generate_remotely(model, batch, options, method, strength, remote, seed, written)
         if runner is not None and report is not None:
@@ -154,7 +154,9 @@ def _continued(
     if runner is None:
         return backend.generate(model, batch, options), None
     with attached(model, runner, strength["blocks"]) as report:
-        return backend.generate(model, batch, options), report
+        tokens = backend.generate(model, batch, options)
+    warn_of_limit(runner, stacklevel=4)
+    return tokens, report
 
 
 @contextmanager

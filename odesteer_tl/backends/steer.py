@@ -68,6 +68,7 @@ def steering(
     with attached(model, runner, blocks) as report:
         yield report
     check_report(report, positions, stacklevel=4)
+    warn_of_limit(runner, stacklevel=4)
 
 
 def steering_hook(
@@ -165,6 +166,16 @@ def check_report(report: Report, positions: Positions, stacklevel: int = 3) -> N
             f"No token was steered (positions={positions!r}): "
             + ("reset_hooks() or clear_edits() removed the steering, " if report.hooks_removed else "")
             + "the model did not run inside the block, or nothing that it saw was chosen."
+        )
+
+
+def warn_of_limit(runner: EditRunner, stacklevel: int = 3) -> None:
+    """Say where steered activations were cut at the largest number of float16."""
+    if runner.at_limit:
+        warnings.warn(
+            f"Steered activations at {', '.join(runner.at_limit)} reached the largest number of float16, 65504, and "
+            "were cut there: give a smaller T, or load the model in bfloat16.",
+            stacklevel=stacklevel,
         )
 
 

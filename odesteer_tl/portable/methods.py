@@ -36,8 +36,8 @@ class PortableMethod:
 
     a(T) = move(a, T, *parts); `move` is a plain function such as `integrate.flowed`, `parts` are numbers, functions,
     gradient functions, and objects of the user's. `layer`, `d_model`, `processing` and `hook_name` (None: `resid_post`)
-    say where the numbers were fitted. With `answer` the edits add T·answer(query, *parts), the query being the activation
-    of the prompt's last token. `limits` are those of T.
+    say where the numbers were fitted. With `answer` the edits add T·answer(query, *parts), of the activation of the
+    prompt's last token. `limits` are those of T.
     """
 
     def __init__(

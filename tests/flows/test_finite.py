@@ -147,7 +147,8 @@ def test_a_loop_refuses_it_too():
 
 def test_what_float16_cannot_hold_ends_at_its_largest_number():
     method = CAA.fit(planted())
-    out = method.steer(halves(), T=60_000.0)
+    with pytest.warns(UserWarning, match="reached the largest number of float16, 65504"):
+        out = method.steer(halves(), T=60_000.0)
     expected = (halves().float() + 60_000 * method.barrier.weight).clamp(-65_504, 65_504).half()
     assert torch.equal(out, expected) and (out.abs() == 65_504).any()
 
