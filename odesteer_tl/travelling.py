@@ -81,7 +81,7 @@ class Travelling:
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
     ) -> list[TravellingEdit]:
-        """What is to be carried out in the model, as Method.edits, with the same errors."""
+        """As Method.edits, with the same errors."""
         layer = layer_of(self.layer, layer)
         check_strength(T, relative_T, None, self.limits)
         asks = None if self.answer is None else self._answered

@@ -60,7 +60,7 @@ def folded(model: Any, directions: Tensor, T: float, processing: str = "unknown"
         raise ValueError(
             f"The residual stream of this {type(root).__name__} keeps {left:.2g} of its norm along the directions when "
             "they are taken out of all weights that are known to write to it: a norm behind these weights, weights of "
-            "other names or copies of them write to it, too. Steer by hooks: method.everywhere(n_layers), positions='all'."
+            "other names or copies of them write to it, too. Steer by method.everywhere(n_layers), positions='all'."
         )
     return _replaced(root, writers, directions, T)
 
