@@ -63,9 +63,10 @@ class Method(ABC):
         The number T = 0 returns `a` itself. Casting back to bfloat16 loses about 2 % of the displacement at T/‖a‖ = 0.1
         and 17 % at 0.01; what the dtype cannot hold ends at its largest number, with a warning in float16. Finite
         activations up to ‖a‖ = 1e19 stay finite, and a = 0 is no special case: a/‖a‖ is then 0, so that h = wᵀa gives
-        a + T w/‖w‖, h = wᵀa/‖a‖ one step towards w, where its gradient vanishes, and relative_T moves nothing. Raises ValueError for both or neither
-        of T and relative_T, a T that is not finite or does not fit the rows or the dtype, or another d_model than the
-        one fitted, and, of a method whose `view.T` has bounds, for relative_T and for a T outside of them.
+        a + T w/‖w‖, h = wᵀa/‖a‖ one step towards w, where its gradient vanishes, and relative_T moves nothing. Raises
+        ValueError for both or neither of T and relative_T, a T that is not finite or does not fit the rows or the
+        dtype, or another d_model than the one fitted, and, of a method whose `view.T` has bounds, for relative_T and
+        for a T outside of them.
         """
         check_strength(T, relative_T, a.dtype, self._limits)
         moved_on = self._steered(a, T, relative_T)

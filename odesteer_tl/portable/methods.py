@@ -69,7 +69,7 @@ class PortableMethod:
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
     ) -> list[Edit]:
-        """What is to be carried out in the model, as Method.edits, with the same errors."""
+        """As Method.edits, with the same errors."""
         site = Site.fitted(self.hook_name, layer_of(self.layer, layer))
         check_strength(T, relative_T, None, self.limits)
         of_query = None if self.answer is None else self._answered

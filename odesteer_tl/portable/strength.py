@@ -80,7 +80,7 @@ def of_rows(strength: float | int | Tensor | None, state: Any) -> float | int | 
 
 def check_strength(T: Any, relative_T: Any, dtype: torch.dtype | None = None, limits: Any = None) -> None:
     """Raise ValueError for both or neither of T and relative_T, for one that is no number or not finite, and for one
-    that does not fit activations of `dtype` or the `limits` of its unit, where those are known."""
+    that does not fit `dtype` or `limits`, where those are known."""
     if (T is None) == (relative_T is None):
         raise ValueError(f"Give either T or relative_T, got T={T}, relative_T={relative_T}.")
     strength = relative_T if T is None else T
