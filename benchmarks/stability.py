@@ -20,10 +20,10 @@ from tempfile import gettempdir
 RUN = """
 import sys
 import torch
-from odesteer_tl.evaluation import showcase
+from odesteer_tl.evaluation.reports import demo
 
 seed, perturb, quick, picture = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "1", sys.argv[4]
-load = showcase.load_demo
+load = demo.load_demo
 
 def perturbed(*what):
     found = load(*what)
@@ -33,8 +33,8 @@ def perturbed(*what):
             parameter.mul_(1 + perturb * torch.randn(parameter.shape, generator=generator))
     return found
 
-showcase.load_demo = perturbed
-showcase.run_showcase(seed=seed, quick=quick, json_output=True, picture=picture)
+demo.load_demo = perturbed
+demo.run_showcase(seed=seed, quick=quick, json_output=True, picture=picture)
 """
 
 

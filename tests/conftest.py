@@ -17,8 +17,9 @@ shape_checks.install()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 LONGEST = (
-    "test_compare.py", "test_remote.py", "test_parity.py", "test_remote_failures.py", "test_evaluation.py",
-    "test_readme.py", "test_cli.py", "test_sending.py", "test_tuning.py", "test_nnsight.py",
+    "test_compare.py", "test_fuzz_programs.py", "test_closed_loops.py", "test_parity.py", "test_demo_report.py",
+    "test_mutants.py", "test_fit_and_generate.py", "test_steering_on_a_server.py", "test_loopback_server.py",
+    "test_server_failures.py", "test_checks_of_payloads.py", "test_readme.py", "test_huggingface.py",
 )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ import odesteer_tl as ot
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-LOCAL, REMOTE = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs" / "nnsight.md").read_text(encoding="utf-8"), re.DOTALL
-)
+NNSIGHT = (ROOT / "docs" / "nnsight.md").read_text(encoding="utf-8")
+LOCAL, REMOTE = re.findall(r"```python\n(.*?)```", NNSIGHT, re.DOTALL)
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md"]
+DOCUMENTS += [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
 
 
 def test_the_example_runs_as_printed(tmp_path, monkeypatch, capsys):

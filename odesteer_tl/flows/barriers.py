@@ -26,7 +26,7 @@ from odesteer_tl.flows.features import (
     fit_to_sides,
 )
 from odesteer_tl.portable.gradients import GradientFunction
-from odesteer_tl.portable.integrate import slope_by_autograd
+from odesteer_tl.portable.integrate import grad_by_autograd
 from odesteer_tl.remote.packing import moved
 
 Inner = TypeVar("Inner")
@@ -137,7 +137,7 @@ class Differentiated:
     @property
     def gradient_function(self) -> GradientFunction:
         """∇h in plain numbers, and the barrier itself."""
-        return GradientFunction(slope_by_autograd, (self.barrier,))
+        return GradientFunction(grad_by_autograd, (self.barrier,))
 
 
 def with_grad(barrier: Any) -> Barrier:

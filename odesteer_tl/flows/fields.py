@@ -8,7 +8,7 @@ from odesteer_tl._shapes import Activations, Direction
 from odesteer_tl.flows.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace, with_grad
 from odesteer_tl.flows.training import NetworkBarrier
 from odesteer_tl.portable.gradients import GradientFunction
-from odesteer_tl.portable.integrate import linear_slope, slope_given
+from odesteer_tl.portable.integrate import grad_given, linear_grad
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class Gradient:
         """The field in plain numbers; a barrier of the user's is one of them."""
         if isinstance(self.barrier, (LogRatioBarrier, Differentiated, NetworkBarrier)):
             return self.barrier.gradient_function
-        return GradientFunction(slope_given, (self.barrier,))
+        return GradientFunction(grad_given, (self.barrier,))
 
     def reduced(self) -> "Subspace[Gradient] | None":
         return _reduced(Gradient, self.barrier)
@@ -69,12 +69,12 @@ class Constant:
     direction: Direction
 
     def __call__(self, a: Activations) -> Activations:
-        return linear_slope(a, self.direction)
+        return linear_grad(a, self.direction)
 
     @property
     def gradient_function(self) -> GradientFunction:
         """The field in plain numbers: the slope of vᵀa."""
-        return GradientFunction(linear_slope, (self.direction,))
+        return GradientFunction(linear_grad, (self.direction,))
 
 
 def _reduced(field: type[Any], barrier: Barrier) -> Subspace[Any] | None:

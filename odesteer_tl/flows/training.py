@@ -19,7 +19,7 @@ from odesteer_tl._progress import bar
 from odesteer_tl._shapes import Activations, PerActivation, Samples
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.portable.gradients import GradientFunction
-from odesteer_tl.portable.networks import network, network_slope
+from odesteer_tl.portable.networks import network, network_grad
 
 Kind = Literal["relu", "gelu"]
 """What stands between the layers of a network."""
@@ -62,7 +62,7 @@ class Network:
     @property
     def gradient_function(self) -> GradientFunction:
         """∇f in plain numbers."""
-        return GradientFunction(network_slope, (self.weights, self.biases, self.kind))
+        return GradientFunction(network_grad, (self.weights, self.biases, self.kind))
 
     def of_scaled(self, mean: Float[Tensor, " d_model"], scale: float) -> "Network":
         """The network g with g(a) = f((a − mean)/scale): the first layer takes up the units."""

@@ -57,12 +57,12 @@ def per_activation(T: float | int | Tensor, a: Tensor) -> Tensor | float:
 # --- Slopes: the gradient ∇h(x) [*batch, d_model] of h, at x and for the numbers of h
 
 
-def linear_slope(x: Tensor, w: Tensor) -> Tensor:
+def linear_grad(x: Tensor, w: Tensor) -> Tensor:
     """∇ wᵀx = w, whatever x."""
     return w.expand_as(x)
 
 
-def squares_slope(x: Tensor, curvature: Tensor, linear: Tensor) -> Tensor:
+def squares_grad(x: Tensor, curvature: Tensor, linear: Tensor) -> Tensor:
     """∇ Σ (½ c x² + l x), elementwise: c x + l."""
     return torch.addcmul(linear, curvature, x)
 
@@ -72,7 +72,7 @@ def kernel_grad(x: Tensor, alpha: Tensor, landmarks: Tensor, degree: int, gamma:
     return (alpha * (gamma * x @ landmarks.T + coef0) ** (degree - 1)) @ landmarks
 
 
-def fourier_slope(x: Tensor, w: Tensor, frequencies: Tensor, phases: Tensor) -> Tensor:
+def fourier_grad(x: Tensor, w: Tensor, frequencies: Tensor, phases: Tensor) -> Tensor:
     """∇ wᵀφ(x) with φ(x) = √(2/k) cos(Ωx + β), `frequencies` Ω [k, d_model] and `phases` β [k]."""
     scale = -((2 / len(phases)) ** 0.5)
     return (scale * w * torch.sin(x @ frequencies.T + phases)) @ frequencies
@@ -93,7 +93,7 @@ def sketch_spectra(
     return [torch.fft.rfft(empty.index_add(-1, bucket, x * sign)) for bucket, sign in pairs]
 
 
-def sketch_slope(
+def sketch_grad(
     x: Tensor, spectrum: Tensor, hashes: Tensor, signs: Tensor, n_components: int, gamma: float, coef0: float
 ) -> Tensor:
     """∇ wᵀφ(x) with φ(x) = irfft(∏_k rfft(CS_k(x̃))), the tensor sketch: w correlated with the other factors.
@@ -149,13 +149,13 @@ def gated_pull(x: Tensor, stretch: Any, source: Tensor, shift: Tensor, w: Tensor
     return affine_pull(x, stretch, source, shift).masked_fill(outside, 0.0)
 
 
-def slope_by_autograd(a: Tensor, barrier: Any) -> Tensor:
+def grad_by_autograd(a: Tensor, barrier: Any) -> Tensor:
     """∇h(a), the automatic derivative of `barrier.value`, in any grad mode."""
     with torch.inference_mode(False), torch.enable_grad():
         return torch.func.grad(lambda x: barrier.value(x).sum())(a.clone() if a.is_inference() else a)
 
 
-def slope_given(a: Tensor, barrier: Any) -> Tensor:
+def grad_given(a: Tensor, barrier: Any) -> Tensor:
     """∇h(a) as the barrier itself says it: `barrier.grad(a)`."""
     return barrier.grad(a)
 

@@ -22,7 +22,7 @@ def network(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], 
     return x @ weights[-1][0] + biases[-1][0]
 
 
-def network_slope(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], kind: str) -> Tensor:
+def network_grad(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], kind: str) -> Tensor:
     """∇f(x) [*batch, d_model] by the chain rule, backwards through the layers; 0 is where relu is taken to be flat."""
     slopes = []
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):

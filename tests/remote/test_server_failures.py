@@ -13,13 +13,13 @@ FAIL = """
     import dataclasses, functools, socket, typing, urllib.request
     from sklearn.preprocessing import normalize
     import odesteer_tl as ot
-    from odesteer_tl.backends.nnsight import asking
+    from odesteer_tl.backends.nnsight import server_errors
     from odesteer_tl.methods.base import FlowMethod
-    from odesteer_tl.parity import oracle, running
+    from odesteer_tl.parity import oracle, run
 
     url, model, acts = sys.argv[1], load(sys.argv[2]), oracle.activations("llama")
     method, T = ot.ODESteer.fit(acts), 3.0
-    asking.PATIENCE = 1
+    server_errors.PATIENCE = 1
 
     def generated(method, url):
         return ot.generate(model, "the film is", method, T, max_new_tokens=3, remote=url).texts
@@ -119,7 +119,7 @@ FAIL = """
     found["refused"] = {
         name: {what.__name__: outcome(what, each) for what in (generated, traced)} for name, each in refused.items()
     }
-    sent, model = requests() - before, running.as_nnsight(running.hugging_face("llama"), running.tokenizer())
+    sent, model = requests() - before, run.as_nnsight(run.hugging_face("llama"), run.tokenizer())
     found["nameless"] = outcome(generated, method)
     report(**found, sent=sent)
 """

@@ -13,7 +13,7 @@ STEER = """
     import numpy as np
     import odesteer_tl as ot
     from odesteer_tl import intervene
-    from odesteer_tl.parity import oracle, running, table
+    from odesteer_tl.parity import oracle, run, table
 
     url, model = sys.argv[1], load(sys.argv[2])
     layers, acts = model.model.layers, oracle.activations("llama")
@@ -70,7 +70,7 @@ STEER = """
     own = {"own-value": OnlyValue(), "own-grad": WithGrad(), "own-module": Network(), "own-odd": Odd()}
     methods |= {name: ot.GradientFlow(barrier, layer=1) for name, barrier in own.items()}
     rows = oracle.PROMPTS["batch"]
-    tokens, mask = running.padded(rows)
+    tokens, mask = run.padded(rows)
     inputs = {"input_ids": tokens, "attention_mask": mask}
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": 10**6, "pad_token_id": 0}
 
@@ -109,7 +109,7 @@ STEER = """
         return [first, logits]
 
     # How a method travels is the same in a trace and in a session: of each way to travel, one method is in a session.
-    in_session = {"odesteer", "caa", "linear-act", "mimic", "truth-flow", "own-module", "ITI, heads", "A-LQR"}
+    in_session = {"odesteer", "caa", "linearact", "mimic", "truthflow", "own-module", "ITI, heads", "A-LQR"}
     assert in_session <= set(methods)
     found = {}
     for name, method in methods.items():

@@ -15,7 +15,7 @@ import torch
 
 from odesteer_tl._shapes import Activations, Basis, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.portable.gradients import GradientFunction
-from odesteer_tl.portable.integrate import linear_slope, squares_slope, unit
+from odesteer_tl.portable.integrate import linear_grad, squares_grad, unit
 
 ROWS = 128
 """How many activations are in float64 at once while something is fitted to them; more are not faster."""
@@ -130,7 +130,7 @@ class Linear(FeatureMap):
         return self
 
     def gradient_function(self, w: Weight) -> GradientFunction:
-        return GradientFunction(linear_slope, (w,), self.normalize)
+        return GradientFunction(linear_grad, (w,), self.normalize)
 
     def _phi(self, x: Activations) -> Features:
         return x
@@ -150,7 +150,7 @@ class Squares(FeatureMap):
 
     def gradient_function(self, w: Weight) -> GradientFunction:
         quadratic, linear = w.chunk(2)
-        return GradientFunction(squares_slope, (2 * quadratic, linear), self.normalize)
+        return GradientFunction(squares_grad, (2 * quadratic, linear), self.normalize)
 
     def _phi(self, x: Activations) -> Features:
         return torch.cat([x * x, x], dim=-1)

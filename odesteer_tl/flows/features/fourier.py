@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl._shapes import Activations, Features, Samples, Weight
 from odesteer_tl.flows.features.base import FeatureMap, Reduced
 from odesteer_tl.portable.gradients import GradientFunction
-from odesteer_tl.portable.integrate import fourier_slope, unit
+from odesteer_tl.portable.integrate import fourier_grad, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Fourier(FeatureMap):
         return (2 / len(self.phases)) ** 0.5 * torch.cos(x @ self.frequencies.T + self.phases)
 
     def gradient_function(self, w: Weight) -> GradientFunction:
-        return GradientFunction(fourier_slope, (w, self.frequencies, self.phases), self.normalize)
+        return GradientFunction(fourier_grad, (w, self.frequencies, self.phases), self.normalize)
 
     def reduced(self, w: Weight) -> Reduced:
         _, lengths, rows = torch.linalg.svd(self.frequencies.double(), full_matrices=False)

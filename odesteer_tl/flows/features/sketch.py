@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl._shapes import Activations, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.flows.features.base import FeatureMap, check_kernel, farthest
 from odesteer_tl.portable.gradients import GradientFunction
-from odesteer_tl.portable.integrate import product, sketch_slope, sketch_spectra
+from odesteer_tl.portable.integrate import product, sketch_grad, sketch_spectra
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Sketch(FeatureMap):
     def gradient_function(self, w: Weight) -> GradientFunction:
         spectrum = torch.view_as_real(torch.fft.rfft(w)).contiguous()
         beyond = farthest(len(self.hashes), self.gamma, self.coef0, self.normalize)
-        return GradientFunction(sketch_slope, (spectrum, *self._numbers), self.normalize, farthest=beyond)
+        return GradientFunction(sketch_grad, (spectrum, *self._numbers), self.normalize, farthest=beyond)
 
     def _phi(self, x: Activations) -> Features:
         return torch.fft.irfft(product(sketch_spectra(x, *self._numbers)), n=self.n_components)
