@@ -279,9 +279,13 @@ def test_blocks_that_are_not_controlled_count_in_those_that_are(layers):
             torch.testing.assert_close(method.answers[number, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [None, [0, 2], [1]])
-def test_a_fit_without_matrices_is_the_exact_one(loaded, layers):
-    _, _, model = loaded
+FITS = [(kind, family, None) for kind in BACKENDS for family in RANDOM]
+FITS += [("nnsight", "llama", [0, 2]), (BACKENDS[0], "gpt2", [1])]  # which layers there are, no model decides
+
+
+@pytest.mark.parametrize("kind, family, layers", FITS)
+def test_a_fit_without_matrices_is_the_exact_one(kind, family, layers):
+    model = load(kind, family)
     desired, undesired = oracle.texts()
     options = {"layers": layers, "n_jacobians": 4, "context": 4, "also": [(undesired[:9], desired[:7])]}
     exact = ot.ALQR.fit(model, desired, undesired, **options)
