@@ -1,4 +1,4 @@
-"""Room: whether what a fit holds at once can be had, asked before anything is allocated."""
+"""Memory: whether a fit has room for what it holds at once, asked before anything is allocated."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Reading: activations of texts at a site of one or several layers, whatever their lengths and their batch."""
+"""Collect activations of texts at a site of one or several layers, whatever their lengths and their batch."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a model is being asked: each forward pass, as soon as it begins, in the words of `positions`.
+"""Forward passes, seen as soon as they begin: their tokens, mask and cache.
 
 A model is watched at the module that runs its decoder blocks; that sees tokens, mask and cache however it was reached:
 through a language model's head, an adapter, a vision model or an encoder-decoder. A HookedTransformer, whose generate

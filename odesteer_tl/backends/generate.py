@@ -1,4 +1,4 @@
-"""Generating: prompts to continuations, steered or not, the same ones whenever the same call is made."""
+"""Generate continuations of prompts, steered or not, reproducibly."""
 
 import math
 from collections.abc import Iterator, Sequence

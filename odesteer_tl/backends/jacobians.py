@@ -1,4 +1,4 @@
-"""Linearising: a decoder block as a function of its last token alone, and the derivatives of that.
+"""Jacobians of decoder blocks: a block as a function of its last token alone, and its derivatives.
 
 One pass over a prompt shows what enters a block; then only the block runs. Its other positions, masks and rotations are
 held as they were, so that the Jacobian is the last-token-to-last-token one. No hook is left on the model.

@@ -1,4 +1,4 @@
-"""What a model says of itself, in one voice for all libraries."""
+"""Model properties (width, layers, dtype, device, tokenizer) for any library."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whose a steering block is: edits on a model act on whoever runs it, so that a block belongs to one thread and one
+"""Owners of steering blocks: edits on a model act on whoever runs it, so that a block belongs to one thread and one
 asyncio task, and others are refused while it is open."""
 
 import asyncio

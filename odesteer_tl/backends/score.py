@@ -1,4 +1,4 @@
-"""Scoring: how likely the model, as it is, finds what was generated."""
+"""Score generated tokens by the unsteered model's log-likelihood."""
 
 from typing import Any
 

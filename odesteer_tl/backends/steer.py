@@ -1,4 +1,4 @@
-"""Steering: the life cycle of edits on a model. `apply_edits` says what the edits do, `positions` where."""
+"""The steering block: edits on a model while it lasts. `apply_edits` says what they do, `positions` where."""
 
 import warnings
 from collections.abc import Callable, Iterator

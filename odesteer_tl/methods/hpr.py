@@ -72,7 +72,7 @@ class HPR(Method):
         patience: int | None = None,
         seed: int = 0,
     ) -> "HPR":
-        """Fit θ and the angles in float32, on the device of the activations; `seed` is all the chance there is.
+        """Fit θ and the angles in float32, on the device of the activations; all randomness comes from `seed`.
 
         `epochs=None` is 5, or what makes 1,000 steps of few pairs; `patience=None` a fifth of the epochs, at least 2.
         Raises ValueError for activations that are not paired, too few pairs to hold out `validation` of them, and

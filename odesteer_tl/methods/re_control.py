@@ -75,7 +75,7 @@ class REControl(FlowMethod):
         """Fit V to `acts.rewards`, or to the labels where there are none, in float32, on the device of the activations.
 
         `width=None` is d_model, at most 1024; `lr=None` is 0.4/width, at most 3e-3; `epochs=None` is 100, or what makes
-        1,000 steps of few rows; `patience=None` a fifth of the epochs. `seed` is all the chance there is. Raises
+        1,000 steps of few rows; `patience=None` a fifth of the epochs. All randomness comes from `seed`. Raises
         ValueError for too few rows to hold out `validation` of either side, and rewards not finite or all the same.
         """
         acts.check("REControl")

@@ -23,7 +23,7 @@ Beside the source (whose repository is gone):
 - Pairs are held out and the best epoch is kept; few pairs are seen more than 40 times, for 1,000 steps.
 
 A rectified flow promises that all x̂₁ together are spread as all x₁ are, not that each query gets the mean of what fits
-it: what a query cannot tell of its correction is made up, and queries whose straight ways cross part with each other's.
+it: what the query does not determine is sampled, and queries whose straight ways cross part with each other's.
 """
 
 from collections.abc import Callable
@@ -102,7 +102,7 @@ class TruthFlow(Method):
         patience: int | None = None,
         seed: int = 0,
     ) -> "TruthFlow":
-        """Fit u in float32, on the device of the activations; `seed` is all the chance there is.
+        """Fit u in float32, on the device of the activations; all randomness comes from `seed`.
 
         `rank=None` is 20 as published, or min(pairs, d_model), which the corrections can have at most, where fewer.
         `lr=None` is 0.4/d_model, at most 3e-3; `epochs=None` is 40, or what makes 1,000 steps of few pairs;

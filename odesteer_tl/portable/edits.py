@@ -1,4 +1,4 @@
-"""Edits: what an intervention reads and writes, in words that every backend can carry out; travels.
+"""Edits: what an intervention reads and writes, in terms that every backend can carry out.
 
 A method never sees a model. It says `Edit(read, write, apply)`; a backend fetches the value at `read`, and puts
 `apply(read_value, write_value, state)` at `write`, on the chosen tokens and no others. The classes are those of

@@ -1,4 +1,4 @@
-"""Slopes: fields in plain numbers, and how the parts of a method arrive where they are to work; travels."""
+"""Serializable gradient functions, and moving their tensors to a device."""
 
 from __future__ import annotations
 

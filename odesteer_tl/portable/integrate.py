@@ -1,4 +1,4 @@
-"""The numerics of the package, as plain functions over tensors: lengths, slopes, solver steps, coordinates, the flow.
+"""The mathematics of a flow, as plain functions over tensors: norms, gradients, solver steps, coordinates, the path.
 
 This is the only place where they are written down. The classes of the package call them, and they are what is sent to
 a remote server, where the package is not installed. So this file imports nothing that a server does not have, and

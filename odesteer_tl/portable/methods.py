@@ -1,4 +1,4 @@
-"""What travels to a remote server, where this package is not installed: a method as plain numbers and functions.
+"""A fitted method as plain numbers and functions, for servers that do not have this package.
 
 `PortableMethod` steers as the method that it was made from. It and all that it uses are sent as source, so this file
 follows the rules of `integrate`: plain classes and functions, no imports that a server does not have.

@@ -1,4 +1,4 @@
-"""Small networks and what is steered by them, as plain functions over tensors; travels to remote servers.
+"""Small networks and what is steered by them, as plain functions over tensors.
 
 A network is its weights (W₁, …, Wₙ), each [out, in] with one row in the last, its biases, and the name of what stands
 between the layers, "relu" or "gelu". The rules of `integrate` hold: nothing here that a server does not have.

@@ -1,6 +1,6 @@
-"""Strengths: what T and relative_T mean, and what a method checks of them, of a width and of its site; travels.
+"""Strength: what T and relative_T mean, and the checks of them, of the width and of the site.
 
-A method at home and the one that a server gets say the same in the same words, which are written here once.
+Local and remote methods share these checks and errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules of positions: what "decoding", a slice or a mask mean, as plain functions that travel to remote servers."""
+"""The rules that decide which tokens are steered: what "decoding", "prompt", a slice or a mask mean."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def chosen_by(positions: Any, index: Tensor, lengths: Tensor, beams: int = 1) ->
 
 
 def is_unambiguous(positions: Any, given: Any, needs_prompt_end: bool) -> bool:
-    """Whether a pass of several tokens after cached ones is clear: the prompt's end is given, or does not matter, as it
-    does where a method `needs_prompt_end` for the prompt's last token."""
+    """Whether prompt and continuation can be told apart in a multi-token cached pass, or need not be: lengths are
+    given, or no edit `needs_prompt_end` and the positions do not depend on it."""
     return given is not None or (not needs_prompt_end and (not isinstance(positions, str) or positions == "all"))

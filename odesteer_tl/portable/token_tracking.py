@@ -1,4 +1,4 @@
-"""Following the forward passes of a model: which columns are real tokens, and which token of its row each one is.
+"""Token tracking over forward passes: which columns are real tokens, and which token of its row each one is.
 
 The position of a token is its index among the real tokens of its row: the same number with the KV cache on or off, on
 its own or padded in a batch. This travels to remote servers, and works with plain classes and torch alone.

@@ -1,4 +1,4 @@
-"""Tokens' activations out of what a model computes, where it computes them, so that no more is moved than is read.
+"""Picks the activations of chosen tokens where the model computes them, so that no more is moved than is read.
 
 This file travels: it uses torch and what travels as well.
 """

@@ -1,4 +1,4 @@
-"""A flow from activations to correction vectors, as plain functions over tensors; travels to remote servers.
+"""A flow from activations to correction vectors, as plain functions over tensors.
 
 Queries x₀ and corrections x₁ live at different scales, so the flow runs on z₀ = (x₀ − m₀)/s₀ and z₁ = (x₁ − m₁)/s₁.
 ż = u(z, t) carries z₀ at t = 0 to z₁ at t = 1; u is a linear U-Net. The rules of `integrate` hold.

@@ -1,4 +1,4 @@
-"""Sending to a remote nnsight server: when it happens, what may be sent, and how much it is.
+"""Checks of what is sent to a remote nnsight server: whether it is being sent, whether it can be, and its bytes.
 
 A server has neither this package nor the user's modules. nnsight sends functions and classes as source where their
 module is registered for it, as `odesteer_tl.portable` is; all else is a name that the server looks up, on a

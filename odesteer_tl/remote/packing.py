@@ -1,4 +1,4 @@
-"""Moving complete objects: the same thing with its tensors on another device, in another float type, or packed."""
+"""Complete objects with their tensors on another device, in another float type, or packed for sending."""
 
 from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace

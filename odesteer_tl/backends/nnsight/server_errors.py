@@ -1,4 +1,4 @@
-"""Asking a server: whatever goes wrong on the way has one of two names, and what it sends back is data and no program.
+"""Requests to a server: failures become ConnectionError or RuntimeError, and replies are read as data, never run.
 
 nnsight's own way is taken, from its `RemoteBackend`, but for three things: a result is not pushed into anybody's frame,
 is not unpickled, and is not larger than what was asked for; and what a server says is shown without controls or keys.

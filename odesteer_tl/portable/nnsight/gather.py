@@ -1,4 +1,4 @@
-"""Picking tokens out of what a model computes where it runs, so that a remote server sends back no more than is read.
+"""Gathers the activations of chosen tokens inside a graph, so that a server sends back no more than is read.
 
 These functions travel: they use torch and what travels as well.
 """
