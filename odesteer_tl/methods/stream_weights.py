@@ -2,8 +2,8 @@
 
 The stream of a pre-norm transformer is a sum: what the embeddings write, then what the attention and the MLP of every
 block write. A map P = I − T·UUᵀ of each of these is one of the matrices that write them, W ↦ PW and b ↦ Pb. Torch
-modules are told by their names, as no model library is imported here: those of a HookedTransformer, and those of the
-Hugging Face model within a TransformerBridge or an nnsight model.
+modules are told by their names, as no model library is imported here: those of a HookedTransformer, and those of a
+Hugging Face model, alone or within a TransformerBridge or an nnsight model.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,15 +27,19 @@ Writer = tuple[torch.nn.Module, str, int]
 def root_of(model: Any) -> Any:
     """The torch module that holds a model's weights: of a bridge and of an nnsight model the Hugging Face model.
 
-    Raises ValueError for what is neither of these nor a HookedTransformer.
+    Raises ValueError for what is neither of these, nor a HookedTransformer or a Hugging Face model, and for adapters.
     """
     if all(hasattr(model, name) for name in ("cfg", "run_with_cache")):
         return model.original_model if hasattr(model, "original_model") else model
     if hasattr(model, "_module"):
         return model._module
+    if hasattr(model, "peft_config"):
+        raise ValueError("The weights of an adapter write to the stream, too: fold model.merge_and_unload().")
+    if all(hasattr(model, name) for name in ("config", "get_input_embeddings", "named_modules")):
+        return model
     raise ValueError(
-        "Weights are folded in a HookedTransformer or a TransformerBridge of TransformerLens, or in an nnsight model, "
-        f"got {type(model).__name__}: ot.load_model(name) loads one."
+        "Weights are folded in a HookedTransformer or a TransformerBridge of TransformerLens, in an nnsight model, or in "
+        f"a Hugging Face model, got {type(model).__name__}: ot.load_model(name) loads one."
     )
 
 

@@ -14,7 +14,13 @@ from odesteer_tl.parity.models import as_bridge, as_hooked, as_nnsight, hugging_
 from odesteer_tl.portable.edits import Site
 
 IDS = torch.tensor([[1, 5, 6, 7, 9, 12, 20, 4]])
-KINDS = ["bridge", "compatible bridge", "nnsight", *(kind for kind in models.BACKENDS if kind == "hooked")]
+KINDS = [
+    "bridge",
+    "compatible bridge",
+    "nnsight",
+    "huggingface",
+    *(kind for kind in models.BACKENDS if kind == "hooked"),
+]
 
 
 def projector(rows):
@@ -122,6 +128,8 @@ def wrapped(kind, family):
     hf = hugging_face(family)
     if kind == "nnsight":
         return as_nnsight(hf, tokenizer())
+    if kind == "huggingface":
+        return copy.deepcopy(hf)
     if kind == "hooked":
         return as_hooked(hf, tokenizer())
     return as_bridge(hf, tokenizer(), compatible=kind.startswith("compatible"))
@@ -176,7 +184,7 @@ def test_folded_weights_give_the_logits_of_hooks_and_are_put_back_to_the_bit(kin
             expected = hooked(family, rows, T)
             gap = (folded - expected) - (folded - expected).mean(-1, keepdim=True) * kind.startswith("compatible")
             assert gap.abs().max() <= 1e-4
-        if kind != "nnsight":
+        if kind not in ("nnsight", "huggingface"):  # which have no such sites
             with ot.steering(model, method.everywhere(3), T=T, positions="all"):
                 undone = logits(model)  # what is gone cannot be taken out again
             assert T < 1 or (undone - folded).abs().max() <= 1e-4
@@ -228,6 +236,10 @@ def test_what_cannot_be_folded_is_left_as_it_was_and_named():
     method = ot.Ablation(activations(d_model=32, dtype=torch.float32))
     with pytest.raises(ValueError, match=r"Weights are folded in a HookedTransformer.*got Linear: ot.load_model"):
         method.fold(torch.nn.Linear(2, 2))
+    adapted = copy.deepcopy(hugging_face("llama"))
+    adapted.peft_config = {"default": None}
+    with pytest.raises(ValueError, match=r"fold model\.merge_and_unload"):
+        method.fold(adapted)
     with pytest.raises(ValueError, match=r"from 0 to 1, .*; got T=1\.5"):
         method.fold(wrapped("nnsight", "llama"), T=1.5)
     with pytest.raises(ValueError, match=r"have 24 numbers, and the weight \(24, 32\) of a Embedding writes 32"):
