@@ -38,8 +38,8 @@ def root_of(model: Any) -> Any:
     if all(hasattr(model, name) for name in ("config", "get_input_embeddings", "named_modules")):
         return model
     raise ValueError(
-        "Weights are folded in a HookedTransformer or a TransformerBridge of TransformerLens, in an nnsight model, or in "
-        f"a Hugging Face model, got {type(model).__name__}: ot.load_model(name) loads one."
+        "Weights are folded in a HookedTransformer or a TransformerBridge of TransformerLens, in an nnsight model, or "
+        f"in a Hugging Face model, got {type(model).__name__}: ot.load_model(name) loads one."
     )
 
 
