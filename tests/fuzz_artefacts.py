@@ -5,14 +5,15 @@ a promise is broken: a folder is read as what was saved, or refused by a ValueEr
 """
 
 import json
-import os
+import multiprocessing
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -50,30 +51,44 @@ def _whole(folder: Path) -> str:
 
 
 def kills(number: int, seed: int = 0) -> Counter[str]:
-    """A saver is forked and killed at a random moment; what it leaves is one of its methods, whole."""
+    """A saver is killed at a random moment of its second save or a later one; what it leaves is one method, whole.
+
+    Savers are forked from a small process without threads; each says when a save has ended, so that the moments are
+    spread over its saves on any machine.
+    """
     chance, counts = random.Random(seed), Counter[str]()
-    both = [_constant(1), _constant(9)]
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["odesteer_tl"])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "method")
-        ot.save(both[0], folder)
-        began = time.perf_counter()
-        ot.save(both[1], folder)
-        longest = 4 * (time.perf_counter() - began)  # by the machine's own speed, and what else it does
         for case in range(number):
-            chance.shuffle(both)
-            child = os.fork()
-            if not child:
-                while True:
-                    for each in both:
-                        ot.save(each, folder)
-            time.sleep(chance.uniform(0, longest))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            heard, said = processes.Pipe(duplex=False)
+            saver = processes.Process(target=_save_in_turns, args=(folder, case % 2, said))
+            saver.start()
+            said.close()  # a saver that dies by itself is an EOFError here, and no wait for ever
+            heard.recv()
+            began = time.perf_counter()
+            heard.recv()
+            lasted = time.perf_counter() - began
+            for _ in range(chance.randrange(2)):
+                heard.recv()
+            time.sleep(chance.uniform(0, lasted))
+            saver.kill()
+            saver.join()
             try:
                 counts[_whole(folder)] += 1
             except (AssertionError, ValueError) as error:
                 raise AssertionError(f"kills, seed {seed}, case {case}: {error}") from error
     return counts
+
+
+def _save_in_turns(folder: Path, first: int, said: Connection) -> None:
+    warnings.simplefilter("ignore")  # the rows of a side are the same on purpose
+    both = [_constant(1), _constant(9)]
+    while True:
+        for each in (both[first], both[1 - first]):
+            ot.save(each, folder)
+            said.send(each.layer)
 
 
 def _constant(value: int) -> ot.CAA:
