@@ -31,7 +31,9 @@ from odesteer_tl.flows.flow import Flow, Trajectory
 from odesteer_tl.flows.solvers import RK4, Euler, Midpoint, integrate
 from odesteer_tl.flows.tuning import Tuned, tune
 from odesteer_tl.methods import *  # noqa: F403 — its __all__ is the public methods
-from odesteer_tl.portable.edits import Edit, Site, State
+from odesteer_tl.portable.edits import Edit, State
+from odesteer_tl.portable.sites import Site
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.save_load import load, save
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "RandomFourier",
     "Site",
     "State",
+    "Strength",
     "Tokenised",
     "Trajectory",
     "Tuned",

@@ -8,6 +8,8 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from odesteer_tl.portable.strength import Strength
+
 Activations = Float[Tensor, "*batch d_model"]
 PerActivation = Float[Tensor, "*batch"]
 Desired = Float[Tensor, "n_desired d_model"]
@@ -32,6 +34,8 @@ TokenKeys = Shaped[Tensor, "batch pos *embedding"]
 
 Time = float | int | Float[Tensor, "..."]
 """Integration time T: one number, or one per leading axis (a `[batch]` tensor holds one T per row)."""
+TimeOrStrength = Time | Strength
+"""What is given as T: itself, or a `Strength`, which holds T or relative_T."""
 
 Position = Literal["last", "mean", "all"] | int
 """Which token of a text is read: an index counts among the text's real tokens (0 the first, -1 the last)."""

@@ -21,7 +21,7 @@ from odesteer_tl.flows.solvers import RK4, Euler, Midpoint
 from odesteer_tl.methods import GradientFlow, Method, MiMiC, ODESteer
 from odesteer_tl.methods.registry import Entry, as_needed, registered
 from odesteer_tl.methods.view import Unit
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 from odesteer_tl.remote.packing import moved
 
 torch.set_num_threads(1)  # the arrays are tiny: threads cost more than they save

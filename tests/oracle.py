@@ -5,7 +5,8 @@ import torch
 from models import hugging_face
 
 from odesteer_tl.data.activations import Origin
-from odesteer_tl.portable.edits import Edit, Site
+from odesteer_tl.portable.edits import Edit
+from odesteer_tl.portable.sites import Site
 
 LAYER, T, STEPS = 1, 3.0, 5
 TOLERANCE, EFFECT = 1e-4, 0.1

@@ -87,11 +87,11 @@ def test_each_token_gets_the_strength_of_its_row_or_of_its_prompts_beams():
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]).bool()
     value, per_row = torch.zeros(BATCH, POS, WIDTH), torch.tensor([1.0, 2.0, 3.0])
     for T, beams, expected in ((per_row, 1, per_row), (torch.tensor([5.0]), 3, torch.full((3,), 5.0))):
-        owned = owned_edits(0, Method(), T, None, None)
+        owned = owned_edits(0, Method(), ot.Strength(T), None)
         values, _ = carried_out(owned, a_pass("all", mask), {(0, 5): value}, beams=beams)
         assert torch.equal(values[0, 5][..., 0], expected.unsqueeze(1) * mask)
     with pytest.raises(ValueError, match="T holds 3 values, the model sees 3 rows"):
-        carried_out(owned_edits(0, Method(), per_row, None, None), a_pass("all"), {(0, 5): value}, beams=2)
+        carried_out(owned_edits(0, Method(), ot.Strength(per_row), None), a_pass("all"), {(0, 5): value}, beams=2)
 
 
 def test_a_pass_that_was_counted_before_is_not_counted_again():

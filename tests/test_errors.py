@@ -15,7 +15,7 @@ from odesteer_tl.flows.fields import Constant, UnitGradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.flows.solvers import Euler, integrate, solver_named
 from odesteer_tl.methods import CAA, GradientFlow, ODESteer
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,13 @@ PUBLIC = [
     "ALQR", "CAA", "HPR", "ITI", "RK4", "SPID", "Ablation", "Angular", "Barrier", "Constant",
     "ContrastiveActivations", "Edit", "Euler", "Flow", "Gradient", "GradientFlow", "HeadShift", "Layers", "Linear",
     "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial", "PolynomialSketch", "REControl",
-    "RandomDirection", "RandomFourier", "RepE", "Site", "State", "StepODESteer", "Tokenised", "Trajectory",
+    "RandomDirection", "RandomFourier", "RepE", "Site", "State", "Strength", "StepODESteer", "Tokenised", "Trajectory",
     "TruthFlow", "Tuned", "UnitGradient", "collect", "collect_layers", "compare", "generate", "integrate",
     "intervene", "load", "load_demo", "load_model", "save", "steering", "steering_hook", "tune",
 ]  # fmt: skip
 
 ORDER = [
-    "_progress", "_memory", "_shapes", "portable", "data", "remote", "flows", "interventions", "methods", "backends",
+    "_progress", "_memory", "portable", "_shapes", "data", "remote", "flows", "interventions", "methods", "backends",
     "control", "save_load", "assets", "evaluation", "parity", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own folder and from those before it."""

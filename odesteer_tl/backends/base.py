@@ -17,7 +17,8 @@ from torch import Tensor
 from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.data.activations import Processing
 from odesteer_tl.data.tokens import Met, Tokenised
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
+from odesteer_tl.portable.strength import Strength
 
 Library = Literal["transformer_lens", "nnsight", "huggingface"]
 """The folders of this package that know a model library."""
@@ -134,14 +135,15 @@ class Backend(Protocol):
         model: Any,
         batch: Tokenised,
         options: dict[str, Any],
-        method: Any,
-        strength: dict[str, Any],
+        pairs: list[tuple[Any, Strength]],
+        where: dict[str, Any],
         remote: bool | str,
         seed: int,
         written: Iterable[int],
     ) -> tuple[TokenIds, Any]:
-        """The same on a server, steered there, and its `Report` (None without a method); steered layers are among
-        `written`. Called only where `check_place` lets `remote` pass."""
+        """The same on a server, steered there by the methods of `pairs`, and its `Report` (None without any); `where`
+        are the rest of `intervene`'s arguments. Steered layers are among `written`. Called only where `check_place`
+        lets `remote` pass."""
         ...
 
 

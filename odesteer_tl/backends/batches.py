@@ -14,7 +14,7 @@ from odesteer_tl.backends.checks import check_mask_taken
 from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.backends.tokenize import check_context, trimmed
 from odesteer_tl.data.tokens import Met, Tokenised, warn_of_sinks
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 Skip = int | Literal["special"]
 """How many tokens at the head of each text are not read, or "special": none that the tokenizer calls special."""

@@ -10,7 +10,7 @@ from odesteer_tl.backends.owners import check_free
 from odesteer_tl.backends.upstream_names import need_parameter
 from odesteer_tl.data.activations import Origin
 from odesteer_tl.portable.decoder_blocks import check_biases
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 
 def check_place(model: Any, remote: bool | str, blocks: Any) -> None:

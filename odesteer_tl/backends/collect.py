@@ -13,8 +13,7 @@ from odesteer_tl.backends.checks import check_layer, check_place, check_there
 from odesteer_tl.backends.model_info import model_name_of, processing_of
 from odesteer_tl.backends.tokenize import Texts, answered, tokenise
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.portable.edits import Site, SiteName
-from odesteer_tl.portable.strength import SITES
+from odesteer_tl.portable.sites import SITES, Site, SiteName
 
 Groups = tuple[Tensor | Sequence[int], Tensor | Sequence[int]]
 """An id per desired and per undesired text."""

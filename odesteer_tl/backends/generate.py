@@ -1,14 +1,14 @@
 """Generate continuations of prompts, steered or not, reproducibly."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odesteer_tl._shapes import Time, TokenIds
+from odesteer_tl._shapes import Time, TimeOrStrength, TokenIds
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken, check_place
 from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
@@ -19,13 +19,15 @@ from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, to
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions, PromptLengths
 from odesteer_tl.interventions.report import Report
+from odesteer_tl.portable.method_list import pairs_of
+from odesteer_tl.portable.strength import Strength
 
 
 def generate(
     model: Any,
     prompts: Texts,
     method: Any = None,
-    T: Time | None = None,
+    T: TimeOrStrength | None = None,
     *,
     relative_T: Time | None = None,
     positions: Positions = "decoding",
@@ -68,6 +70,7 @@ def generate(
         load_weights(model)
     if method is None and (T is not None or relative_T is not None):
         raise ValueError("T was given without a method: ot.generate(model, prompts, method, T=...).")
+    pairs = [] if method is None else pairs_of(method, T, relative_T, layer)
     finite = 0 <= temperature < math.inf
     if max_new_tokens < 1 or num_beams < 1 or not finite or (batch_size is not None and batch_size < 1):
         raise ValueError(
@@ -113,18 +116,16 @@ def generate(
                 return value[chosen]
 
             batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
-            strength = {
-                "T": own(T),
-                "relative_T": own(relative_T),
+            chosen_pairs = [(each, strength.mapped(own)) for each, strength in pairs]
+            where = {
                 "positions": own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions,
                 "prompt_lengths": own(borders),
                 "layer": layer,
                 "blocks": blocks,
             }
-            methods = [tuple(map(own, pair)) for pair in method] if isinstance(method, Sequence) else method
             own_seed = int(torch.randint(2**62, (), generator=seeds))
             check_mask_taken(model, batch.mask)
-            tokens, report = _continued(model, batch, options, methods, strength, remote, own_seed)
+            tokens, report = _continued(model, batch, options, chosen_pairs, where, remote, own_seed)
             generated.append(tokens)
             reports += [] if report is None else [report]
     report = _together(reports)
@@ -137,23 +138,23 @@ def _continued(
     model: Any,
     batch: Tokenised,
     options: dict[str, Any],
-    method: Any,
-    strength: dict[str, Any],
+    pairs: list[tuple[Any, Strength]],
+    where: dict[str, Any],
     remote: bool | str,
     seed: int,
 ) -> tuple[TokenIds, Report | None]:
     """One batch, by the library's own generate; `seed` is for a server."""
     backend, beams = backend_of(model), options.get("num_beams", 1)
-    runner = None if method is None else edit_runner_for(model, method, **strength, beams=beams)
+    runner = edit_runner_for(model, pairs, **where, beams=beams) if pairs else None
     if remote:  # the runner has checked that the method fits; the steering itself is done there
         written = () if runner is None else runner.tokens_steered
-        tokens, report = backend.generate_remotely(model, batch, options, method, strength, remote, seed, written)
+        tokens, report = backend.generate_remotely(model, batch, options, pairs, where, remote, seed, written)
         if runner is not None and report is not None:
             report.tokens_steered = runner.tokens_steered | report.tokens_steered
         return tokens, report
     if runner is None:
         return backend.generate(model, batch, options), None
-    with attached(model, runner, strength["blocks"]) as report:
+    with attached(model, runner, where["blocks"]) as report:
         tokens = backend.generate(model, batch, options)
     warn_of_limit(runner, stacklevel=4)
     return tokens, report

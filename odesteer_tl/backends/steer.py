@@ -1,7 +1,7 @@
 """The steering block: edits on a model while it lasts. `apply_edits` says what they do, `positions` where."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from odesteer_tl._shapes import Time
+from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_fit, check_place
 from odesteer_tl.backends.edit_runner import EditRunner, SiteValue
@@ -18,7 +18,9 @@ from odesteer_tl.interventions.positions import Positions, PromptLengths, Tracke
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.apply_edits import owned_edits
 from odesteer_tl.portable.edits import Edit, State
-from odesteer_tl.portable.strength import pairs_of, place_of
+from odesteer_tl.portable.method_list import pairs_of
+from odesteer_tl.portable.sites import place_of
+from odesteer_tl.portable.strength import Strength
 
 _SMALLEST_RELATIVE_T = 0.02
 
@@ -27,7 +29,7 @@ _SMALLEST_RELATIVE_T = 0.02
 def steering(
     model: Any,
     method: Any,
-    T: Time | None = None,
+    T: TimeOrStrength | None = None,
     *,
     relative_T: Time | None = None,
     positions: Positions = "decoding",
@@ -44,7 +46,7 @@ def steering(
     hf_generate; on an nnsight model for every trace and generate that starts at the model itself and runs here, whose
     reads show steered values; on a Hugging Face model for whatever calls its decoder. `method` may be a list of
     (method, T). `T` is a number or a tensor of one value per batch row, that is per beam under a beam search;
-    `relative_T` means T = relative_T·‖a‖. `positions` names the tokens (see `interventions.positions`): the same ones
+    `relative_T` means T = relative_T·‖a‖; in a list, ot.Strength(relative_T=…) stands for T. `positions` names the tokens (see `interventions.positions`): the same ones
     with the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
     continuation where one pass holds both, or a part of the prompt. `layer` overrides the fitted layer, not the site
     within it. `blocks` says where a model of unknown architecture (nnsight, Hugging Face) holds its decoder blocks, as
@@ -64,7 +66,8 @@ def steering(
     residual stream. RuntimeError for another thread or task.
     """
     # two frames more than in generate: this generator and contextlib's __enter__
-    runner = edit_runner_for(model, method, T, relative_T, positions, prompt_lengths, layer, blocks, stacklevel=5)
+    pairs = pairs_of(method, T, relative_T, layer)
+    runner = edit_runner_for(model, pairs, positions, prompt_lengths, layer, blocks, stacklevel=5)
     with attached(model, runner, blocks) as report:
         yield report
     check_report(report, positions, stacklevel=4)
@@ -73,7 +76,7 @@ def steering(
 
 def steering_hook(
     method: Any,
-    T: Time | None = None,
+    T: TimeOrStrength | None = None,
     *,
     relative_T: Time | None = None,
     positions: Literal["last", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] = "last",
@@ -126,9 +129,7 @@ def attached(model: Any, runner: EditRunner, blocks: Any = None) -> AbstractCont
 
 def edit_runner_for(
     model: Any,
-    method: Any,
-    T: Time | None,
-    relative_T: Time | None,
+    pairs: Sequence[tuple[Any, Strength]],
     positions: Positions,
     prompt_lengths: PromptLengths | None,
     layer: int | None,
@@ -136,18 +137,18 @@ def edit_runner_for(
     beams: int = 1,
     stacklevel: int = 4,
 ) -> EditRunner:
-    """The edits of all methods in the order of the list, checked against the model, with a tracker of their own.
+    """The edits of all methods (see `pairs_of`) in their order, checked against the model, with a tracker of its own.
 
     With `beams`, T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows for each.
     """
     check_place(model, False, blocks)
     owned = []
-    for owner, (each, strength) in enumerate(pairs_of(method, T, relative_T, layer)):
-        own = owned_edits(owner, each, strength, relative_T, layer)
+    for owner, (each, strength) in enumerate(pairs):
+        own = owned_edits(owner, each, strength, layer)
         edits = [one.edit for one in own]
         check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
         _check_order(edits)
-        _warn_of_rounding(model, each, strength, relative_T, stacklevel)
+        _warn_of_rounding(model, each, strength, stacklevel)
         owned += own
     needs_prompt_end = any(each.edit.of_query is not None for each in owned)
     return EditRunner(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams, needs_prompt_end))
@@ -185,14 +186,14 @@ def _check_order(edits: list[Edit]) -> None:
             raise ValueError(f"An edit reads {edit.read.hook_name} after it writes {edit.write.hook_name}.")
 
 
-def _warn_of_rounding(model: Any, method: Any, T: Time | None, relative_T: Time | None, stacklevel: int) -> None:
+def _warn_of_rounding(model: Any, method: Any, strength: Strength, stacklevel: int) -> None:
     if dtype_of(model) not in (torch.bfloat16, torch.float16):
         return
     speed, usual = getattr(method, "speed", 1.0), method.origin.typical_norm
-    if speed is None or (relative_T is None and not usual):
+    if speed is None or (strength.relative_T is None and not usual):
         return
-    values = speed * torch.as_tensor(T if relative_T is None else relative_T).abs().float()
-    values = values / usual if relative_T is None else values
+    values = speed * torch.as_tensor(strength.value).abs().float()
+    values = values / usual if strength.relative_T is None else values
     smallest = values[values > 0].min() if bool((values > 0).any()) else None
     if smallest is not None and float(smallest) < _SMALLEST_RELATIVE_T:
         warnings.warn(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Activations, Time
+from odesteer_tl._shapes import Activations, Time, TimeOrStrength
 from odesteer_tl.backends.collect import collect_layers
 from odesteer_tl.backends.model_info import layers_chosen
 from odesteer_tl.backends.tokenize import Texts
@@ -24,7 +24,8 @@ from odesteer_tl.data.degeneracy import ROUNDING
 from odesteer_tl.methods.base import Method
 from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.feedback import Feedback
-from odesteer_tl.portable.strength import check_index, check_strength
+from odesteer_tl.portable.sites import check_index
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.packing import packed
 
 Some = TypeVar("Some", bound="FeedbackController")
@@ -90,7 +91,9 @@ class FeedbackController(Method):
         given = given.unsqueeze(1) if given.ndim == 1 else given
         return replace(self, set_points=given.expand(count, features).clone())  # type: ignore[type-var]
 
-    def edits(self, T: Time | None = None, *, relative_T: Time | None = None, layer: int | None = None) -> list[Edit]:
+    def edits(
+        self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
+    ) -> list[Edit]:
         """For each layer: read `resid_pre`, add to `resid_post` of the same block, on the same tokens.
 
         Raises ValueError for relative_T and for `layer`, which mean nothing here, and for a T that is not finite.
@@ -102,9 +105,9 @@ class FeedbackController(Method):
         own = self._feedback
         return Feedback(own.law, packed(own.params), *own.init_args()[2:])
 
-    def steer(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> NoReturn:
+    def steer(self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None) -> NoReturn:
         """Raises ValueError: what is added depends on another site than the one that it is added to."""
-        check_strength(T, relative_T)
+        Strength.of(T, relative_T)
         raise self._of_a_model("steer")
 
     def vector_field(self, a: Activations) -> NoReturn:

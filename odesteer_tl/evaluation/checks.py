@@ -16,8 +16,8 @@ from odesteer_tl.flows.barriers import auc
 from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import FlowMethod, Method
-from odesteer_tl.portable.edits import Site
 from odesteer_tl.portable.networks import angle_between
+from odesteer_tl.portable.sites import Site
 
 DISPLACEMENT = 0.2
 """The median displacement at which methods are checked; maps and closed loops where they lead, at T = 1."""

@@ -8,7 +8,7 @@ from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.methods import Method
-from odesteer_tl.portable.strength import site_name
+from odesteer_tl.portable.sites import site_name
 
 On = Literal["texts", "pairs", "queries", "model", "elsewhere"]
 """What a method is fitted on: desired and undesired texts, pairs of answers, pairs with their queries read too, the

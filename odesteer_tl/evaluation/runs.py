@@ -25,7 +25,7 @@ from odesteer_tl.evaluation.strength import (
 )
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods.view import FRACTION
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 DISPLACEMENTS = (0.1, 0.2, 0.4)
 """The strengths tried, in median displacement of the validation prompts' last tokens."""

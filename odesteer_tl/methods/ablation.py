@@ -30,11 +30,11 @@ from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.stream_weights import folded
 from odesteer_tl.methods.view import Unit, View
-from odesteer_tl.portable.edits import Site, SiteName
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import affine_pull, euler, flowed
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.portable.strength import check_strength
+from odesteer_tl.portable.sites import Site, SiteName
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.packing import packed
 
 Directions = Float[Tensor, "k d_model"]
@@ -137,7 +137,7 @@ class Ablation(FlowMethod):
         norm stands behind the matrices, as in Gemma-2), whose weights are quantised or not loaded, or were processed
         otherwise than those of the fit.
         """
-        check_strength(T, None, limits=self._limits)
+        Strength(T).check(limits=self._limits)
         return folded(model, self.directions, float(T), self.origin.processing)
 
     def portable(self) -> PortableMethod:

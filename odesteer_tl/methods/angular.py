@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Activations, Direction, PerActivation, Samples, Time
+from odesteer_tl._shapes import Activations, Direction, PerActivation, Samples, Time, TimeOrStrength
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.barriers import Barrier, mean_difference, with_grad
 from odesteer_tl.flows.flow import Trajectory
@@ -34,7 +34,8 @@ from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import norm
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.networks import turned_in_plane
-from odesteer_tl.portable.strength import check_strength, check_width
+from odesteer_tl.portable.precision import check_width
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.packing import packed
 
 POINTS = 10
@@ -129,15 +130,17 @@ class Angular(Method):
         """cos(φ − target); None without a target, as a turn alone has no h."""
         return None if self.target is None else with_grad(Bearing(self.plane, self.target))
 
-    def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
+    def trajectory(
+        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
+    ) -> Trajectory:
         """Eleven points of the arc, and h at each where there is a target."""
-        check_strength(T, relative_T, a.dtype, self._limits)
+        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
-        assert T is not None  # relative_T was refused
-        points = torch.stack([x] + [here._move(x, T * (k / POINTS)) for k in range(1, POINTS + 1)])
+        end = strength.at(x)
+        points = torch.stack([x] + [here._move(x, end * (k / POINTS)) for k in range(1, POINTS + 1)])
         h = None if here.barrier is None else here.barrier.value(points)
-        forward = torch.as_tensor(T, device=x.device) >= 0
+        forward = torch.as_tensor(end, device=x.device) >= 0
         return Trajectory(points, h, forward.reshape(forward.shape + (1,) * (x.ndim - 1 - forward.ndim)))
 
     def portable(self) -> PortableMethod:

@@ -13,17 +13,19 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from odesteer_tl._shapes import Activations, Time
+from odesteer_tl._shapes import Activations, Time, TimeOrStrength
 from odesteer_tl.data.activations import Origin
 from odesteer_tl.flows.barriers import Barrier
 from odesteer_tl.flows.flow import Flow, Trajectory
 from odesteer_tl.methods.view import View
-from odesteer_tl.portable.edits import Edit, Site
+from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.feedback import Feedback
 from odesteer_tl.portable.gradients import Copies
 from odesteer_tl.portable.integrate import flowed
 from odesteer_tl.portable.methods import PortableLayers, PortableMethod, at_strength, steered
-from odesteer_tl.portable.strength import absolute, check_strength, check_width, given_back, layer_of
+from odesteer_tl.portable.precision import check_width, given_back
+from odesteer_tl.portable.sites import Site, layer_of
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.checks import check_travels, sent_by_nnsight
 from odesteer_tl.remote.packing import moved
 
@@ -56,7 +58,7 @@ class Method(ABC):
         """The same method with its numbers on `device` and in `dtype` (float32 or float64)."""
         return moved(self, device, dtype)
 
-    def steer(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Activations:
+    def steer(self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None) -> Activations:
         """a(0) → a(T), shape, dtype and device of `a`; computed in float32, or float64 for float64 activations.
 
         `T` is a number or a tensor with one value per row; `relative_T` means T = relative_T·‖a‖ for each activation.
@@ -68,8 +70,7 @@ class Method(ABC):
         dtype, or another d_model than the one fitted, and, of a method whose `view.T` has bounds, for relative_T and
         for a T outside of them.
         """
-        check_strength(T, relative_T, a.dtype, self._limits)
-        moved_on = self._steered(a, T, relative_T)
+        moved_on = self._steered(a, Strength.of(T, relative_T).check(a.dtype, self._limits))
         if moved_on.dtype == torch.float16 and moved_on is not a and bool((moved_on.detach().abs() >= 65504).any()):
             warnings.warn("Activations reached the largest number of float16, 65504: give a smaller T.", stacklevel=2)
         return moved_on
@@ -80,7 +81,9 @@ class Method(ABC):
         here, x = self._at(a)
         return given_back(here._velocity(x), a.dtype)
 
-    def edits(self, T: Time | None = None, *, relative_T: Time | None = None, layer: int | None = None) -> list[Edit]:
+    def edits(
+        self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
+    ) -> list[Edit]:
         """What a backend carries out: at the site of the fit (`origin.hook_name`; `resid_post` where that is None)
         replace a by steer(a, T); `layer` puts it at the same site of another block.
 
@@ -88,9 +91,8 @@ class Method(ABC):
         the site, and as `steer` does.
         """
         site = Site.fitted(self.origin.hook_name, layer_of(self.layer, layer))
-        check_strength(T, relative_T, limits=self._limits)
-        of_query = self._of_query
-        return [Edit(site, site, at_strength(self._steered, T, relative_T, of_query is not None), of_query)]
+        strength, of_query = Strength.of(T, relative_T).check(limits=self._limits), self._of_query
+        return [Edit(site, site, at_strength(self._steered, strength, of_query is not None), of_query)]
 
     def portable(self) -> PortableMethod | PortableLayers | Feedback:
         """The method in plain numbers: it steers, and gives edits, where this package is not installed.
@@ -120,7 +122,7 @@ class Method(ABC):
 
     @property
     def _limits(self) -> tuple[str, float, float] | None:
-        """What `check_strength` takes: see `Unit`."""
+        """What `Strength.check` takes: see `Unit`."""
         view = getattr(self, "view", None)
         return None if view is None else view.T.limits
 
@@ -141,8 +143,8 @@ class Method(ABC):
         site = self.layer, origin.d_model, origin.processing, origin.hook_name
         return PortableMethod(move, parts, *site, answer, self._limits)
 
-    def _steered(self, a: Activations, T: Time | None, relative_T: Time | None) -> Activations:
-        return steered(a, T, relative_T, self.origin.d_model, lambda *place: self._there(*place)._move)
+    def _steered(self, a: Activations, strength: Strength) -> Activations:
+        return steered(a, strength, self.origin.d_model, lambda *place: self._there(*place)._move)
 
     @abstractmethod
     def _move(self, x: Activations, T: Time) -> Activations: ...
@@ -173,12 +175,14 @@ class FlowMethod(Method):
     def flow(self) -> Flow:
         """Field, solver and number of steps."""
 
-    def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
+    def trajectory(
+        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
+    ) -> Trajectory:
         """a(t) and h at every step, in the dtype of the computation; `chatters` flags activations where h falls."""
-        check_strength(T, relative_T, a.dtype, self._limits)
+        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
-        return here.flow.trajectory(x, absolute(T, relative_T, x), here.barrier)
+        return here.flow.trajectory(x, strength.at(x), here.barrier)
 
     def portable(self) -> PortableMethod:
         """The flow in plain numbers, in the direct or the reduced form, whichever holds fewer bytes."""

@@ -17,7 +17,7 @@ from odesteer_tl.flows.solvers import SolverName, solver_named
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,7 @@ from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.base import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import Unit, View
-from odesteer_tl.portable.edits import Site
-from odesteer_tl.portable.strength import site_name
+from odesteer_tl.portable.sites import Site, site_name
 
 Along = Literal["mass_mean", "probe"]
 """What θ is: the unit difference of means, or the unit weight of the probe."""

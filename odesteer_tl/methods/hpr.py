@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from odesteer_tl._shapes import Activations, PerActivation, Samples, Time
+from odesteer_tl._shapes import Activations, PerActivation, Samples, Time, TimeOrStrength
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
@@ -37,7 +37,8 @@ from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.portable.integrate import per_activation
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.networks import angle_between, network, turned, turning_speed
-from odesteer_tl.portable.strength import absolute, check_strength, check_width
+from odesteer_tl.portable.precision import check_width
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.packing import packed
 
 NARROWEST, POINTS = 8, 10
@@ -111,14 +112,16 @@ class HPR(Method):
         here, x = self._at(a)
         return (math.pi * torch.sigmoid(here.angles.value(x))).to(a.dtype)
 
-    def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
+    def trajectory(
+        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
+    ) -> Trajectory:
         """Eleven points of the arc, and h at each; `chatters` flags those turned past the point nearest to θ."""
-        check_strength(T, relative_T, a.dtype, self._limits)
+        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
-        strength = absolute(T, relative_T, x)
-        points = torch.stack([x] + [here._move(x, strength * (k / POINTS)) for k in range(1, POINTS + 1)])
-        forward = torch.as_tensor(per_activation(strength, x) >= 0, device=x.device)
+        end = strength.at(x)
+        points = torch.stack([x] + [here._move(x, end * (k / POINTS)) for k in range(1, POINTS + 1)])
+        forward = torch.as_tensor(per_activation(end, x) >= 0, device=x.device)
         return Trajectory(points, here.barrier.value(points), forward.squeeze(-1) if forward.ndim else forward)
 
     def portable(self) -> PortableMethod:

@@ -7,13 +7,13 @@ model have changed. One T (or relative_T) is for all parts; in what it counts is
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from odesteer_tl._shapes import Activations, Time
+from odesteer_tl._shapes import Activations, Time, TimeOrStrength
 from odesteer_tl.data.activations import Origin
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.registry import register
 from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.methods import PortableLayers, edits_of
-from odesteer_tl.portable.strength import check_strength
+from odesteer_tl.portable.strength import Strength
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +69,26 @@ class Layers(Method):
         """The least of its parts'."""
         return min(part.usual_T for part in self.parts)
 
-    def each_with(self, T: Time | None) -> list[Any]:
-        """The parts, each with that T: what a backend carries out in place of the whole."""
-        return [(part, T) for part in self.parts]
+    def as_methods(self) -> tuple[Any, ...]:
+        """The parts: what a backend carries out in place of the whole."""
+        return self.parts
 
-    def edits(self, T: Time | None = None, *, relative_T: Time | None = None, layer: int | None = None) -> list[Edit]:
+    def edits(
+        self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
+    ) -> list[Edit]:
         """The edits of all parts, in the order in which a pass comes to them.
 
         Raises ValueError for a `layer`, which would put all parts at one, and as the parts do.
         """
-        return edits_of(self.parts, T, relative_T, layer)
+        return edits_of(self.parts, Strength.of(T, relative_T), layer)
 
     def portable(self) -> PortableLayers:
         """The parts in plain numbers. Raises ValueError where one of them cannot be sent."""
         return PortableLayers(tuple(part.portable() for part in self.parts))
 
-    def steer(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> NoReturn:
+    def steer(self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None) -> NoReturn:
         """Raises ValueError: it is for each part to steer the activations of its own site."""
-        check_strength(T, relative_T)
+        Strength.of(T, relative_T)
         raise self._of_parts("steer(a, T)")
 
     def vector_field(self, a: Activations) -> NoReturn:

@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Activations, Basis, Direction, Samples, Time
+from odesteer_tl._shapes import Activations, Basis, Direction, Samples, Time, TimeOrStrength
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.data.degeneracy import check_queries
 from odesteer_tl.flows.flow import Trajectory
@@ -45,7 +45,8 @@ from odesteer_tl.methods.registry import as_needed, register
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import euler, path
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.portable.strength import absolute, check_strength, check_width
+from odesteer_tl.portable.precision import check_width
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.unet import corrected, correction, unet
 from odesteer_tl.remote.packing import packed
 
@@ -157,12 +158,14 @@ class TruthFlow(Method):
         """
         return self.vector_field(query)
 
-    def trajectory(self, a: Activations, T: Time | None = None, *, relative_T: Time | None = None) -> Trajectory:
+    def trajectory(
+        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
+    ) -> Trajectory:
         """The two ends of the straight way from a to `steer(a, T)`; there is no h."""
-        check_strength(T, relative_T, a.dtype, self._limits)
+        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         here, x = self._at(a)
-        return Trajectory(torch.stack(list(path(here._velocity, x, absolute(T, relative_T, x), euler, 1))), None)
+        return Trajectory(torch.stack(list(path(here._velocity, x, strength.at(x), euler, 1))), None)
 
     def portable(self) -> PortableMethod:
         """The U-Net, its units and the basis in plain numbers."""

@@ -38,7 +38,7 @@ class Unit:
 
     @property
     def limits(self) -> tuple[str, float, float] | None:
-        """What `strength.check_strength` takes: what it says, and the bounds; None where every T is one."""
+        """What `Strength.check` takes: what it says, and the bounds; None where every T is one."""
         if self.bounds is None:
             return None
         least, most = self.bounds

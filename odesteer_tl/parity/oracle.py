@@ -18,7 +18,7 @@ from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.methods import Layers, TruthFlow
 from odesteer_tl.parity.models import Family, hugging_face
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 Place = tuple[int, str, Callable[[Tensor, Tensor], Tensor]]
 """Where a method acts, and what it does there: layer, "resid_post" or "z", and what a becomes, given also the query:

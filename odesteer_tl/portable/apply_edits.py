@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.portable.edits import Edit, State
-from odesteer_tl.portable.strength import place_of
+from odesteer_tl.portable.sites import place_of
+from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.token_rules import chosen_by
 from odesteer_tl.portable.token_tracking import PromptCache, TokenTrack
 
@@ -91,15 +92,14 @@ class OwnedEdit:
         self.edit, self.owner, self.rows = edit, owner, rows
 
 
-def owned_edits(owner: int, method: Any, T: Any, relative_T: Any, layer: int | None) -> list[OwnedEdit]:
+def owned_edits(owner: int, method: Any, strength: Strength, layer: int | None) -> list[OwnedEdit]:
     """The edits of the method with the number `owner`. Raises ValueError as `Method.edits` does."""
-    strength = T if relative_T is None else relative_T
-    rows = len(strength) if isinstance(strength, Tensor) and strength.ndim else None
-    return [OwnedEdit(edit, owner, rows) for edit in method.edits(T=T, relative_T=relative_T, layer=layer)]
+    edits = method.edits(T=strength.T, relative_T=strength.relative_T, layer=layer)
+    return [OwnedEdit(edit, owner, strength.rows) for edit in edits]
 
 
 def by_place(edits: list[OwnedEdit]) -> dict[tuple[int, int], list[tuple[int, bool, bool]]]:
-    """For each place (see `strength.place_of`), in the order of the model: the numbers of the edits that are at work
+    """For each place (see `sites.place_of`), in the order of the model: the numbers of the edits that are at work
     there, in their order, each with whether it reads and whether it writes there."""
     found: dict[tuple[int, int], list[tuple[int, bool, bool]]] = {}
     for number, each in enumerate(edits):

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.portable.edits import Edit, Site, State
+from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.gradients import Copies, to_device
-from odesteer_tl.portable.strength import check_fits, check_strength, check_width, given_back, of_rows, size_of, working
+from odesteer_tl.portable.precision import check_width, given_back, working
+from odesteer_tl.portable.sites import Site
+from odesteer_tl.portable.strength import Strength, check_fits
 
 
 def gaps(z: Tensor, T: float | int | Tensor, directions: Tensor, set_points: Tensor) -> Tensor:
@@ -83,16 +85,16 @@ class Feedback:
 
     def edits(
         self,
-        T: float | int | Tensor | None = None,
+        T: float | int | Tensor | Strength | None = None,
         *,
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
     ) -> list[Edit]:
         """One for each layer, in their order: z is read at the input of its block, u is added to the output. T counts
-        in set-points. Raises ValueError for a `layer`, which would put all at one, for relative_T, and as
-        `check_strength` does."""
-        check_strength(T, relative_T)
-        if relative_T is not None:
+        in set-points. Raises ValueError for a `layer`, which would put all at one, for relative_T, and as `Strength`
+        does."""
+        strength = Strength.of(T, relative_T)
+        if strength.T is None:
             raise ValueError(
                 "A closed loop is told how far to go by its set-points, whatever ‖a‖: T multiplies those, and "
                 "relative_T has no meaning; give T, for example T=1.0."
@@ -103,7 +105,7 @@ class Feedback:
                 "put them all at one: leave layer= out, and say layers= in the fit."
             )
         kept: dict[str, Any] | None = {} if self.carries else None
-        laws = [LayerLaw(self, number, T, kept) for number in range(len(self.layers))]
+        laws = [LayerLaw(self, number, strength, kept) for number in range(len(self.layers))]
         sites = [(Site(layer, "resid_pre"), Site(layer)) for layer in self.layers]
         return [Edit(*where, law.apply) for where, law in zip(sites, laws, strict=True)]
 
@@ -122,10 +124,8 @@ class Feedback:
 class LayerLaw:
     """The law at one layer: what the edit there applies, from z that enters the block to what leaves it."""
 
-    def __init__(
-        self, loop: Feedback, number: int, T: float | int | Tensor | None, kept: dict[str, Any] | None = None
-    ) -> None:
-        self.loop, self.number, self.T, self.kept, self.size = loop, number, T, kept, size_of(T, None)
+    def __init__(self, loop: Feedback, number: int, strength: Strength, kept: dict[str, Any] | None = None) -> None:
+        self.loop, self.number, self.strength, self.kept, self.size = loop, number, strength, kept, strength.size
 
     def apply(self, read: Tensor, write: Tensor, state: State) -> Tensor:
         """The new value [chosen, d_model] at `write`, computed in float32, or float64 for float64. Raises ValueError
@@ -135,7 +135,7 @@ class LayerLaw:
         z = read.to(working(read.dtype))
         params = self.loop.numbers_of(self.number, z.device, z.dtype)
         memory = state.memory if self.kept is None else self._carried(self.kept, z)
-        u = self.loop.law(z, of_rows(self.T, state), memory, *params)
+        u = self.loop.law(z, self.strength.of_rows(state).T, memory, *params)
         return given_back(write.to(z.dtype) + u, write.dtype)
 
     def _carried(self, kept: dict[str, Any], z: Tensor) -> dict[str, Any]:

@@ -12,23 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.portable.edits import Edit, Site, State
+from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.gradients import Copies, holds_module, to_device
 from odesteer_tl.portable.integrate import per_activation
-from odesteer_tl.portable.strength import (
-    absolute,
-    check_fits,
-    check_no_layer,
-    check_strength,
-    check_width,
-    given_back,
-    goes_far,
-    layer_of,
-    of_rows,
-    place_of,
-    size_of,
-    working,
-)
+from odesteer_tl.portable.precision import check_width, given_back, working
+from odesteer_tl.portable.sites import Site, check_no_layer, layer_of, place_of
+from odesteer_tl.portable.strength import Strength, check_fits
 
 
 class PortableMethod:
@@ -56,24 +45,27 @@ class PortableMethod:
         self._there = Copies()
 
     def steer(
-        self, a: Tensor, T: float | int | Tensor | None = None, *, relative_T: float | int | Tensor | None = None
+        self,
+        a: Tensor,
+        T: float | int | Tensor | Strength | None = None,
+        *,
+        relative_T: float | int | Tensor | None = None,
     ) -> Tensor:
         """a(0) → a(T), shape, dtype and device of `a` [*batch, d_model]; as Method.steer, with the same errors."""
-        check_strength(T, relative_T, a.dtype, self.limits)
-        return self._steered(a, T, relative_T)
+        return self._steered(a, Strength.of(T, relative_T).check(a.dtype, self.limits))
 
     def edits(
         self,
-        T: float | int | Tensor | None = None,
+        T: float | int | Tensor | Strength | None = None,
         *,
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
     ) -> list[Edit]:
         """As Method.edits, with the same errors."""
         site = Site.fitted(self.hook_name, layer_of(self.layer, layer))
-        check_strength(T, relative_T, None, self.limits)
+        strength = Strength.of(T, relative_T).check(limits=self.limits)
         of_query = None if self.answer is None else self._answered
-        return [Edit(site, site, at_strength(self._steered, T, relative_T, of_query is not None), of_query)]
+        return [Edit(site, site, at_strength(self._steered, strength, of_query is not None), of_query)]
 
     def init_args(self) -> tuple[Any, ...]:
         """The arguments that make it again."""
@@ -88,8 +80,8 @@ class PortableMethod:
         assert answer is not None
         return lambda x: answer(x, *parts)
 
-    def _steered(self, a: Tensor, T: float | int | Tensor | None, relative_T: float | int | Tensor | None) -> Tensor:
-        return steered(a, T, relative_T, self.d_model, self._mover)
+    def _steered(self, a: Tensor, strength: Strength) -> Tensor:
+        return steered(a, strength, self.d_model, self._mover)
 
     def _mover(self, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
         parts = self._parts(device, dtype)
@@ -109,19 +101,19 @@ class PortableLayers:
     def __init__(self, parts: tuple[Any, ...]) -> None:
         self.parts = parts
 
-    def each_with(self, T: Any) -> list[Any]:
-        """The parts, each with that T."""
-        return [(part, T) for part in self.parts]
+    def as_methods(self) -> tuple[Any, ...]:
+        """The parts."""
+        return self.parts
 
     def edits(
         self,
-        T: float | int | Tensor | None = None,
+        T: float | int | Tensor | Strength | None = None,
         *,
         relative_T: float | int | Tensor | None = None,
         layer: int | None = None,
     ) -> list[Edit]:
         """The edits of all parts, in the order in which a pass comes to them."""
-        return edits_of(self.parts, T, relative_T, layer)
+        return edits_of(self.parts, Strength.of(T, relative_T), layer)
 
     def init_args(self) -> tuple[Any, ...]:
         """The arguments that make it again."""
@@ -129,53 +121,45 @@ class PortableLayers:
 
 
 def at_strength(
-    steered: Callable[..., Tensor],
-    T: float | int | Tensor | None,
-    relative_T: float | int | Tensor | None,
-    by_query: bool = False,
+    steered: Callable[[Tensor, Strength], Tensor], strength: Strength, by_query: bool = False
 ) -> Callable[[Tensor, Tensor, State], Tensor]:
-    """What an edit applies: a → steered(a, T, relative_T), or a + T·read where `by_query`: the read value is a vector.
+    """What an edit applies: a → steered(a, strength), or a + T·read where `by_query`: the read value is a vector.
 
-    A tensor T or relative_T holds one value per batch row. What it returns raises ValueError for a T that does not fit
-    the dtype of the activations.
+    What it returns raises ValueError for a T that does not fit the dtype of the activations.
     """
-    size = size_of(T, relative_T)
+    size = strength.size
 
     def apply(read, write, state):
         check_fits(size, write.dtype)
-        strength = of_rows(T, state), of_rows(relative_T, state)
-        return added(write, *strength, read) if by_query else steered(write, *strength)
+        own = strength.of_rows(state)
+        return added(write, own, read) if by_query else steered(write, own)
 
     return apply
 
 
-def edits_of(
-    parts: tuple[Any, ...], T: float | int | Tensor | None, relative_T: float | int | Tensor | None, layer: int | None
-) -> list[Edit]:
+def edits_of(parts: tuple[Any, ...], strength: Strength, layer: int | None) -> list[Edit]:
     """The edits of all parts of `Layers`, in the order in which a pass comes to them. Raises ValueError for a `layer`,
     which would put all parts at one, and as the parts do."""
     check_no_layer(layer)
-    edits = [edit for part in parts for edit in part.edits(T, relative_T=relative_T)]
+    edits = [edit for part in parts for edit in part.edits(strength)]
     return sorted(edits, key=lambda edit: place_of(edit.write))
 
 
 def steered(
     a: Tensor,
-    T: float | int | Tensor | None,
-    relative_T: float | int | Tensor | None,
+    strength: Strength,
     d_model: int | None,
     mover: Callable[[torch.device, torch.dtype], Callable[..., Tensor]],
 ) -> Tensor:
     """a(T) by mover(device, dtype)(x, T): in float32, or float64 for float64, cast back; `a` itself for the number 0.
 
-    T and relative_T have passed `check_strength`. Raises ValueError for another width than `d_model`.
+    The strength has passed its `check`. Raises ValueError for another width than `d_model`.
     """
     check_width(a, d_model)
-    strength = relative_T if T is None else T
-    if not isinstance(strength, Tensor) and strength == 0:
+    if strength.is_zero:
         return a
     x = a.to(working(a.dtype))
-    return given_back(mover(a.device, x.dtype)(x, absolute(T, relative_T, x)), a.dtype, goes_far(T))
+    return given_back(mover(a.device, x.dtype)(x, strength.at(x)), a.dtype, strength.goes_far)
 
 
 def computed(
@@ -187,10 +171,9 @@ def computed(
     return given_back(maker(a.device, x.dtype)(x), a.dtype)
 
 
-def added(a: Tensor, T: float | int | Tensor | None, relative_T: float | int | Tensor | None, v: Tensor) -> Tensor:
+def added(a: Tensor, strength: Strength, v: Tensor) -> Tensor:
     """a + T·v in the precision of `steered`; `a` itself for the number 0."""
-    strength = relative_T if T is None else T
-    if not isinstance(strength, Tensor) and strength == 0:
+    if strength.is_zero:
         return a
     x = a.to(working(a.dtype))
-    return given_back(x + per_activation(absolute(T, relative_T, x), x) * v.to(x), a.dtype, goes_far(T))
+    return given_back(x + per_activation(strength.at(x), x) * v.to(x), a.dtype, strength.goes_far)

@@ -30,7 +30,7 @@ from odesteer_tl.backends import token_losses
 from odesteer_tl.backends.base import Backend, backend_of
 from odesteer_tl.parity.models import as_nnsight, saved
 from odesteer_tl.parity.oracle import texts
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 TEXTS, OTHERS = ["the film is good", "a plot", "we saw it and it was great"], ["dull", "slow and bad", "the plot is"]
 METHOD = Stub(32)
@@ -76,7 +76,7 @@ def test_what_is_collected_are_the_hidden_states(model, position):
         states = [hugging_face(family)(ids(model, text), output_hidden_states=True).hidden_states for text in TEXTS]
     for found, number in ((acts[0], 2), (acts[1], 1), (entered, 2)):
         right = torch.cat([pick[position](each[number][0]) for each in states])
-        torch.testing.assert_close(found.desired, right, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.desired, right, rtol=1e-5, atol=1e-5)  # float32, padded against alone
     assert acts[0].hook_name == "blocks.1.hook_resid_post" and acts[0].processing == "raw"
 
 

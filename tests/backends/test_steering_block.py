@@ -8,7 +8,7 @@ from models import KINDS, hugging_face, load
 from oracle import LAYER, TOLERANCE, Across, Stub, T, logits
 
 import odesteer_tl as ot
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 NAME = f"blocks.{LAYER}.hook_resid_post"
 PROMPT = [1, 5, 6, 7]

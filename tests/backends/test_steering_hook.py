@@ -7,7 +7,8 @@ from oracle import LAYER, Stub, T, block
 from torch.func import grad, jvp, vmap
 
 import odesteer_tl as ot
-from odesteer_tl.portable.edits import Edit, Site
+from odesteer_tl.portable.edits import Edit
+from odesteer_tl.portable.sites import Site
 
 NAME = f"blocks.{LAYER}.hook_resid_post"
 TOKENS = torch.tensor([[1, 5, 6, 7], [1, 8, 4, 9]])

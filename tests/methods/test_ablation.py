@@ -11,7 +11,7 @@ from instances import fitted as instance
 import odesteer_tl as ot
 from odesteer_tl.parity import oracle
 from odesteer_tl.parity.models import as_bridge, as_hooked, as_nnsight, hugging_face, tokenizer
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 IDS = torch.tensor([[1, 5, 6, 7, 9, 12, 20, 4]])
 KINDS = [

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import odesteer_tl as ot
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 N, HEADS, D_HEAD, SHIFT = 400, 4, 6, 3.0
 SIGNAL = {(2, 1): 0, (5, 0): 1, (5, 3): 2}

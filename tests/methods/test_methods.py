@@ -27,7 +27,8 @@ import odesteer_tl as ot
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, GradientFlow, ODESteer, RandomDirection, StepODESteer
-from odesteer_tl.portable.edits import Edit, Site, State
+from odesteer_tl.portable.edits import Edit, State
+from odesteer_tl.portable.sites import Site
 from odesteer_tl.remote.packing import moved
 
 AT = {"headshift": "z"}

@@ -11,7 +11,7 @@ from models import BACKENDS, KINDS, hugging_face, load, tokenizer
 from oracle import EFFECT, LAYER, TOLERANCE, Stub, T, padded
 
 import odesteer_tl as ot
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 RANDOM = ["llama", "gpt2"]
 ROWS = [[1, 5, 6, 7, 9, 8, 4], [1, 8, 4], [1]]

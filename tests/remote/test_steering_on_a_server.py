@@ -157,6 +157,12 @@ STEER = """
             logits = nnsight.save(model.lm_head.output)
         return [logits[0]]
 
+    def by_strength(remote):
+        with model.trace(inputs, remote=remote):
+            ot.intervene(model, [(a, ot.Strength(relative_T=0.3)), (b, ot.Strength(b_T))])
+            logits = nnsight.save(model.lm_head.output)
+        return [logits]
+
     def by_helper(remote):
         def steer(method):
             ot.intervene(model, method, T=T)
@@ -166,7 +172,8 @@ STEER = """
             logits = nnsight.save(model.lm_head.output)
         return [logits]
 
-    found["composed"] = {way.__name__: measured(way)[0] for way in (own_edits, invokes, directly, by_helper)}
+    composed = own_edits, invokes, directly, by_strength, by_helper
+    found["composed"] = {way.__name__: measured(way)[0] for way in composed}
     hooked = oracle.logits("llama", rows[0], oracle.places(a, T), range(len(rows[0])))
     found["composed"]["directly, hook"] = float((directly(url)[0] - hooked).abs().max())
 
@@ -189,6 +196,7 @@ STEER = """
         "T per prompt": {"method": b, "T": torch.tensor([1.0, 0.0, 2.0]) * b_T},
         "relative_T": {"method": a, "relative_T": torch.tensor([0.3, 0.5, -0.3])},
         "a list": {"method": [(a, T), (b, b_T * torch.ones(3))]},
+        "a list, relative_T": {"method": [(a, ot.Strength(relative_T=torch.tensor([0.3, 0.0, -0.2]))), (b, b_T)]},
         "beams": {"method": a, "T": torch.tensor([T, 2 * T, -T]), "num_beams": 2},
         "batches": {"method": a, "T": torch.tensor([T, 2 * T, -T]), "batch_size": 2},
         "no cache": {"method": a, "T": T, "use_past_kv_cache": False},
@@ -254,11 +262,11 @@ def test_every_method_steers_there_as_here_and_as_a_hook(found, name):
 
 
 def test_it_composes_with_the_users_own_edits_invokes_and_functions(found):
-    assert len(found["composed"]) == 6 and max(found["composed"].values()) <= 1e-4, found["composed"]
+    assert len(found["composed"]) == 7 and max(found["composed"].values()) <= 1e-4, found["composed"]
 
 
 def test_generate_continues_and_reports_as_here(found):
-    assert len(found["generated"]) == 22 and all(found["generated"].values()), found["generated"]
+    assert len(found["generated"]) == 23 and all(found["generated"].values()), found["generated"]
     assert found["effect"] and found["stops"]
     assert found["sampled"] == [True, False]
 

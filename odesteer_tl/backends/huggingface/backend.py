@@ -25,7 +25,7 @@ from odesteer_tl.backends.transformers_settings import (
 from odesteer_tl.data.activations import Processing
 from odesteer_tl.data.tokens import Met, Tokenised
 from odesteer_tl.interventions.report import Report
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from odesteer_tl.portable.decoder_blocks import is_list, path_of_blocks, path_of_projection, unknown_blocks
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 SITES = ("resid_pre", "z", "resid_post")
 """What is read and written: what enters and leaves a block, and what enters its attention's output projection."""

@@ -21,7 +21,7 @@ from odesteer_tl.backends.transformers_settings import generation_options, setti
 from odesteer_tl.data.tokens import Met, Tokenised, named, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.decoder_blocks import entering, value_in
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.token_values import averaged, picked
 
 

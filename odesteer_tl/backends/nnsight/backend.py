@@ -19,9 +19,10 @@ from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing
 from odesteer_tl.data.tokens import Met, Tokenised
 from odesteer_tl.interventions.report import Report
-from odesteer_tl.portable.edits import Site
 from odesteer_tl.portable.nnsight.blocks import blocks_of
 from odesteer_tl.portable.nnsight.sites import check_site
+from odesteer_tl.portable.sites import Site
+from odesteer_tl.portable.strength import Strength
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
@@ -131,15 +132,15 @@ class _Nnsight:
         model: Any,
         batch: Tokenised,
         options: dict[str, Any],
-        method: Any,
-        strength: dict[str, Any],
+        pairs: list[tuple[Any, Strength]],
+        where: dict[str, Any],
         remote: bool | str,
         seed: int,
         written: Iterable[int],
     ) -> tuple[TokenIds, Report | None]:
         from odesteer_tl.backends.nnsight.run import continued_remotely
 
-        return continued_remotely(model, batch, options, method, strength, remote, seed, written)
+        return continued_remotely(model, batch, options, pairs, where, remote, seed, written)
 
 
 NNSIGHT = _Nnsight()

@@ -26,6 +26,7 @@ from odesteer_tl.data.tokens import Met, Tokenised, named, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
 from odesteer_tl.portable.nnsight.intervene import intervene
+from odesteer_tl.portable.strength import Strength
 
 _SPACE, _WIDE = 2**22, 2**17
 """Bytes for all but the numbers in a reply; and a width that no model has."""
@@ -111,13 +112,13 @@ def continued_remotely(
     model: Any,
     batch: Tokenised,
     options: dict[str, Any],
-    method: Any,
-    strength: dict[str, Any],
+    pairs: list[tuple[Any, Strength]],
+    where: dict[str, Any],
     remote: bool | str,
     seed: int,
     written: Iterable[int],
 ) -> tuple[TokenIds, Report | None]:
-    """The same on a server, steered there by `intervene(model, method, **strength)`, and what was steered.
+    """The same on a server, steered there by `intervene(model, pairs, **where)`, and what was steered.
 
     Random numbers start from `seed` on the server. Settings that a checkpoint has beyond those of `generation_options`
     act there. Raises as `Asking` does, and RuntimeError for a reply that is not what was asked. Steered layers are
@@ -125,11 +126,11 @@ def continued_remotely(
     """
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
     beams = options.get("num_beams", 1)
-    here = {name: _per_row(value, beams) for name, value in strength.items()}
-    if isinstance(mask := strength["positions"], Tensor) and mask.ndim == 1:  # one for every row
+    here = {name: _per_row(value, beams) for name, value in where.items()}
+    if isinstance(mask := where["positions"], Tensor) and mask.ndim == 1:  # one for every row
         here["positions"] = mask.cpu()
-    methods = [(each, _per_row(T, beams)) for each, T in method] if isinstance(method, list) else method
-    tokens, steered, steer, new = None, None, method is not None, options["max_new_tokens"]
+    methods = [(each, strength.mapped(lambda value: _per_row(value, beams))) for each, strength in pairs]
+    tokens, steered, steer, new = None, None, bool(pairs), options["max_new_tokens"]
     rows = len(batch.tokens) * beams
     server = asked(model, remote, _SPACE + 16 * len(batch.tokens) * (batch.tokens.shape[1] + new))
     with model.generate(remote=remote, backend=server, **generation_options(options, pad_id_of(model))) as tracer:

@@ -29,7 +29,7 @@ from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing, processing_seen_in
 from odesteer_tl.data.tokens import Met, Tokenised
 from odesteer_tl.interventions.report import Report
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:

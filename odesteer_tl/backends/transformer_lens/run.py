@@ -12,7 +12,7 @@ from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.model_info import device_of, pad_id_of
 from odesteer_tl.backends.transformer_lens.cache_names import renamed
 from odesteer_tl.data.tokens import Met, Tokenised, read_sites
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 
 def activations_of(

@@ -27,7 +27,7 @@ from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts, tokenise
 from odesteer_tl.control.a_lqr import ALQR
 from odesteer_tl.control.diagnostics.record import watched
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 States = Float[Tensor, "layers n d_model"]
 Steps = Float[Tensor, "steps n d_model"]

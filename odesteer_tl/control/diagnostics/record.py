@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Time
+from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.data.activations import Origin
 from odesteer_tl.interventions.positions import Positions
-from odesteer_tl.portable.edits import Edit, Site, State
-from odesteer_tl.portable.strength import working
+from odesteer_tl.portable.edits import Edit, State
+from odesteer_tl.portable.precision import working
+from odesteer_tl.portable.sites import Site
 
 
 class Recorder:
@@ -25,7 +26,9 @@ class Recorder:
         self.sites = sites
         self.seen: list[list[Tensor]] = [[] for _ in sites]
 
-    def edits(self, T: Time | None = None, *, relative_T: Time | None = None, layer: int | None = None) -> list[Edit]:
+    def edits(
+        self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
+    ) -> list[Edit]:
         """One per site: read it, and leave what its block gives as it is."""
         return [self._edit(site, kept) for site, kept in zip(self.sites, self.seen, strict=True)]
 
@@ -62,7 +65,7 @@ def watched(
     if not isinstance(positions, str) or positions not in ("decoding", "all"):
         raise ValueError(f'The last tokens are watched at positions "decoding" or "all", got {positions!r}.')
     watch = Recorder(sites)
-    steps = [(watch, None)] if method is None else [(method, T), (watch, None)]
+    steps = [(watch, 0)] if method is None else [(method, T), (watch, 0)]
     generate(
         model, texts, steps, positions=positions, max_new_tokens=1, batch_size=batch_size, prepend_bos=prepend_bos,
         chat_template=chat_template, blocks=blocks,

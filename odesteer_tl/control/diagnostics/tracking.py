@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.control.base import FeedbackController, SetPoints
 from odesteer_tl.control.diagnostics.record import watched
-from odesteer_tl.portable.edits import Site
+from odesteer_tl.portable.sites import Site
 
 Betas = Float[Tensor, "layers n features"]
 
