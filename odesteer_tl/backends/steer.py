@@ -46,14 +46,15 @@ def steering(
     hf_generate; on an nnsight model for every trace and generate that starts at the model itself and runs here, whose
     reads show steered values; on a Hugging Face model for whatever calls its decoder. `method` may be a list of
     (method, T). `T` is a number or a tensor of one value per batch row, that is per beam under a beam search;
-    `relative_T` means T = relative_T·‖a‖; in a list, ot.Strength(relative_T=…) stands for T. `positions` names the tokens (see `interventions.positions`): the same ones
-    with the KV cache on or off, alone or in a padded batch. `prompt_lengths`, real tokens per row, tells prompt from
-    continuation where one pass holds both, or a part of the prompt. `layer` overrides the fitted layer, not the site
-    within it. `blocks` says where a model of unknown architecture (nnsight, Hugging Face) holds its decoder blocks, as
-    in blocks="transformer.h". Blocks of steering nest; the user's own hooks and edits stay. At one layer of an nnsight
-    model, edits made before act first, then steering, then edits made inside, and last what a trace does; of several
-    nnsight models around one module, the one that is traced acts first. On a Hugging Face model steering acts before
-    the user's torch hooks, which see what it made.
+    `relative_T` means T = relative_T·‖a‖; in a list, ot.Strength(relative_T=…) stands for T. `positions` names the
+    tokens (see `interventions.positions`): the same ones with the KV cache on or off, alone or in a padded batch.
+    `prompt_lengths`, real tokens per row, tells prompt from continuation where one pass holds both, or a part of the
+    prompt. `layer` overrides the fitted layer, not the site within it. `blocks` says where a model of unknown
+    architecture (nnsight, Hugging Face) holds its decoder blocks, as in blocks="transformer.h". Blocks of steering
+    nest; the user's own hooks and edits stay. At one layer of an nnsight model, edits made before act first, then
+    steering, then edits made inside, and last what a trace does; of several nnsight models around one module, the one
+    that is traced acts first. On a Hugging Face model steering acts before the user's torch hooks, which see what it
+    made.
 
     A block belongs to the thread and the asyncio task that open it. A thread that is started while the block is open,
     as for a streamer, may run the model while no other thread is in a generate or forward of it; join it before the
