@@ -18,7 +18,7 @@ from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Fourier, Kernel, Linear, Sketch, Squares
 from odesteer_tl.flows.training import Network, NetworkBarrier
-from odesteer_tl.methods import Layers, Method
+from odesteer_tl.methods import Layers, Method, PointwiseMethod
 from odesteer_tl.methods.registry import registered
 from odesteer_tl.portable.edits import State
 
@@ -65,6 +65,7 @@ def _try_out(method: Method, folder: str | Path) -> None:
     try:
         if isinstance(method, FeedbackController):
             _run_through(method)
+        if not isinstance(method, PointwiseMethod):
             return
         if method.origin.d_model is not None:
             _steer_once(method, method.origin.d_model)
@@ -84,7 +85,7 @@ MOST_WIDTH = 2**20
 """d_model of what is read; models have 65,536 at most."""
 
 
-def _steer_once(method: Method, width: int) -> None:
+def _steer_once(method: PointwiseMethod, width: int) -> None:
     if not 0 < width <= MOST_WIDTH:
         raise ValueError(f"d_model is {width:,}, and at most {MOST_WIDTH:,} is read")
     moved_on = method.steer(torch.ones(2, width), T=1.0)

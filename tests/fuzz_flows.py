@@ -17,7 +17,7 @@ from odesteer_tl.data.activations import Origin
 from odesteer_tl.flows.fields import UnitGradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods import GradientFlow
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.portable.edits import State
 from odesteer_tl.portable.feedback import Feedback, linear_quadratic, proportional_integral_derivative
 from odesteer_tl.remote.packing import moved

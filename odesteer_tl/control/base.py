@@ -114,12 +114,6 @@ class FeedbackController(Method):
         """Raises ValueError, as `steer` does."""
         raise self._of_a_model("vector_field")
 
-    def _move(self, x: Activations, T: Time) -> NoReturn:
-        raise self._of_a_model("steer")
-
-    def _velocity(self, x: Activations) -> NoReturn:
-        raise self._of_a_model("vector_field")
-
     def _of_a_model(self, verb: str) -> ValueError:
         return ValueError(
             f"{type(self).__name__} has no {verb}: it measures what enters a block and adds to what leaves it, layer "

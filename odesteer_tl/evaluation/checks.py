@@ -15,7 +15,7 @@ from odesteer_tl.evaluation.strength import displacements, median_displacement, 
 from odesteer_tl.flows.barriers import auc
 from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.interventions.positions import Positions
-from odesteer_tl.methods import FlowMethod, Method
+from odesteer_tl.methods import FlowMethod, PointwiseMethod
 from odesteer_tl.portable.networks import angle_between
 from odesteer_tl.portable.sites import Site
 
@@ -46,7 +46,9 @@ class Conditions:
     inside: float | None
 
 
-def conditions_of(method: Method, held_out: ContrastiveActivations, displacement: float = DISPLACEMENT) -> Conditions:
+def conditions_of(
+    method: PointwiseMethod, held_out: ContrastiveActivations, displacement: float = DISPLACEMENT
+) -> Conditions:
     """Check `method` at the T that moves held-out undesired activations by `displacement`, or a map at T = 1."""
     a = held_out.undesired.float()
     method = method.to(a.device, a.dtype)  # h is asked of the barrier itself, which casts nothing
@@ -89,7 +91,7 @@ def closed_conditions_of(
     )
 
 
-def way_of(method: Method, a: Samples, T: float) -> Trajectory:
+def way_of(method: PointwiseMethod, a: Samples, T: float) -> Trajectory:
     """The method's own steps, or a(sT) at parts s of the way where it has one step or none."""
     if isinstance(method, FlowMethod) and method.flow.steps > 1:
         return method.trajectory(a, T)

@@ -7,7 +7,7 @@ from typing import Any
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.checks import closed_conditions_of, conditions_of
-from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting, Steerer, first_of
+from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting, Steerer, first_of, pointwise
 from odesteer_tl.evaluation.data import Material, Source, check_place, material_of
 from odesteer_tl.evaluation.entries import LITERATURE, LOOPS, Entry, Prompted, controls, entry_of
 from odesteer_tl.evaluation.results import ComparedRow
@@ -158,7 +158,7 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
         assert source is not None and site is not None  # _fitted has asked for them
         checked = closed_conditions_of(method, source.model, source.held_out, site, entry.positions)
     else:
-        checked = conditions_of(method, material.held_out)
+        checked = conditions_of(pointwise(method), material.held_out)
     return ComparedRow(name, entry.on, method, seconds, checked, tuple(runs))
 
 

@@ -13,7 +13,7 @@ from odesteer_tl.backends import Generation, generate, token_losses, tokenise
 from odesteer_tl.evaluation.metrics import distinct
 from odesteer_tl.evaluation.strength import GRID, Trial
 from odesteer_tl.interventions.positions import Positions
-from odesteer_tl.methods import Method
+from odesteer_tl.methods import Method, PointwiseMethod
 
 UNSTEERED = "no steering"
 
@@ -118,6 +118,14 @@ def trial_of(
 def first_of(method: Steerer) -> Method:
     """The method, or the first of those that take turns."""
     return method if isinstance(method, Method) else method[0]
+
+
+def pointwise(method: Steerer) -> PointwiseMethod:
+    """The same, of methods that move activations by themselves. Raises ValueError for one that needs a model."""
+    first = first_of(method)
+    if not isinstance(first, PointwiseMethod):
+        raise ValueError(f"{type(first).__name__} steers models, not activations: its strength is not sought here.")
+    return first
 
 
 def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:

@@ -6,7 +6,7 @@ from typing import Any
 
 from odesteer_tl._shapes import Samples
 from odesteer_tl.backends import read_site
-from odesteer_tl.evaluation.continuations import UNSTEERED, Outcome, Setting, Steerer, continued, first_of, trial_of
+from odesteer_tl.evaluation.continuations import UNSTEERED, Outcome, Setting, Steerer, continued, pointwise, trial_of
 from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.metrics import bootstrap_interval
 from odesteer_tl.evaluation.strength import Trial, time_for
@@ -54,7 +54,7 @@ def run_study(setting: Setting, methods: Mapping[str, Steerer], progress: Callab
     trajectory = None
     for name, method in methods.items():
         progress(name)
-        first = first_of(method)
+        first = pointwise(method)
         times = [time_for(first, validation, goal) for goal in setting.grid]
         trials = [trial_of(setting, method, T, goal) for T, goal in zip(times, setting.grid, strict=True)]
         T = Curve(trials, base_trial).chosen.T
@@ -119,8 +119,8 @@ def _row(
     test: Samples,
     trials: tuple[Trial, ...],
 ) -> Row:
-    moved = test if method is None else first_of(method).steer(test, T=T)
-    barrier = None if method is None else first_of(method).barrier
+    moved = test if method is None else pointwise(method).steer(test, T=T)
+    barrier = None if method is None else pointwise(method).barrier
     shift = outcome.desired - base.desired
     return Row(
         name=name,

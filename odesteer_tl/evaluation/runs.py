@@ -10,7 +10,7 @@ from odesteer_tl._shapes import Samples
 from odesteer_tl.backends import read_site
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.control.diagnostics.record import watched
-from odesteer_tl.evaluation.continuations import Outcome, Setting, Steerer, continued, first_of, trial_of
+from odesteer_tl.evaluation.continuations import Outcome, Setting, Steerer, continued, first_of, pointwise, trial_of
 from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.entries import Prompted
 from odesteer_tl.evaluation.metrics import distinct
@@ -24,6 +24,7 @@ from odesteer_tl.evaluation.strength import (
     strengths_tried,
 )
 from odesteer_tl.interventions.positions import Positions
+from odesteer_tl.methods import PointwiseMethod
 from odesteer_tl.methods.view import FRACTION
 from odesteer_tl.portable.sites import Site
 
@@ -146,12 +147,12 @@ def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: b
     """‖a(T) − a‖/‖a‖ of the prompts' last tokens: the mean for the test prompts, else the median; a closed loop's is
     what the model shows at the comparison's layer while the loop acts at all of its own."""
     method, a = first_of(steerer), base.test if test else base.validation
-    if isinstance(method, FeedbackController):
+    if isinstance(method, PointwiseMethod):
+        end = method.steer(a, T=T)
+    else:
         setting = base.setting
         prompts = setting.prompts if test else setting.validation_prompts
         end = watched(setting.model, prompts, [Site(setting.layer)], method, T, positions=positions)[0].to(a)
-    else:
-        end = method.steer(a, T=T)
     found = displacements(a, end)
     return float(found.mean() if test else found.median())
 
@@ -160,7 +161,7 @@ def levels_of(steerer: Steerer | Prompted, a: Samples) -> list[Level]:
     """Three strengths, the weakest first: displacements of `a`, those that its unit of T names, or prefixes."""
     if isinstance(steerer, Prompted):
         return [Level(0.0, 0.0, prefix) for prefix in steerer.prefixes]
-    method = first_of(steerer)
+    method = pointwise(steerer)
     if (tried := strengths_tried(method)) is not None:
         return [Level(T, median_displacement(method, a, T)) for T in tried]
     found = [reach(method, a, goal) for goal in DISPLACEMENTS]

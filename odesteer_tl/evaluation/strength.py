@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Samples
-from odesteer_tl.methods import Method
+from odesteer_tl.methods import Method, PointwiseMethod
 
 GRID = (0.05, 0.1, 0.2, 0.4, 0.8)
 MOST_PERPLEXITY = 1.3
@@ -45,7 +45,7 @@ def best(trials: Sequence[Trial], unsteered: Trial) -> Trial:
     return max(allowed, key=lambda trial: trial.share)
 
 
-def median_displacement(method: Method, a: Samples, T: float) -> float:
+def median_displacement(method: PointwiseMethod, a: Samples, T: float) -> float:
     """Median of ‖a(T) − a‖/‖a‖ over the activations."""
     return float(displacements(a, method.steer(a, T=T)).median())
 
@@ -61,7 +61,7 @@ def displacements(a: Samples, end: Samples) -> Float[Tensor, " n"]:
     return (end - a).norm(dim=1) / a.norm(dim=1)
 
 
-def time_for(method: Method, a: Samples, displacement: float, *, precision: float = 1e-3) -> float:
+def time_for(method: PointwiseMethod, a: Samples, displacement: float, *, precision: float = 1e-3) -> float:
     """The smallest T found at which `method` moves the activations by `displacement` in the median, by bisection.
 
     Raises ValueError where it never does: a bounded barrier can end before a far goal, and T may have a bound.
@@ -70,7 +70,7 @@ def time_for(method: Method, a: Samples, displacement: float, *, precision: floa
     return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision, most=most)
 
 
-def _guess(method: Method, a: Samples, displacement: float) -> tuple[float, float]:
+def _guess(method: PointwiseMethod, a: Samples, displacement: float) -> tuple[float, float]:
     """The T that a method of unit speed needs, and the largest that this one takes."""
     view = getattr(method, "view", None)
     most = math.inf if view is None or view.T.bounds is None else view.T.bounds[1]
@@ -107,7 +107,7 @@ def least_T(
     return high
 
 
-def reach(method: Method, a: Samples, displacement: float) -> tuple[float, float]:
+def reach(method: PointwiseMethod, a: Samples, displacement: float) -> tuple[float, float]:
     """(T, median displacement) of `time_for`, or, where a method never gets so far, of its farthest reach."""
     start, most = _guess(method, a, displacement)
     return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3, most=most)

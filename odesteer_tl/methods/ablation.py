@@ -25,7 +25,7 @@ from odesteer_tl._shapes import Activations, PerActivation
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.barriers import mean_difference
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.stream_weights import folded

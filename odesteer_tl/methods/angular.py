@@ -21,25 +21,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Activations, Direction, PerActivation, Samples, Time, TimeOrStrength
+from odesteer_tl._shapes import Activations, Direction, PerActivation, Samples, Time
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.barriers import Barrier, mean_difference, with_grad
-from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.methods.ablation import origin_at, orthonormal
-from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.layers import Layers
+from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.repe import main_direction
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import norm
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.networks import turned_in_plane
-from odesteer_tl.portable.precision import check_width
-from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.packing import packed
-
-POINTS = 10
-"""Of a trajectory, after the start."""
 
 Plane = Float[Tensor, "2 d_model"]
 
@@ -57,7 +51,7 @@ class Bearing:
 
 
 @dataclass(frozen=True, eq=False)
-class Angular(Method):
+class Angular(PointwiseMethod):
     """a turned by T radians in the `plane` of two rows, from the first towards the second; relative_T is refused.
 
     `target`: turned towards that angle, in radians from the first row, the shorter way and no further, away from it
@@ -129,19 +123,6 @@ class Angular(Method):
     def barrier(self) -> Barrier | None:
         """cos(φ − target); None without a target, as a turn alone has no h."""
         return None if self.target is None else with_grad(Bearing(self.plane, self.target))
-
-    def trajectory(
-        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
-    ) -> Trajectory:
-        """Eleven points of the arc, and h at each where there is a target."""
-        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
-        check_width(a, self.origin.d_model)
-        here, x = self._at(a)
-        end = strength.at(x)
-        points = torch.stack([x] + [here._move(x, end * (k / POINTS)) for k in range(1, POINTS + 1)])
-        h = None if here.barrier is None else here.barrier.value(points)
-        forward = torch.as_tensor(end, device=x.device) >= 0
-        return Trajectory(points, h, forward.reshape(forward.shape + (1,) * (x.ndim - 1 - forward.ndim)))
 
     def portable(self) -> PortableMethod:
         """The plane in plain numbers."""

@@ -14,7 +14,7 @@ from odesteer_tl.flows.features import Polynomial
 from odesteer_tl.flows.fields import Gradient, UnitGradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.flows.solvers import SolverName, solver_named
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
 from odesteer_tl.portable.sites import Site

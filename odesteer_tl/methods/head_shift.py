@@ -22,7 +22,7 @@ from odesteer_tl._shapes import Activations, Direction
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.fields import Constant
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.sites import Site, site_name

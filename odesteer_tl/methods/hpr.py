@@ -25,28 +25,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from odesteer_tl._shapes import Activations, PerActivation, Samples, Time, TimeOrStrength
+from odesteer_tl._shapes import Activations, PerActivation, Samples, Time
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
-from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.flows.training import Network, centred, check_trainable, drawn, held_out, trained
-from odesteer_tl.methods.base import Method
+from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
-from odesteer_tl.portable.integrate import per_activation
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.networks import angle_between, network, turned, turning_speed
-from odesteer_tl.portable.precision import check_width
-from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.packing import packed
 
-NARROWEST, POINTS = 8, 10
-"""The least width of a layer of the angle network, and the points of a trajectory after the start."""
+NARROWEST = 8
+"""The least width of a layer of the angle network."""
 
 
 @dataclass(frozen=True, eq=False)
-class HPR(Method):
+class HPR(PointwiseMethod):
     """a turned by T γ₁(a) towards its reflection in θᵀa = 0, where θᵀa < 0: T counts in learned angles."""
 
     view: ClassVar[View] = View(
@@ -111,18 +107,6 @@ class HPR(Method):
         """γ₁(a) in (0, π), by which undesired activations are turned at T = 1."""
         here, x = self._at(a)
         return (math.pi * torch.sigmoid(here.angles.value(x))).to(a.dtype)
-
-    def trajectory(
-        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
-    ) -> Trajectory:
-        """Eleven points of the arc, and h at each; `chatters` flags those turned past the point nearest to θ."""
-        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
-        check_width(a, self.origin.d_model)
-        here, x = self._at(a)
-        end = strength.at(x)
-        points = torch.stack([x] + [here._move(x, end * (k / POINTS)) for k in range(1, POINTS + 1)])
-        forward = torch.as_tensor(per_activation(end, x) >= 0, device=x.device)
-        return Trajectory(points, here.barrier.value(points), forward.squeeze(-1) if forward.ndim else forward)
 
     def portable(self) -> PortableMethod:
         """θ and the angle network in plain numbers."""

@@ -14,7 +14,7 @@ from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
 from odesteer_tl.flows.fields import UnitGradient
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.head_shift import Along, head_shifts
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.registry import register

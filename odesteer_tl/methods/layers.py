@@ -95,12 +95,6 @@ class Layers(Method):
         """Raises ValueError, as `steer` does."""
         raise self._of_parts("vector_field(a)")
 
-    def _move(self, x: Activations, T: Time) -> NoReturn:
-        raise self._of_parts("steer(a, T)")
-
-    def _velocity(self, x: Activations) -> NoReturn:
-        raise self._of_parts("vector_field(a)")
-
     def _of_parts(self, call: str) -> ValueError:
         sites = ", ".join(str(part.origin.hook_name or part.layer) for part in self.parts)
         return ValueError(

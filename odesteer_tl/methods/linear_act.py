@@ -30,7 +30,7 @@ from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Squares
 from odesteer_tl.flows.fields import Gradient
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
 

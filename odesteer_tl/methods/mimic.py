@@ -33,7 +33,7 @@ from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.portable.gradients import GradientFunction

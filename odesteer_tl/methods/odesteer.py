@@ -16,7 +16,7 @@ from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFouri
 from odesteer_tl.flows.fields import UnitGradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.flows.solvers import SolverName, solver_named
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
 

@@ -27,7 +27,7 @@ from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.fields import Gradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.flows.training import Network, NetworkBarrier, centred, check_trainable, drawn, held_out, trained
-from odesteer_tl.methods.base import FlowMethod
+from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.networks import network

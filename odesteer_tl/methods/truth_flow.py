@@ -40,7 +40,7 @@ from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.data.degeneracy import check_queries
 from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.flows.training import Parameters, centred, check_trainable, drawn, held_out, trained
-from odesteer_tl.methods.base import Method
+from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.methods.registry import as_needed, register
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import euler, path
@@ -61,7 +61,7 @@ REPEATS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class TruthFlow(Method):
+class TruthFlow(PointwiseMethod):
     """a + T P x̂₁(query): T counts in corrections, whatever ‖a‖.
 
     `layers`: the U-Net, in the order of `unet.unet`. `source`, `scale`: mean and spread of the queries.

@@ -14,7 +14,7 @@ FAIL = """
     from sklearn.preprocessing import normalize
     import odesteer_tl as ot
     from odesteer_tl.backends.nnsight import server_errors
-    from odesteer_tl.methods.base import FlowMethod
+    from odesteer_tl.methods.flow_method import FlowMethod
     from odesteer_tl.parity import oracle, run
 
     url, model, acts = sys.argv[1], load(sys.argv[2]), oracle.activations("llama")

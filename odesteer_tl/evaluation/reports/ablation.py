@@ -20,7 +20,7 @@ from odesteer_tl.evaluation.results import ComparedRow, spread
 from odesteer_tl.evaluation.tables import Comparison, wrapped
 from odesteer_tl.flows.features import Linear, Polynomial, Recipe
 from odesteer_tl.flows.tuning import Trial, tune
-from odesteer_tl.methods import Method, ODESteer, StepODESteer
+from odesteer_tl.methods import Method, ODESteer, PointwiseMethod, StepODESteer
 
 STEPS = {"one step": StepODESteer, "ten steps": ODESteer}
 
@@ -119,7 +119,7 @@ def ablation_of(comparison: Comparison, barriers: tuple[Barriers, Barriers], mat
 
 def agreement(one: Method | None, other: Method | None, a: Samples) -> float:
     """Mean cosine of the velocities of two methods over activations."""
-    v, w = (method.vector_field(a) for method in (one, other) if method is not None)
+    v, w = (method.vector_field(a) for method in (one, other) if isinstance(method, PointwiseMethod))
     return float(torch.cosine_similarity(v, w, dim=1).mean())
 
 
