@@ -39,13 +39,17 @@ Call = tuple[str, int]
 
 
 class Failing(Stub):
-    """A method that is interrupted as it edits."""
+    """A method that is interrupted by `error` as it edits."""
+
+    def __init__(self, d_model: int, error: BaseException):
+        super().__init__(d_model)
+        self.error = error
 
     def edits(self, T=None, *, relative_T=None, layer=None):
         edit = super().edits(T, relative_T=relative_T, layer=layer)[0]
 
         def apply(read, write, state):
-            raise T
+            raise self.error
 
         return [ot.Edit(edit.read, edit.write, apply)]
 
@@ -244,7 +248,7 @@ class _Program:
         error = self.chance.choice(ERRORS)("mine")
         self.moves.append(f"edit_fails {type(error).__name__}")
         try:
-            with ot.steering(self.world.model, Failing(32), error):  # type: ignore[arg-type]
+            with ot.steering(self.world.model, Failing(32, error), 1.0):
                 self.world.call(("forward", 0))
         except BaseException as other:
             if other is not error and "mine" not in str(other) and not (blocks and "T holds 2" in str(other)):
