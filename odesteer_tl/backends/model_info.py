@@ -18,12 +18,13 @@ def load_model(
     dtype: torch.dtype | None = None,
     library: Library = "transformer_lens",
 ) -> Any:
-    """A TransformerBridge of a Hugging Face name or local folder, weights as they are (processing "raw"); the same as
-    an nnsight model, whose weights are loaded when it first runs on this machine; or, with library="huggingface", the
-    plain model, with its tokenizer as `model.tokenizer`.
+    """A TransformerBridge of a Hugging Face name, a local folder or a `.gguf` file, weights as they are (processing
+    "raw"); the same as an nnsight model, whose weights are loaded when it first runs on this machine; or, with
+    library="huggingface", the plain model, with its tokenizer as `model.tokenizer`.
 
-    `dtype` None is float32. A folder goes to a server by its path. Raises ValueError for another library, and what
-    transformers raises where there is no such model.
+    `dtype` None is float32. The numbers of a GGUF file are dequantised to it (`pip install 'odesteer_tl[gguf]'`), and
+    its name cannot go to a server. A folder goes to a server by its path. Raises ValueError for another library or a
+    GGUF file that cannot be read, and what transformers raises where there is no such model.
     """
     return loader_of(library)(str(name_or_folder), device, dtype or torch.float32)
 

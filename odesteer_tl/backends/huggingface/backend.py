@@ -12,6 +12,7 @@ from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
+from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
 from odesteer_tl.backends.huggingface.parts import blocks_in, module_at, needed_tokenizer, root_of, tokenizer_of
 from odesteer_tl.backends.huggingface.run import activations_of, continued, edited, logits_of, warn_of_dropout
 from odesteer_tl.backends.owners import Owner
@@ -29,12 +30,17 @@ from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """The model of a Hugging Face name or a folder, its tokenizer as `model.tokenizer`."""
+    """The model of a Hugging Face name, a folder or a GGUF file, its tokenizer as `model.tokenizer`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with without_progress_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    model.tokenizer = AutoTokenizer.from_pretrained(name)
+    model: Any
+    if is_gguf(name):
+        model, tokenizer = model_and_tokenizer(name, dtype)
+    else:
+        with without_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    model.tokenizer = tokenizer
     return model.to(device).eval()
 
 

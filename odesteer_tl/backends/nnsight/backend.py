@@ -13,6 +13,7 @@ from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
+from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformers_settings import begins_with_bos, eos_said, size_said, text_config
 from odesteer_tl.backends.upstream_names import need
@@ -26,11 +27,15 @@ from odesteer_tl.portable.strength import Strength
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """An nnsight model of a Hugging Face name or a folder, whose weights come when it first runs here."""
+    """An nnsight model of a Hugging Face name or a folder, whose weights come when it first runs here; or of a GGUF
+    file, whose weights come at once."""
     from nnsight import TransformersModel
     from nnsight.modeling import huggingface
     from transformers import AutoTokenizer
 
+    if is_gguf(name):
+        model, tokenizer = model_and_tokenizer(name, dtype)
+        return TransformersModel(model.to(device), tokenizer=tokenizer, task="text-generation")
     if Path(name).is_dir():  # nnsight would ask the Hub by which name a server knows it
         huggingface._ID_CACHE[name] = name
     tokenizer = AutoTokenizer.from_pretrained(name)

@@ -12,6 +12,7 @@ from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
+from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
 from odesteer_tl.backends.offloaded_weights import numbers_of
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformer_lens.cache_names import rename_for_good
@@ -33,11 +34,15 @@ from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """A TransformerBridge of a Hugging Face name or a folder, its weights as they are."""
+    """A TransformerBridge of a Hugging Face name, a folder or a GGUF file, its weights as they are."""
     from transformer_lens.model_bridge import TransformerBridge
 
+    own: dict[str, Any] = {}
+    if is_gguf(name):
+        model, tokenizer = model_and_tokenizer(name, dtype)
+        own = {"hf_model": model.to(device), "tokenizer": tokenizer}
     with without_progress_bars():
-        return rename_for_good(TransformerBridge.boot_transformers(name, device=device, dtype=dtype))
+        return rename_for_good(TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **own))
 
 
 class _TransformerLens:
