@@ -23,6 +23,7 @@ from odesteer_tl.assets.demo import load_demo
 from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
 from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
+from odesteer_tl.evaluation.calibrate import Calibration, calibrate
 from odesteer_tl.evaluation.compare import compare
 from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial, PolynomialSketch, RandomFourier
@@ -41,6 +42,7 @@ __all__ = [
     "RK4",
     "SPID",
     "Barrier",
+    "Calibration",
     "Constant",
     "ContrastiveActivations",
     "Edit",
@@ -60,6 +62,7 @@ __all__ = [
     "Trajectory",
     "Tuned",
     "UnitGradient",
+    "calibrate",
     "collect",
     "collect_layers",
     "compare",

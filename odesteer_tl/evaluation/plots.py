@@ -110,6 +110,24 @@ def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = 
     _save(figure, file, title)
 
 
+def plot_calibration(calibration: Any, file: str | Path) -> None:
+    """Write a picture: KL mean and 95 % quantile against strength, in logarithms, with the budget."""
+    from matplotlib.figure import Figure
+
+    check_picture(file)
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    values = [point.value for point in calibration.curve]
+    axes.plot(values, [point.kl_mean for point in calibration.curve], "o-", ms=4, label="mean")
+    axes.plot(values, [point.kl_p95 for point in calibration.curve], "s--", ms=4, label="95 % quantile")
+    axes.axhline(calibration.kl, color="grey", lw=1, ls=":", label="budget")
+    axes.axvline(calibration.strength.value, color="grey", lw=1)
+    name = "T" if calibration.strength.relative_T is None else "relative_T (part of ‖a‖)"
+    axes.set(xscale="log", yscale="log", xlabel=name, ylabel="KL(unsteered ‖ steered), nats")
+    axes.legend(fontsize=8)
+    _save(figure, file, "")
+
+
 def _save(figure: Any, file: str | Path, title: str) -> None:
     """Write the figure, under its title if there is one."""
     if title:
