@@ -149,8 +149,8 @@ def calibrate(
     points = tuple(curve[value] for value in sorted(curve))
     tokens, seconds = int(texts.named.sum()), time.perf_counter() - start
     return Calibration(
-        _strength(crossing.strength, relative), float(kl), crossing.cost, True, crossing.monotone, points, quantile, tokens,
-        crossing.rounds, seconds,
+        _strength(crossing.strength, relative), float(kl), crossing.cost, True, crossing.monotone, points, quantile,
+        tokens, crossing.rounds, seconds,
     )  # fmt: skip
 
 
