@@ -23,11 +23,6 @@ from odesteer_tl.evaluation.strength import Trial, best, least_T, median_displac
 
 
 @pytest.fixture(scope="module")
-def demo():
-    return ot.load_demo()
-
-
-@pytest.fixture(scope="module")
 def acts(demo):
     return ot.collect(demo.model, demo.desired, demo.undesired, layer=2, position="mean")
 

@@ -22,7 +22,7 @@ import odesteer_tl as ot
 from odesteer_tl.flows.features import Polynomial, PolynomialSketch
 from odesteer_tl.flows.fields import UnitGradient
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.methods import GradientFlow, Method, ODESteer, StepODESteer
+from odesteer_tl.methods import GradientFlow, ODESteer, PointwiseMethod, StepODESteer
 from odesteer_tl.portable.edits import State
 from odesteer_tl.portable.gradients import GradientFunction, to_device
 from odesteer_tl.remote.packing import held, moved, packed
@@ -197,7 +197,7 @@ def test_a_solver_or_a_field_of_the_users_is_refused():
     with pytest.raises(ValueError, match=r"field function cannot be sent .*GradientFlow"):
         Flow(lambda a: a).parts()
 
-    class Silent(Method):
+    class Silent(PointwiseMethod):
         def _move(self, x, T):
             return x
 
