@@ -38,7 +38,7 @@ def close(got, expected, dtype):
     assert (gap <= relative * expected.double().norm(dim=-1)).all()
 
 
-def at_home(name, dtype) -> Method:
+def at_home(name, dtype) -> PointwiseMethod:
     """The method whose numbers have the precision that the law asks for."""
     return moved(fitted(name), dtype=torch.float64) if dtype == torch.float64 else fitted(name)
 
