@@ -17,9 +17,10 @@ shape_checks.install()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 LONGEST = (
-    "test_compare.py", "test_fuzz_programs.py", "test_closed_loops.py", "test_parity.py", "test_demo_report.py",
-    "test_mutants.py", "test_fit_and_generate.py", "test_steering_on_a_server.py", "test_loopback_server.py",
-    "test_server_failures.py", "test_checks_of_payloads.py", "test_readme.py", "test_huggingface.py",
+    "test_fuzz_programs.py", "test_loopback_server.py", "test_paper_report.py", "test_fit_and_generate.py",
+    "test_parity.py", "test_interrupted.py", "test_demo_report.py", "test_steering_on_a_server.py", "test_readme.py",
+    "test_closed_loops.py", "test_mutants.py", "test_server_failures.py", "test_checks_of_payloads.py",
+    "test_closed_loop_rows.py", "test_command_line.py", "test_tuning.py",
 )  # fmt: skip
 
 

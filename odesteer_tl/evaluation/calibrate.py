@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from odesteer_tl._shapes import Samples
+from odesteer_tl.backends.checks import check_layer
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.evaluation.crossing import Crossing, first_crossing
@@ -17,6 +19,7 @@ from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method, PointwiseMethod
 from odesteer_tl.methods.view import LENGTH
+from odesteer_tl.portable.method_list import check_method
 from odesteer_tl.portable.sites import Site, site_name
 from odesteer_tl.portable.strength import Strength
 
@@ -76,17 +79,20 @@ class Calibration:
         return "\n".join(lines)
 
     def plot(self, file: str | Path) -> None:
-        """Write a picture of the curve: KL against strength, both in logarithms, with the budget."""
+        """Write a picture of the curve: KL against strength, both in logarithms, with the budget. Raises ValueError for
+        a budget of 0, for which nothing was measured."""
         from odesteer_tl.evaluation.plots import plot_calibration
 
+        if not self.curve:
+            raise ValueError("A budget of 0 nats has no curve to plot: T = 0 was not sought.")
         plot_calibration(self, file)
 
 
 def calibrate(
     model: Any,
-    method: Method,
+    method: Any,
     prompts: Texts,
-    kl: float | int = 0.1,
+    kl: Any = 0.1,
     *,
     quantile: float | None = None,
     relative: bool | None = None,
@@ -109,17 +115,24 @@ def calibrate(
     in one pass. `relative`: whether relative_T is sought, and not T; None: where T is a length. Prompts,
     `chat_template` and `system` as for `generate`; `positions`, `layer` and `blocks` as for `steering`.
 
-    A budget of 0 is T = 0. Raises ValueError for a budget below 0, a quantile outside (0, 1), and a method that spends
-    other than the budget at every strength it takes, as a map that is too weak or a closed loop that is never off.
+    A budget of 0 is T = 0. Inside a steering block "unsteered" is as steered there. Raises ValueError for a budget
+    below 0, a quantile outside (0, 1), a list of methods, and a method that spends other than the budget at every
+    strength it takes, as a map that is too weak or a closed loop that is never off.
     """
     start = time.perf_counter()
-    if not (math.isfinite(kl) and kl >= 0):
+    if isinstance(method, Sequence):
+        raise ValueError("calibrate takes one method: several are one as ot.Layers(parts=(method_a, method_b)).")
+    check_method(method)
+    if not (isinstance(kl, (int, float)) and math.isfinite(kl) and kl >= 0):
         raise ValueError(f"kl is a budget in nats, 0 or more, such as 0.1; got {kl}.")
     if quantile is not None and not 0 < quantile < 1:
         raise ValueError(f"quantile lies between 0 and 1, as 0.95 does; got {quantile}.")
     view = getattr(method, "view", None)
     unit = LENGTH if view is None else view.T
     relative = (unit is LENGTH and not method.several) if relative is None else relative
+    _strength(0.0, relative).check(limits=unit.limits if relative else None)
+    if layer is not None:
+        check_layer(model, layer, blocks)
     if kl == 0:
         zero = Strength(relative_T=0.0) if relative else Strength(0.0)
         return Calibration(zero, 0.0, 0.0, True, True, (), quantile, 0, 0, time.perf_counter() - start)
@@ -133,9 +146,10 @@ def calibrate(
 
     def measure(values: Sequence[float]) -> list[float]:
         strengths = [_strength(value, relative) for value in values]
-        for value, strength, own in zip(
-            values, strengths, texts.divergences(method, strengths, batch_size), strict=True
-        ):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
+            divergences = texts.divergences(method, strengths, batch_size)
+        for value, strength, own in zip(values, strengths, divergences, strict=True):
             mean, p95 = float(own.mean()), float(own.quantile(0.95))
             cost = mean if quantile is None else float(own.quantile(quantile))
             curve[value] = Measured(value, cost, mean, p95, *_moved(method, read, strength))

@@ -35,6 +35,8 @@ class Strength(Frozen):
         value = relative_T if T is None else T
         if not isinstance(value, (int, float, Tensor)):
             raise ValueError(f"T is a number or a tensor, one value per row; got a {type(value).__name__}.")
+        if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
+            raise ValueError(f"A tensor T holds real numbers, one value per row; got {value.dtype}.")
         whole = torch.isfinite(value).all() if isinstance(value, Tensor) else abs(value) <= LARGEST  # no huge int
         if not whole:
             raise ValueError(f"T and relative_T must be finite, got {value}.")

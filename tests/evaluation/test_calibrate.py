@@ -1,5 +1,7 @@
 """The calibrated strength, judged by the plain Hugging Face model under torch hooks."""
 
+import warnings
+
 import pytest
 import torch
 from models import EVERY, load
@@ -119,6 +121,15 @@ def test_no_budget_is_no_steering():
     model, method = load("huggingface", "llama"), ROWS["ODESteer"]("llama")
     found = ot.calibrate(model, method, PROMPTS, 0)
     assert found.strength.relative_T == 0 and found.spent == 0 and found.reached
+    with pytest.raises(ValueError, match="no curve to plot"):
+        found.plot("curve.png")
+
+
+def test_strengths_that_are_tried_warn_of_nothing():
+    model, method = load("huggingface", "llama", dtype=torch.bfloat16), ROWS["ODESteer"]("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ot.calibrate(model, method, PROMPTS, KL, max_new_tokens=3)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +139,11 @@ def test_no_budget_is_no_steering():
         ({"kl": float("nan")}, "kl is a budget"),
         ({"quantile": 1.0}, "quantile lies between 0 and 1"),
         ({"positions": slice(50, 60)}, "names no token of these texts"),
+        ({"kl": "0.1"}, "kl is a budget in nats"),
+        ({"layer": 9}, "layer=9 does not exist"),
+        ({"method": ot.CAA}, "CAA is a class, not a fitted method"),
+        ({"method": [(ROWS["CAA"]("llama"), 1.0)]}, "calibrate takes one method.*ot.Layers"),
+        ({"method": ROWS["Ablation"]("llama"), "relative": True}, "and no relative_T; got T=None, relative_T=0.0"),
         ({"kl": 1e6}, r"CAA does not spend 1e\+06 nats of KL: .* at most, for T from .* Give a smaller budget"),
     ],
 )
@@ -136,5 +152,5 @@ def test_what_cannot_be_is_refused_and_the_model_stays_as_it_was(given, said):
     tokens = torch.tensor([[1, 5, 6, 7]])
     before = model(tokens)
     with pytest.raises(ValueError, match=said):
-        ot.calibrate(model, method, PROMPTS, **{"max_new_tokens": 3, **given})
+        ot.calibrate(model, **{"method": method, "prompts": PROMPTS, "max_new_tokens": 3, **given})
     assert torch.equal(model(tokens), before)

@@ -46,6 +46,8 @@ def test_relative_strengths_stand_beside_absolute_ones_in_a_list():
         (lambda s: {"T": None, "relative_T": s}, "T is a number or a tensor, one value per row; got a Strength"),
         (lambda s: {"T": [s]}, "got a list"),
         (lambda s: {"T": torch.tensor([1.0, float("nan")])}, "must be finite"),
+        (lambda s: {"T": torch.tensor([1.0, 1j])}, "real numbers, one value per row; got torch.complex64"),
+        (lambda s: {"T": torch.tensor([True, False])}, "real numbers, one value per row; got torch.bool"),
         (lambda s: {"T": 10**400}, "must be finite"),
     ],
 )
