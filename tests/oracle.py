@@ -1,16 +1,19 @@
 """What steered logits should be: the plain Hugging Face model, one row at a time, no padding, no cache, and a torch
-hook on a decoder layer that steers positions written out one by one. It shares no code with the package."""
+hook on a decoder layer that steers positions written out one by one. It steers by a stub, at rules of every kind;
+`parity.oracle` steers by methods. Neither uses code of the backends."""
 
 import torch
 from models import hugging_face
 
 from odesteer_tl.data.activations import Origin
+from odesteer_tl.parity.oracle import LAYER, PROMPTS, STEPS
+from odesteer_tl.parity.run import padded
 from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.sites import Site
 
-LAYER, T, STEPS = 1, 3.0, 5
-TOLERANCE, EFFECT = 1e-4, 0.1
-PROMPTS = {"single": [[1, 5, 6, 7]], "batch": [[1, 5, 6, 7, 9], [1], [1, 8, 4]]}
+__all__ = ["LAYER", "PROMPTS", "STEPS", "padded"]
+
+T, TOLERANCE, EFFECT = 3.0, 1e-4, 0.1
 
 
 class Stub:
@@ -109,13 +112,6 @@ def logits(hf, row: list[int], positions: list[int], method: Stub, T: float, que
         return hf(torch.tensor([row]), use_cache=False).logits[0]
     finally:
         handle.remove()
-
-
-def padded(rows, pad_id):
-    width = max(map(len, rows))
-    tokens = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return tokens, mask
 
 
 def generate(model, kind, rows, use_past_kv_cache=True):

@@ -110,9 +110,9 @@ def in_graph(model: Any, remote: str | bool) -> Run:
     return run
 
 
-def padded(rows: list[list[int]]) -> tuple[TokenIds, Tensor]:
-    """Rows of ids as one tensor with pads (0) on the left, and its mask as Hugging Face writes it."""
+def padded(rows: list[list[int]], pad_id: int = 0) -> tuple[TokenIds, Tensor]:
+    """Rows of ids as one tensor with pads on the left, and its mask as Hugging Face writes it."""
     width = max(map(len, rows))
-    tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    tokens = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return tokens, mask
