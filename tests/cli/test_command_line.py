@@ -196,7 +196,7 @@ def test_the_table_is_printed_before_it_is_drawn(capsys, monkeypatch):
     ("out", "words"),
     [
         ("good.txt", "is a file"), ("good.txt/out", "good.txt is a file"), ("model", "config.json of something else"),
-        ("linked", "config.json of something else"), ("mine", "holds other files"), ("/proc/out", "cannot be written"),
+        ("linked", "config.json that is a link"), ("mine", "holds other files"), ("/proc/out", "cannot be written"),
         ("", "'.' is the current folder"), (".", "holds other files"), ("o" * 5000, "File name too long"),
     ],
 )  # fmt: skip
