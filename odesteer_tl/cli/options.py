@@ -29,7 +29,11 @@ MethodName = Annotated[
 ]
 ModelName = Annotated[
     str,
-    Option(parser=values.name, metavar="NAME", help="A name for TransformerLens, a local folder, or 'embedded'."),
+    Option(
+        parser=values.name,
+        metavar="NAME",
+        help="A name for TransformerLens, a folder, a .gguf file, or 'embedded'.",
+    ),
 ]
 OtherModelName = Annotated[
     str | None, Option(parser=values.name, metavar="NAME", help="As for fit; the model of the fit unless given.")

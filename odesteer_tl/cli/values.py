@@ -32,7 +32,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
     def read(given: Any) -> float:
         text = str(given)
         try:
-            value = float(text)
+            value = float(text if re.fullmatch(r"[!-^`-~]+", text) else "")  # no 1_000, no digits of other scripts
         except ValueError:
             raise typer.BadParameter(f"{text!r} is not a number.") from None
         if not math.isfinite(value):

@@ -313,3 +313,33 @@ def test_a_line_is_short_and_holds_no_control_characters():
     assert on_one_line("a\nb\t c\x1b[2J\u202e\udce9") == "a b c\\x1b[2J\\u202e\\udce9"
     long = on_one_line("x" * 5000 + "end")
     assert len(long) <= 1000 and long.endswith("xend") and " … " in long
+
+
+def test_a_pipe_is_read_once_under_whatever_name(capsys, monkeypatch):
+    monkeypatch.setattr(ot, "load_demo", lambda: pytest.fail("worked for nothing"))
+    os.mkfifo("pipe")
+    os.symlink("pipe", "other name")
+    for names in (["pipe", "pipe"], ["pipe", "other name"], ["pipe", "./pipe"]):
+        refused(capsys, ["fit", *names, "out", "--layer", "1"], "A pipe can be read once")
+
+
+def test_a_file_that_cannot_be_read_is_named():
+    with pytest.raises(OSError, match="/proc/self/mem"):
+        lines_of(Path("/proc/self/mem"))
+
+
+@pytest.mark.parametrize("text", ["1_000", "٣", " 3", "3 ", "３"])
+def test_a_number_is_one_in_plain_digits(text, method, capsys):
+    refused(capsys, ["generate", "method", "film", "--T", text], "is not a number")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("absent.gguf", "There is no file absent.gguf"), ("no.gguf", "is no GGUF file"), ("good.txt", "a .gguf file")],
+)
+def test_a_gguf_file_is_looked_at_before_the_work(name, words, capsys, monkeypatch):
+    monkeypatch.setattr(ot, "collect", lambda *_, **__: pytest.fail("worked for nothing"))
+    Path("no.gguf").write_text("GG")
+    Path("kept.gguf").write_bytes(b"GGUF and more")
+    refused(capsys, [*FIT, "--model", name], words)
+    refused(capsys, [*FIT, "--model", "./kept.gguf"], "./kept.gguf cannot be loaded", "the file may be damaged")
