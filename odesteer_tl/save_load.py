@@ -14,7 +14,9 @@ from torch import Tensor
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import Origin
 from odesteer_tl.data.field_types import check_fields
+from odesteer_tl.data.plain_trees import as_kept
 from odesteer_tl.data.storage import read_tree, write_tree
+from odesteer_tl.data.targets import check_target
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Fourier, Kernel, Linear, Sketch, Squares
 from odesteer_tl.flows.training import Network, NetworkBarrier
@@ -34,10 +36,14 @@ def saved_classes() -> dict[str, Any]:
 def save(method: Method, folder: str | Path) -> None:
     """Write a fitted method to `folder` as safetensors and JSON, in place of the one there: all of it, or nothing.
 
-    Raises ValueError for a method that holds an object of the user's own, as its code cannot be kept, for numbers that
-    are not finite, and for a folder that holds another program's files; OSError where the disc refuses.
+    Raises ValueError for a method that holds an object of the user's own, as its code cannot be kept, for what `load`
+    would refuse, such as numbers that are not finite, and for a folder that holds another program's files; OSError
+    where the disc refuses.
     """
-    write_tree(folder, {"odesteer_tl": _version(), "method": _plain(method)})
+    check_target(folder)
+    kept = _plain(method)
+    _method(kept, "What is to be saved")
+    write_tree(folder, {"odesteer_tl": _version(), "method": kept})
 
 
 def load(folder: str | Path) -> Method:
@@ -45,22 +51,26 @@ def load(folder: str | Path) -> Method:
 
     Raises ValueError where the folder holds no method of this version's classes, or was changed or damaged since.
     """
-    tree = read_tree(folder)
+    return _method(read_tree(folder).get("method"), f"{folder}")
+
+
+def _method(tree: Any, whose: str) -> Method:
+    """The method of a tree. Raises ValueError, beginning with `whose`, where it makes none that works."""
     try:
-        method = _built(tree.get("method"), folder)
+        method = _built(tree, whose)
     except RecursionError as error:
-        raise ValueError(f"{folder} holds methods within methods, too many to be read.") from error
+        raise ValueError(f"{whose} holds methods within methods, too many to be read.") from error
     if type(method) not in {entry.method for entry in registered()}:
-        raise ValueError(f"{folder} holds no fitted method; activations are read with ContrastiveActivations.load.")
-    _try_out(method, folder)
+        raise ValueError(f"{whose} holds no fitted method; activations are read with ContrastiveActivations.load.")
+    _try_out(method, whose)
     return method
 
 
-def _try_out(method: Method, folder: str | Path) -> None:
+def _try_out(method: Method, whose: str) -> None:
     """Values of the wrong type or shape fail here and not in the middle of a generation."""
     if isinstance(method, Layers):
         for part in method.parts:
-            _try_out(part, folder)
+            _try_out(part, whose)
         return
     try:
         if isinstance(method, FeedbackController):
@@ -78,7 +88,7 @@ def _try_out(method: Method, folder: str | Path) -> None:
                 failed = error
         raise failed
     except Exception as error:
-        raise ValueError(f"{folder} holds a {type(method).__name__} whose values do not fit: {error}") from error
+        raise ValueError(f"{whose} holds a {type(method).__name__} whose values do not fit: {error}") from error
 
 
 MOST_WIDTH = 2**20
@@ -112,9 +122,11 @@ def _run_through(loop: FeedbackController) -> None:
 def _plain(thing: Any) -> Any:
     if saved_classes().get(type(thing).__name__) is type(thing):
         return {"class": type(thing).__name__} | {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
+    if isinstance(thing, Tensor):
+        return as_kept(thing, type(thing).__name__)
     if type(thing) is tuple:
         return [_plain(part) for part in thing]
-    if is_dataclass(thing) or not isinstance(thing, (Tensor, str, int, float, bool, type(None))):
+    if is_dataclass(thing) or not isinstance(thing, (str, int, float, bool, type(None))):
         raise ValueError(
             f"A {type(thing).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
             "build the method again around it."
@@ -122,24 +134,24 @@ def _plain(thing: Any) -> Any:
     return thing
 
 
-def _built(tree: Any, folder: str | Path) -> Any:
+def _built(tree: Any, whose: str) -> Any:
     if isinstance(tree, list):
-        return tuple(_built(part, folder) for part in tree)
+        return tuple(_built(part, whose) for part in tree)
     if not isinstance(tree, dict):
         return tree
     cls = saved_classes().get(str(tree.get("class")))
     if cls is None:
-        raise ValueError(f"{folder} holds a {tree.get('class')!r}, which this version of odesteer_tl does not know.")
+        raise ValueError(f"{whose} holds a {tree.get('class')!r}, which this version of odesteer_tl does not know.")
     names = {f.name for f in fields(cls)}
     if set(tree) - {"class"} != names:
         found = sorted(set(tree) - {"class"})
-        raise ValueError(f"{folder}: {cls.__name__} needs the fields {sorted(names)}, found {found}.")
-    values = {name: _built(tree[name], folder) for name in names}
+        raise ValueError(f"{whose}: {cls.__name__} needs the fields {sorted(names)}, found {found}.")
+    values = {name: _built(tree[name], whose) for name in names}
     try:
         check_fields(cls, values)
         return cls(**values)
     except Exception as error:  # a value of another type than the field's
-        raise ValueError(f"{folder}: {cls.__name__} cannot be built from its values: {error}") from error
+        raise ValueError(f"{whose}: {cls.__name__} cannot be built from its values: {error}") from error
 
 
 def _version() -> str:

@@ -132,11 +132,11 @@ def test_a_tensor_that_is_not_there_is_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 2, "tree": {}}', '{"format": 1, "tree": 3}', "not json"])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 2, "tree": {}}', '{"format": 1, "tree": 3}', "no"])
 def test_a_config_of_another_kind_is_refused(text, tmp_path):
     save(fitted("caa"), tmp_path)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"reads formats 1 and 2|Expecting value"):
+    with pytest.raises(ValueError, match=r"reads formats 1 and 2|Expecting value|of something else"):
         load(tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_tree_of_plain_values_comes_back_as_it_went(tmp_path):
     assert again["a"] == tree["a"]
     assert torch.equal(again["b"]["c"], torch.arange(3))
     assert again["b"]["d"][0].dtype == torch.bfloat16
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="object is not JSON serializable"):
         write_tree(tmp_path / "none", {"a": object()})
     assert not (tmp_path / "none").exists()
 
@@ -342,9 +342,13 @@ def test_bounds_are_said(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="cannot be read"):
         load(tmp_path)
+    write_tree(tmp_path / "large", kept)
     monkeypatch.setattr("odesteer_tl.data.storage.MOST_BYTES", 100)
     with pytest.raises(ValueError, match="larger than 100 bytes"):
-        read(lambda tree: tree)
+        load(tmp_path / "large")
+    with pytest.raises(ValueError, match="the most that is kept is 100"):
+        write_tree(tmp_path / "larger", kept)
+    assert not (tmp_path / "larger").exists()
 
 
 def test_a_method_that_does_not_say_its_width_is_tried_too(tmp_path):

@@ -25,7 +25,7 @@ def model_and_tokenizer(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import __version__ as version
 
     file = Path(name)
-    _check(file)
+    check_gguf(file)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         with without_progress_bars():
@@ -39,7 +39,8 @@ def model_and_tokenizer(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     return _plain(model), tokenizer
 
 
-def _check(file: Path) -> None:
+def check_gguf(file: Path) -> None:
+    """Raise ValueError where there is no such file, it is no GGUF, or the package that reads it is not installed."""
     if not file.is_file():
         raise ValueError(f"There is no file {file}.")
     with file.open("rb") as opened:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from odesteer_tl._interrupts import raised_at_work
 from odesteer_tl.cli.messages import in_own_words, on_one_line
 from odesteer_tl.cli.streams import PACKAGE, forget_output, prepare_streams, warnings_in_a_line
 
@@ -56,7 +57,8 @@ def ended(run: Callable[[], Any]) -> int:
 
 def _code_of(run: Callable[[], Any]) -> int:
     try:
-        code = run()
+        with raised_at_work():
+            code = run()
         return code if isinstance(code, int) else DONE
     except SystemExit as error:  # from click, where the reader of its help has gone
         broken = isinstance(error.__context__, BrokenPipeError)

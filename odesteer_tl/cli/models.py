@@ -4,19 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from odesteer_tl.assets.demo import EMBEDDED
+from odesteer_tl.backends.gguf_files import check_gguf, is_gguf
 
 
 def check_model(name: str) -> None:
-    """Raise ValueError where `name` is a file, a folder that holds no model, or a path that leads nowhere; what a name
-    without a path means, only the library knows."""
+    """Raise ValueError where `name` is a file other than a GGUF, a folder that holds no model, or a path that leads
+    nowhere; what a name without a path means, only the library knows."""
     place = Path(name)
     if name == EMBEDDED:
         return
     if place.is_dir():
         if not (place / "config.json").is_file():
             raise ValueError(f"--model {name} is a folder without a config.json, so that it holds no model.")
+    elif is_gguf(name):
+        check_gguf(place)
     elif place.exists() or place.is_absolute() or name.startswith((".", "~")):
-        raise ValueError(f"--model {name} is no folder: give one that holds a model, or a Hugging Face name.")
+        raise ValueError(
+            f"--model {name} is no folder: give one that holds a model, a .gguf file or a Hugging Face name."
+        )
 
 
 def chosen_model(name: str) -> Any:

@@ -29,7 +29,11 @@ MethodName = Annotated[
 ]
 ModelName = Annotated[
     str,
-    Option(parser=values.name, metavar="NAME", help="A name for TransformerLens, a local folder, or 'embedded'."),
+    Option(
+        parser=values.name,
+        metavar="NAME",
+        help="A name for TransformerLens, a folder, a .gguf file, or 'embedded'.",
+    ),
 ]
 OtherModelName = Annotated[
     str | None, Option(parser=values.name, metavar="NAME", help="As for fit; the model of the fit unless given.")
@@ -94,7 +98,7 @@ RelativeTime = Annotated[
 MaxNewTokens = Annotated[int, Option(parser=values.whole(1, MOST_TOKENS), metavar="INTEGER")]
 Temperature = Annotated[
     float | None,
-    Option(parser=values.number(0.0), metavar="NUMBER", help="Samples; 0, or without it and --top-p, greedy."),
+    Option(parser=values.temperature, metavar="NUMBER", help="Samples; 0, or without it and --top-p, greedy."),
 ]
 TopP = Annotated[
     float | None,

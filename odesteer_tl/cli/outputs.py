@@ -1,19 +1,16 @@
 """Where a command writes, looked at before it works."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from odesteer_tl.data.storage import check_target
+from odesteer_tl.data.targets import check_target
 
 
 def check_output(folder: Path) -> None:
     """Raise ValueError where a fitted method cannot be kept in `folder`: a file, a folder of something else, such as a
     model, whose own config.json would be lost, or one that cannot be made or written."""
     check_target(folder)
-    if not os.path.lexists(folder / "config.json") and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds other files: choose a new folder, or an empty one.")
     there = folder.absolute()
     while not there.exists():
         there = there.parent

@@ -43,6 +43,18 @@ def check_readable(*files: Path | None) -> None:
     for file in given:
         if str(file) != "-":
             _check_kind(file)
+    pipes = [pipe for pipe in map(_pipe, given) if pipe is not None]
+    if len(set(pipes)) < len(pipes):
+        raise ValueError("A pipe can be read once, and one was given twice: keep the other texts in a file.")
+
+
+def _pipe(file: Path) -> tuple[int, int] | None:
+    """Which pipe a file is, under whatever name, such as /dev/fd/0; None for what can be read again."""
+    try:
+        found = os.fstat(0) if str(file) == "-" else os.stat(file)
+    except OSError:  # standard input is closed
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISFIFO(found.st_mode) else None
 
 
 def _check_kind(file: Path) -> None:
@@ -65,7 +77,11 @@ def _bytes_of(file: Path, name: str) -> bytes:
     else:
         _check_kind(file)
         with file.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
+            try:
+                data = stream.read(MOST_BYTES + 1)
+            except OSError as error:
+                error.filename = name  # which only opening says
+                raise
     if len(data) > MOST_BYTES:
         raise ValueError(f"{name} is larger than {MOST_BYTES // 2**20} MiB: fit on fewer texts.")
     return data

@@ -32,7 +32,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
     def read(given: Any) -> float:
         text = str(given)
         try:
-            value = float(text)
+            value = float(text if re.fullmatch(r"[!-^`-~]+", text) else "")  # no 1_000, no digits of other scripts
         except ValueError:
             raise typer.BadParameter(f"{text!r} is not a number.") from None
         if not math.isfinite(value):
@@ -43,6 +43,14 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
         return value
 
     return read
+
+
+def temperature(given: Any) -> float:
+    """Reads 0 or what logits can be divided by: by less, they leave float32."""
+    value = number(0.0)(given)
+    if 0 < value < 1e-6:
+        raise typer.BadParameter(f"{given} is neither 0 nor at least 1e-06.")
+    return value
 
 
 def method_names() -> list[str]:

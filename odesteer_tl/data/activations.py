@@ -224,7 +224,8 @@ class ContrastiveActivations:
 
     def save(self, folder: str | Path) -> None:
         """Write everything to `folder` as safetensors and JSON, all of it or nothing; raises as `ot.save` does."""
-        write_tree(folder, {"class": "ContrastiveActivations"} | {f.name: getattr(self, f.name) for f in fields(self)})
+        check_fields(type(self), values := {f.name: getattr(self, f.name) for f in fields(self)})
+        write_tree(folder, {"class": "ContrastiveActivations"} | values)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ContrastiveActivations":

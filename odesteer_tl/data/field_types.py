@@ -25,5 +25,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (None, types.NoneType):
         return value is None
     if hint in _PLAIN:
-        return type(value) in _PLAIN[hint]
+        return isinstance(value, _PLAIN[hint]) and (hint is bool or not isinstance(value, bool))
     return not isinstance(value, (str, bool, int, float)) or hint is Any or isinstance(hint, str)

@@ -21,11 +21,16 @@ def parsed(text: str) -> Any:
 def check_finite(plain: Any, tensors: dict[str, Tensor], whose: str) -> None:
     """Raise ValueError, beginning with `whose`, for NaN or inf among the tensors or the plain values."""
     for name, tensor in tensors.items():
+        where = name.removeprefix("tree.")
         if tensor.is_complex():
-            raise ValueError(f"{whose} holds complex numbers in {name.removeprefix('tree.')}.")
-        numbers = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
-        if tensor.is_floating_point() and not bool(torch.isfinite(numbers).all()):
-            raise ValueError(f"{whose} holds NaN or inf in {name.removeprefix('tree.')}: fit again on finite numbers.")
+            raise ValueError(f"{whose} holds complex numbers in {where}.")
+        try:
+            numbers = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
+            finite = not tensor.is_floating_point() or bool(torch.isfinite(numbers).all())
+        except RuntimeError as error:  # 65 axes, or a type of numbers that torch can only hold
+            raise ValueError(f"{whose} holds {tensor.dtype} in {where}, which torch cannot look at: {error}") from error
+        if not finite:
+            raise ValueError(f"{whose} holds NaN or inf in {where}: fit again on finite numbers.")
 
     def look(value: Any, path: str) -> None:
         if isinstance(value, float) and not math.isfinite(value):
@@ -36,14 +41,26 @@ def check_finite(plain: Any, tensors: dict[str, Tensor], whose: str) -> None:
     look(plain, "tree")
 
 
-def check_depth(plain: Any, file: Path) -> None:
-    """Raise ValueError for values within values deeper than `MOST_DEPTH`; needs no recursion of its own."""
+def check_depth(plain: Any, whose: str | Path) -> None:
+    """Raise ValueError, beginning with `whose`, for values within values deeper than `MOST_DEPTH`; needs no recursion
+    of its own."""
     level, depth = [plain], 0
     while level:
         if depth > MOST_DEPTH:
-            raise ValueError(f"{file} holds values within values deeper than {MOST_DEPTH}, the most that is read.")
+            raise ValueError(f"{whose} holds values within values deeper than {MOST_DEPTH}, the most that is read.")
         inner = [value.values() if isinstance(value, dict) else value for value in level if type(value) in (dict, list)]
         level, depth = [value for values in inner for value in values], depth + 1
+
+
+def as_kept(tensor: Tensor, name: str) -> Tensor:
+    """A tensor as it goes into a file: on the CPU, whole, sharing its memory with no other.
+
+    Raises ValueError for one that has no numbers of its own (meta), or not all of them (sparse, nested, quantised).
+    """
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else str(tensor.layout)
+        raise ValueError(f"{name} is a {kind} tensor: only tensors that hold all of their numbers can be saved.")
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def tree_digest(plain: Any) -> str:

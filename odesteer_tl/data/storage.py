@@ -8,7 +8,6 @@ tell a damaged folder at load.
 import hashlib
 import json
 import os
-import re
 import secrets
 import time
 from pathlib import Path
@@ -16,38 +15,24 @@ from typing import Any
 
 from torch import Tensor
 
-from odesteer_tl.data.plain_trees import check_depth, check_finite, parsed, tree_digest
+from odesteer_tl.data.plain_trees import as_kept, check_depth, check_finite, parsed, tree_digest
+from odesteer_tl.data.targets import MOST_BYTES, TENSORS, UNFINISHED, check_target, is_format, readable_name
 
 FORMAT = 2
 """Version of the layout; a reader refuses what it does not know. 1 had no digests, and tensors.safetensors."""
 
-MOST_BYTES, MOST_TENSORS = 2**24, 10_000
-"""Of a `config.json` that is read, and of what the other file holds."""
+MOST_TENSORS = 10_000
+"""Of a file of them that is written or read."""
 
-_TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
-_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _FORGOTTEN = 3600.0
 """Seconds after which a file that no save has finished, or none names, is taken away by the next save."""
-
-
-def check_target(folder: str | Path) -> None:
-    """Raise ValueError where a tree is not to be written: no name, a file, or the folder of another program, such as a
-    model, whose own `config.json` would be lost."""
-    if not str(folder):
-        raise ValueError('The folder has no name: "" was given. For the current folder type ".".')
-    folder = Path(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; a fitted method is kept in a folder.")
-    config = folder / "config.json"
-    if os.path.lexists(config) and (config.is_symlink() or not _is_ours(config)):
-        raise ValueError(f"{folder} holds a config.json of something else, such as a model: choose another folder.")
 
 
 def write_tree(folder: str | Path, tree: dict[str, Any]) -> None:
     """Write `tree` (dicts, lists, str, int, float, bool, None, tensors) into `folder`, in place of the one there.
 
-    Raises ValueError as `check_target` does and for a number that is not finite, OSError where the disc refuses; the
-    tree that was there is whole then.
+    Raises ValueError as `check_target` does and for what `read_tree` would refuse, such as a number that is not finite;
+    OSError where the disc refuses. The tree that was there is whole then.
     """
     from safetensors.torch import save_file
 
@@ -56,7 +41,7 @@ def write_tree(folder: str | Path, tree: dict[str, Any]) -> None:
 
     def detach(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous().clone()
+            tensors[path] = as_kept(value, path)
             return {"tensor": path}
         if isinstance(value, dict):
             return {key: detach(item, f"{path}.{key}") for key, item in value.items()}
@@ -66,8 +51,8 @@ def write_tree(folder: str | Path, tree: dict[str, Any]) -> None:
 
     folder = Path(folder)
     plain = detach(tree, "tree")
-    json.dumps(plain)  # fails on anything that is no plain value, before the folder is touched
     check_finite(plain, tensors, "What is to be saved")
+    _check_size(plain, tensors)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"tensors-{secrets.token_hex(8)}.safetensors"
     unfinished = [folder / f".{secrets.token_hex(8)}.tmp" for _ in range(2)]
@@ -100,10 +85,16 @@ def write_tree(folder: str | Path, tree: dict[str, Any]) -> None:
 def read_tree(folder: str | Path) -> dict[str, Any]:
     """Read what `write_tree` wrote.
 
-    Raises ValueError where the folder holds no such tree, or one of another format, and where any of it was changed,
-    damaged, or larger than what is read (`MOST_BYTES`, `MOST_DEPTH`, `MOST_TENSORS`).
+    Raises ValueError where the folder holds no such tree, or one of another format, where any of it was changed,
+    damaged, or larger than what is read (`MOST_BYTES`, `MOST_DEPTH`, `MOST_TENSORS`), and where the disc refuses.
     """
-    folder = Path(folder)
+    try:
+        return _read_tree(readable_name(folder))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.filename or folder}: {error.strerror or error}.") from error
+
+
+def _read_tree(folder: Path) -> dict[str, Any]:
     for left in range(20, -1, -1):
         plain, name, digest = _config(folder)
         try:
@@ -149,12 +140,14 @@ def _config(folder: Path) -> tuple[dict[str, Any], str, str | None]:
         config = parsed(text)
     except (ValueError, OSError, RecursionError) as error:  # the parsers' own errors do not name the file
         raise ValueError(f"{folder} cannot be read: {error}") from error
-    found = config.get("format") if isinstance(config, dict) else type(config).__name__
+    if not is_format(config):
+        raise ValueError(f"{folder} is not a saved odesteer_tl folder: its config.json is of something else.")
+    found = config["format"]
     if found == 1 and isinstance(config.get("tree"), dict):
         plain, name, digest = config["tree"], "tensors.safetensors", None
     elif found == FORMAT and set(config) == {"format", "tensors", "sha256", "tree", "tree_sha256"}:
         plain, name, digest = config["tree"], config["tensors"], config["sha256"]
-        if not isinstance(plain, dict) or not _TENSORS.fullmatch(str(name)):
+        if not TENSORS.fullmatch(str(name)) or not isinstance(digest, str):
             raise ValueError(f"{file} is damaged: it names no tensors of this package. Save the method again.")
     else:
         raise ValueError(f"{file} has format {found}; this version of odesteer_tl reads formats 1 and {FORMAT}.")
@@ -167,7 +160,7 @@ def _config(folder: Path) -> tuple[dict[str, Any], str, str | None]:
 def _tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
     from safetensors import safe_open
 
-    if file.is_symlink() or not file.is_file():
+    if not file.is_file():
         raise FileNotFoundError(file)
     if digest is not None and _digest(file) != digest:
         raise ValueError(f"{file} was changed or damaged since it was saved (its digest differs): save it again.")
@@ -176,7 +169,8 @@ def _tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
             names = list(opened.keys())
             if len(names) > MOST_TENSORS:
                 raise ValueError(f"it holds {len(names):,} tensors; the most that is read is {MOST_TENSORS:,}")
-            return {name: opened.get_tensor(name) for name in names}
+            # Copies: what safetensors returns is the file itself, and changes or fails with it.
+            return {name: opened.get_tensor(name).clone() for name in names}
     except Exception as error:  # safetensors has an error of its own for a file that is gone
         if not file.exists():
             raise FileNotFoundError(file) from error
@@ -187,7 +181,7 @@ def _tidy(folder: Path, done: set[Any]) -> None:
     """Take away the tensors of the save before, and what saves that were killed have left."""
     kept, now = _named(folder), time.time()
     for file in folder.iterdir():
-        ours = _TENSORS.fullmatch(file.name) or _UNFINISHED.fullmatch(file.name)
+        ours = TENSORS.fullmatch(file.name) or UNFINISHED.fullmatch(file.name)
         try:
             forgotten = ours and file.name != kept and now - file.lstat().st_mtime > _FORGOTTEN
             if forgotten or (file.name in done and file.name != kept):
@@ -204,12 +198,18 @@ def _named(folder: Path) -> str | None:
         return None
 
 
-def _is_ours(config: Path) -> bool:
+def _check_size(plain: Any, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError for more than is read, before the folder is touched."""
+    whose = "What is to be saved"
+    check_depth(plain, whose)
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and {"format", "tree"} <= set(found)
+        size = len(json.dumps({"tree": plain}, indent=1)) + 1_000  # for the digests beside it
+    except TypeError as error:
+        raise ValueError(f"{whose} holds a value that is no number, text or tensor: {error}.") from error
+    if size > MOST_BYTES:
+        raise ValueError(f"{whose} holds {size:,} bytes beside its tensors; the most that is kept is {MOST_BYTES:,}.")
+    if len(tensors) > MOST_TENSORS:
+        raise ValueError(f"{whose} holds {len(tensors):,} tensors; the most that is kept is {MOST_TENSORS:,}.")
 
 
 def _digest(file: Path) -> str:

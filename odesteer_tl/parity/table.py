@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from odesteer_tl._shapes import TokenIds
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.targets import MOST_BYTES
 from odesteer_tl.methods import Method
 from odesteer_tl.methods.registry import registered
 from odesteer_tl.parity.models import Family, as_nnsight, hugging_face, tokenizer
@@ -104,7 +105,11 @@ def written(cells: Iterable[Cell]) -> str:
 def read(file: Path) -> list[Cell]:
     """The cells of another installation. Raises ValueError for a file that holds none."""
     try:
-        cells = [Cell(**cell) for cell in json.loads(file.read_text(encoding="utf-8"))]
+        with file.open("rb") as opened:
+            data = opened.read(MOST_BYTES + 1)  # some devices never end
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
+        cells = [Cell(**cell) for cell in json.loads(data.decode())]
         for cell in cells:
             for field in fields(Cell):
                 if not isinstance(getattr(cell, field.name), field.type):  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ OPTIONS = {
     "--layer": (["demo"], WHOLE), "--seed": (["demo"], WHOLE), "--seeds": (["compare"], [*WHOLE, "0", "1001"]),
     "--position": (FIT, ["²", "", "1.5", "first", "--1", "9" * 30]), "--max-new-tokens": (GENERATE, [*WHOLE, "0"]),
     "--T": (GENERATE, [*REAL, "1e308"]), "--relative-T": (GENERATE[:3], REAL), "--method": (FIT, ["", "gpt"]),
-    "--temperature": (GENERATE, [*REAL, "-1"]), "--top-p": (GENERATE, [*REAL, "0", "1.1", "-1"]),
+    "--temperature": (GENERATE, [*REAL, "-1", "1e-300"]), "--top-p": (GENERATE, [*REAL, "0", "1.1", "-1"]),
     "--model": (FIT, ["", " ", "\udce9"]), "--queries": (FIT, ["", " "]), "--picture": (["demo"], ["", " "]),
     "--direction": (["demo"], ["", "up"]), "--remote": (["parity"], ["", "ftp://x", "localhost:5001"]),
     "--with": (["parity"], [""]),
@@ -196,7 +196,7 @@ def test_the_table_is_printed_before_it_is_drawn(capsys, monkeypatch):
     ("out", "words"),
     [
         ("good.txt", "is a file"), ("good.txt/out", "good.txt is a file"), ("model", "config.json of something else"),
-        ("linked", "config.json of something else"), ("mine", "holds other files"), ("/proc/out", "cannot be written"),
+        ("linked", "config.json that is a link"), ("mine", "holds other files"), ("/proc/out", "cannot be written"),
         ("", "'.' is the current folder"), (".", "holds other files"), ("o" * 5000, "File name too long"),
     ],
 )  # fmt: skip
@@ -286,6 +286,7 @@ def test_cells_of_another_installation_are_checked_before_anything_is_measured(t
     assert table.read(Path("cells.json")) == [cell]
     Path("cells.json").write_text(table.written([cell]).replace("1.0", '"1.0"'))
     refused(capsys, ["parity", "--with", "cells.json"], "effect is '1.0'")
+    refused(capsys, ["parity", "--with", "/dev/zero"], "/dev/zero does not hold", "it is larger than 16,777,216 bytes")
 
 
 def test_what_libraries_print_is_no_part_of_the_output(capsys, monkeypatch):
@@ -313,3 +314,33 @@ def test_a_line_is_short_and_holds_no_control_characters():
     assert on_one_line("a\nb\t c\x1b[2J\u202e\udce9") == "a b c\\x1b[2J\\u202e\\udce9"
     long = on_one_line("x" * 5000 + "end")
     assert len(long) <= 1000 and long.endswith("xend") and " … " in long
+
+
+def test_a_pipe_is_read_once_under_whatever_name(capsys, monkeypatch):
+    monkeypatch.setattr(ot, "load_demo", lambda: pytest.fail("worked for nothing"))
+    os.mkfifo("pipe")
+    os.symlink("pipe", "other name")
+    for names in (["pipe", "pipe"], ["pipe", "other name"], ["pipe", "./pipe"]):
+        refused(capsys, ["fit", *names, "out", "--layer", "1"], "A pipe can be read once")
+
+
+def test_a_file_that_cannot_be_read_is_named():
+    with pytest.raises(OSError, match="/proc/self/mem"):
+        lines_of(Path("/proc/self/mem"))
+
+
+@pytest.mark.parametrize("text", ["1_000", "٣", " 3", "3 ", "３"])
+def test_a_number_is_one_in_plain_digits(text, method, capsys):
+    refused(capsys, ["generate", "method", "film", "--T", text], "is not a number")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("absent.gguf", "There is no file absent.gguf"), ("no.gguf", "is no GGUF file"), ("good.txt", "a .gguf file")],
+)
+def test_a_gguf_file_is_looked_at_before_the_work(name, words, capsys, monkeypatch):
+    monkeypatch.setattr(ot, "collect", lambda *_, **__: pytest.fail("worked for nothing"))
+    Path("no.gguf").write_text("GG")
+    Path("kept.gguf").write_bytes(b"GGUF and more")
+    refused(capsys, [*FIT, "--model", name], words)
+    refused(capsys, [*FIT, "--model", "./kept.gguf"], "./kept.gguf cannot be loaded", "the file may be damaged")
