@@ -7,7 +7,7 @@ uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer, or in
 
     demo = ot.load_demo()                                              # or a TransformerLens, nnsight or plain model
     acts = ot.collect(demo.model, demo.desired, demo.undesired, layer=2, position="mean")
-    method = ot.ODESteer.fit(acts)                                     # ot.CAA, ot.ITI, … have the same face
+    method = ot.ODESteer.fit(acts)                                     # ot.CAA, ot.ITI, … have the same interface
     with ot.steering(demo.model, method, relative_T=0.2) as report:    # T is a fifth of each activation's norm
         print(demo.model.generate("The film opens with", max_new_tokens=40))
     print(report.tokens_steered)                                       # {2: 40}
