@@ -42,8 +42,8 @@ def save(method: Method, folder: str | Path) -> None:
     """
     check_target(folder)
     kept = _plain(method)
-    _method(kept, "What is to be saved")
-    write_tree(folder, {"odesteer_tl": _version(), "method": kept})
+    tree = {"odesteer_tl": _version(), "method": kept}
+    write_tree(folder, tree, try_out=lambda: _method(kept, "What is to be saved"))
 
 
 def load(folder: str | Path) -> Method:

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ _FORGOTTEN = 3600.0
 """Seconds after which a file that no save has finished, or none names, is taken away by the next save."""
 
 
-def write_tree(folder: str | Path, tree: dict[str, Any]) -> None:
+def write_tree(folder: str | Path, tree: dict[str, Any], try_out: Callable[[], Any] | None = None) -> None:
     """Write `tree` (dicts, lists, str, int, float, bool, None, tensors) into `folder`, in place of the one there.
 
     Raises ValueError as `check_target` does and for what `read_tree` would refuse, such as a number that is not finite;
-    OSError where the disc refuses. The tree that was there is whole then.
+    OSError where the disc refuses; and whatever `try_out`, called before anything is written, raises. The tree that was
+    there is whole then.
     """
     from safetensors.torch import save_file
 
@@ -53,6 +55,8 @@ def write_tree(folder: str | Path, tree: dict[str, Any]) -> None:
     plain = detach(tree, "tree")
     check_finite(plain, tensors, "What is to be saved")
     _check_size(plain, tensors)
+    if try_out is not None:
+        try_out()
     folder.mkdir(parents=True, exist_ok=True)
     name = f"tensors-{secrets.token_hex(8)}.safetensors"
     unfinished = [folder / f".{secrets.token_hex(8)}.tmp" for _ in range(2)]

@@ -1,6 +1,6 @@
 """Every way to steer a generation, each giving the tokens that it generated and the logits of every step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -110,7 +110,7 @@ def in_graph(model: Any, remote: str | bool) -> Run:
     return run
 
 
-def padded(rows: list[list[int]], pad_id: int = 0) -> tuple[TokenIds, Tensor]:
+def padded(rows: Sequence[list[int]], pad_id: int = 0) -> tuple[TokenIds, Tensor]:
     """Rows of ids as one tensor with pads on the left, and its mask as Hugging Face writes it."""
     width = max(map(len, rows))
     tokens = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
