@@ -36,6 +36,7 @@ class Reply:
     before: list[tuple[int, bytes]] = field(default_factory=list)  # frames before the last: opcode, payload
     result: bytes | None = None  # the result in place of that of `saves`
     last: tuple[int, bytes] | None = None  # the last frame
+    headers: dict[str, str] = field(default_factory=dict)  # of the answer to /result
     by_url: bool = False  # whether the last frame says where the result is to be had
     cut: int | None = None  # bytes of the last frame's payload after which the connection ends
 
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append({"path": self.path} | {name.lower(): value for name, value in self.headers.items()})
         reply = self.server.reply
         if self.path == "/result":
-            self.answer(200, self.data())
+            self.answer(200, self.data(), reply.headers)
         elif reply.handshake is not None:
             self.wfile.write(reply.handshake)
             self.close_connection = True

@@ -103,7 +103,8 @@ def in_graph(model: Any, remote: str | bool) -> Run:
             batch = Tokenised(tokens, mask.bool())
             sequences = tokens_in(sequences, batch, STEPS, vocabulary, 0, [], server.refused)
             shapes = [each.shape for each in found if isinstance(each, Tensor)] if isinstance(found, list) else []
-            if shapes != [(len(rows), vocabulary)] * STEPS or len(found) != STEPS:
+            whole = shapes == [(len(rows), vocabulary)] * STEPS and len(found) == STEPS
+            if not whole or not all(each.dtype == torch.float32 and each.isfinite().all() for each in found):
                 raise server.refused("other logits than were asked for")
         return sequences[:, tokens.shape[1] :].cpu(), torch.stack(found, dim=1)
 

@@ -13,13 +13,13 @@ FAIL = """
     import dataclasses, functools, socket, typing, urllib.request
     from sklearn.preprocessing import normalize
     import odesteer_tl as ot
-    from odesteer_tl.backends.nnsight import server_errors
+    from odesteer_tl.backends.nnsight import server_requests
     from odesteer_tl.methods.flow_method import FlowMethod
     from odesteer_tl.parity import oracle, run
 
     url, model, acts = sys.argv[1], load(sys.argv[2]), oracle.activations("llama")
     method, T = ot.ODESteer.fit(acts), 3.0
-    server_errors.PATIENCE = 1
+    server_requests.PATIENCE = 1
 
     def generated(method, url):
         return ot.generate(model, "the film is", method, T, max_new_tokens=3, remote=url).texts

@@ -4,9 +4,14 @@ The server is `hostile_server`'s, which sends what it is told; the right answers
 """
 
 import copy
+import gzip
+import inspect
 import io
 import re
+import time
+import tracemalloc
 import warnings
+import zipfile
 
 import fuzz_server
 import pytest
@@ -18,9 +23,11 @@ from nnsight import CONFIG
 from nnsight.schema.response import ResponseModel, Status
 
 import odesteer_tl as ot
-from odesteer_tl.backends.nnsight import addresses
+from odesteer_tl.backends.checks import check_place
+from odesteer_tl.backends.nnsight import addresses, server_requests
 from odesteer_tl.backends.nnsight.addresses import address_of
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
+from odesteer_tl.backends.nnsight.server_errors import Asking
 from odesteer_tl.backends.nnsight.server_text import MOST, visible
 
 
@@ -78,8 +85,13 @@ def test_an_honest_reply_is_taken(server, name, by_url):
         ("plain", lambda saves: saves["tokens"][0, -1:].fill_(-1), "the vocabulary does not have"),
         ("plain", lambda saves: saves.update(tokens=saves["tokens"].repeat(2, 1)), "4 texts for 2 prompts"),
         ("plain", lambda saves: saves.update(tokens=saves["tokens"][:, :-NEW]), "no text"),
+        ("plain", lambda saves: saves.update(tokens=saves["tokens"][:, :-1]), "not every text has ended"),
         ("plain", lambda saves: saves.update(tokens=torch.cat([saves["tokens"], torch.ones(2, 100).long()], 1)), "105"),
         ("plain", lambda saves: saves.update(steered={1: 4}), r"0 to \d+ at \[\]"),
+        ("steered", lambda saves: saves.update(steered={}), r"no count of the tokens steered at \[1\]"),
+        ("steered", lambda saves: saves.update(steered={1: 1}), r"a count of 1 .* 2 to \d+"),
+        ("steered", lambda saves: saves.update(steered={1: 2**20_000}), "an integer of more than 64 bits"),
+        ("mean", first(lambda a, n: (torch.full_like(a, 1e38), torch.full_like(n, 3e38))), "means that are longer"),
         ("steered", lambda saves: saves.update(steered={1: -5}), "a count of -5"),
         ("steered", lambda saves: saves.update(steered={1: 10**4}), "a count of 10000"),
         ("steered", lambda saves: saves.update(steered={0: 4}), "at layer 0"),
@@ -122,7 +134,7 @@ def test_nothing_that_a_server_sends_is_run(server, where, protocol):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_data_is_read_as_it_was_written(protocol):
     thing = {
-        "list": [1, -(2**70), 1.5, None, True, "é", b"\x00", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+        "list": [1, -(2**63), 1.5, None, True, "é", b"\x00", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
         "dict": {1: 2, "nested": {"again": []}},
         "tensors": [torch.randn(3, 4).T, torch.arange(6)[2:], torch.ones(2).bfloat16(), torch.tensor([True, False])],
         "empty": torch.empty(0, 3),
@@ -139,6 +151,116 @@ def test_plain_data_is_read_as_it_was_written(protocol):
 
 def test_a_small_reply_that_unpacks_to_gigabytes_is_refused(server):
     assert "the most that the answer can have" in said(server, "last", Reply(result=blob(torch.zeros(3_000_000))))
+
+
+def pickled(program, storage=b""):
+    """A torch.save file with this pickle, and the one storage that it may name."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x04" + program + b".")
+        archive.writestr("archive/data/0", storage)
+    return file.getvalue()
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value
+
+
+BYTES = 2**18
+STORED = b"(" + text(b"storage") + b"ctorch\nByteStorage\n" + text(b"0") + text(b"cpu")
+STORED += b"J" + BYTES.to_bytes(4, "little") + b"tq\0Q"
+LATIN1 = b"c_codecs\nencode\nq\0(" + text(b"a" * BYTES) + text(b"latin1") + b"tq\1]("
+DOUBLED = b")q\0" + b"h\0h\0\x86q\0" * 200  # each tuple holds the last one twice: to show it takes 2^200 steps
+LISTS = b"".join(b"]r%c\0\0\0" % each for each in range(100))  # empty ones that are filled from the last
+FILLED = b"".join(b"j%c\0\0\0(j%c\0\0\0j%c\0\0\0e" % (k, k - 1, k - 1) for k in range(99, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "why"),
+    [
+        ("marks on a deep stack", b"N" * 40_000 + b"(t" * 25_000, "cannot be read"),
+        ("instructions", b"N" * 120_000, "100,000 pickle instructions"),
+        ("one storage many times", b"](" + STORED + b"h\0Q" * 1000 + b"e", "more bytes than the file has"),
+        ("one text many times", LATIN1 + b"h\0h\1R" * 1000 + b"e", "more bytes than the file has"),
+        ("tuples in tuples", b"(" + DOUBLED + b"t", "hold one another"),
+        ("lists in lists", b"(" + LISTS + FILLED + b"t", "hold one another"),
+        ("a list that holds itself", b"]q\0h\0a", "hold one another"),
+        ("a name of tuples", DOUBLED + b"h\0\x93", "something else where text"),
+        ("a status of tuples", DOUBLED + b"cnnsight.schema.response\nStatus\nh\0\x85R", "something else where"),
+        ("a key of tuples", b"}" + DOUBLED + b"Ns", "other keys than text and numbers"),
+        ("a long number", b"\x8b" + (4000).to_bytes(4, "little") + b"\x7f" * 4000, "more than 64 bits"),
+        ("many axes", b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORED + b"K\0(" + b"K\1" * 9 + b"tq\1h\1tR", "8 axes"),
+    ],
+)
+def test_a_small_file_does_not_become_much_work_or_memory(name, program, why):
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotPlain, match=why):
+            plain(pickled(program, b"\0" * BYTES))
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began < 20  # seconds; it is hours, or more memory than there is, without a limit
+
+
+def gzipped(size):
+    return gzip.compress(bytes(size), 9)
+
+
+@pytest.mark.parametrize("where", ["result", "encoded result", "refusal", "encoded refusal", "message"])
+def test_what_a_server_sends_is_not_read_beyond_what_there_can_be(server, where, monkeypatch):
+    """64 MB, or a few kB that unpack to them, in each place that is read; the limits are made small."""
+    monkeypatch.setattr(server_requests, "WORDS", 2**20)
+    big, packed = bytes(2**26), gzipped(2**26)
+    encoded = {"Content-Encoding": "gzip"}
+    reply = {
+        "result": Reply(saves=asked("plain").saves, by_url=True, result=big),
+        "encoded result": Reply(by_url=True, result=packed, headers=encoded),
+        "refusal": Reply(posted=(401, big, {})),
+        "encoded refusal": Reply(posted=(401, packed, encoded)),
+        "message": Reply(before=[(1, big)]),
+    }[where]
+    tracemalloc.start()
+    try:
+        told = said(server, "plain", reply)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert ("encoding that was not asked for" if "encoded" in where else "the most that the answer can have") in told
+    assert held < 2**26 * 1.5, held  # the server's own 64 MB are in this process
+
+
+def test_the_answer_to_another_request_is_refused(server):
+    other = ResponseModel(id="another", status=Status.COMPLETED, data=blob(asked("plain").saves)).pickle()
+    assert "the answer to another request" in said(server, "plain", Reply(last=(2, other)))
+
+
+def test_a_result_over_plain_http_is_not_taken_from_a_server_asked_over_https():
+    backend = Asking.__new__(Asking)
+    backend.host = "https://api.ndif.us"
+    with pytest.raises(NotPlain, match="no https"):
+        backend.download_result("http://127.0.0.1:1/result")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ot.generate(model(), "the film", max_new_tokens=1, remote=""),
+        lambda: ot.collect(model(), "the film", "a plot", layer=1, remote=""),
+    ],
+)
+def test_an_empty_address_is_no_wish_to_run_here(call):
+    """As a variable has that is not set."""
+    with pytest.raises(ValueError, match="remote is True, False, or the address of a server as text.* an empty text"):
+        call()
+
+
+@pytest.mark.parametrize("remote", [0, 1, 2.5, b"http://127.0.0.1:1", ["http://127.0.0.1:1"]])
+def test_what_is_no_text_is_no_wish_to_ask_ndif(remote):
+    unchecked = inspect.unwrap(check_place)  # the tests' own checks of types would be first
+    with pytest.raises(ValueError, match=f"as text.* got {type(remote).__name__}"):
+        unchecked(model(), remote, None)
 
 
 def test_the_servers_words_are_cleaned_and_cut(server):
@@ -178,15 +300,15 @@ def test_a_key_that_a_library_writes_into_its_own_message_is_not_shown():
 
 
 def test_a_redirect_of_a_request_does_not_take_the_key_along(server):
-    """Only that of the websocket does, which websocket-client follows: who redirects it has the key already."""
+    """Nor does that of the websocket, which websocket-client would follow, to plain http too."""
     with hostile() as other:
         moved = Reply(posted=(307, b"", {"Location": other.url + "/request"}))
         assert "307" in said(server, "plain", moved)
         assert other.seen == []
         away = b"HTTP/1.1 302 Found\r\nLocation: " + other.url.replace("http", "ws").encode() + b"/subscribe\r\n\r\n"
         other.reply = Reply(session=b"{}")
-        said(server, "plain", Reply(handshake=away))
-        assert [each.get("ndif-api-key") for each in other.seen] == [KEY]
+        assert "Redirect" in said(server, "plain", Reply(handshake=away), ConnectionError)
+        assert other.seen == []
 
 
 def told_of(remote):
@@ -233,7 +355,7 @@ def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
         ot.generate(model(), "the film", max_new_tokens=2, remote="http://me:secret@far.example:80")
 
 
-@pytest.mark.parametrize("url", ["", "example.org", "ftp://a", "http://", "http://a:b", "http://a b", "https://x\n.y"])
+@pytest.mark.parametrize("url", ["", "example.org", "ftp://a", "http://", "http://a:b", "http://a b", "https://x\n.y", "http://a?b=c", "http://a#b"])
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ValueError, match="remote is True, or the address of a server"):
         address_of(url)

@@ -27,7 +27,8 @@ def address_of(remote: bool | str) -> Address:
     """The server that `remote` names: itself, or with True the one that nnsight is set to, by NDIF_HOST or a file.
 
     Warns, once for each server, of plain http to another machine, and of a server named by NDIF_HOST alone that is
-    neither NDIF's own nor on this machine. Raises ValueError for what is no address of a server.
+    neither NDIF's own nor on this machine. Raises ValueError for what is no address of a server:
+    the parts of a request are put behind it, so it has no ? or #.
     """
     url = remote if isinstance(remote, str) else CONFIG.API.HOST
     try:
@@ -35,7 +36,7 @@ def address_of(remote: bool | str) -> Address:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         parts, host, port = urlsplit(""), "", None
-    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or set(url) & set(" ?#"):
         raise ValueError(
             'remote is True, or the address of a server, such as "https://api.ndif.us" or "http://127.0.0.1:8000"; got '
             f"{_shown(parts) if host else 'another ' + type(url).__name__}."
@@ -68,7 +69,7 @@ def _here(host: str) -> bool:
 
 
 def _shown(parts: SplitResult) -> str:
-    return repr(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+    return repr(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
 
 
 def _tell(said: str) -> None:

@@ -3,6 +3,8 @@
 A pickle is a program: torch.load(weights_only=False), as nnsight reads replies, calls whatever the sender names. Here
 the few instructions that plain data needs are carried out, by this file, and a pickle with any other is refused.
 torch.load(weights_only=True) is no way: it does not know the pickle protocol that nnsight's servers write.
+
+What is made of a file is in proportion to it: an instruction of a byte may name a megabyte that is there once.
 """
 
 import io
@@ -36,6 +38,11 @@ _VALUES = frozenset(
 )
 _MARK = object()
 
+_STEPS, _AXES = 100_000, 8
+"""The most instructions: what is asked for, tensors of some hundred layers, needs some thousand. And axes of a tensor."""
+_SPARE = 2**16
+"""Bytes that may be made beside twice those that came: each byte of a tensor is read once, and copied once."""
+
 
 class NotPlain(Exception):
     """What was sent is no torch.save file of plain data."""
@@ -52,67 +59,120 @@ def plain(content: bytes) -> Any:
             files = {name.partition("/")[2]: name for name in archive.namelist()}
             if "byteorder" in files and archive.read(files["byteorder"]) != b"little":
                 raise NotPlain("numbers of another byte order")
-            return _run(archive.read(files["data.pkl"]), lambda key: archive.read(files[f"data/{key}"]))
+            reading = _Reading(lambda key: archive.read(files[f"data/{key}"]), 2 * len(content) + _SPARE)
+            return reading.run(archive.read(files["data.pkl"]))
     except NotPlain:
         raise
     except Exception as error:  # whatever broken bytes lead to
         raise NotPlain(f"bytes that cannot be read ({type(error).__name__})") from None
 
 
-def _run(program: bytes, read: Any) -> Any:
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+class _Reading:
+    """One file being read: `read` gives the bytes of a storage, and `left` is how many more may be made of them."""
 
-    def marked() -> list[Any]:
-        at = max(place for place, each in enumerate(stack) if each is _MARK)
-        items = stack[at + 1 :]
-        del stack[at:]
-        return items
+    def __init__(self, read: Any, left: int) -> None:
+        self.read, self.left = read, left
 
-    for op, arg, _ in pickletools.genops(program):
-        name = op.name
-        if name in _IGNORED:
-            continue
-        if name == "STOP":
-            (found,) = stack
-            return found
-        if name == "MARK":
-            stack.append(_MARK)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _VALUES:
-            stack.append(arg)
-        elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
-            stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in _PUT:
-            memo[int(str(arg))] = stack[-1]
-        elif name in _GET:
-            stack.append(memo[int(str(arg))])
-        elif name == "TUPLE":
-            stack.append(tuple(marked()))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("APPEND", "APPENDS"):
-            items = marked() if name == "APPENDS" else [stack.pop()]
-            _own(stack[-1], list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = marked() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            _own(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
-        elif name == "GLOBAL":
-            stack.append(_named(str(arg)))
-        elif name == "STACK_GLOBAL":
-            stack.append(_named(f"{stack.pop(-2)} {stack.pop()}"))
-        elif name == "BINPERSID":
-            stack.append(_storage(stack.pop(), read))
-        elif name == "REDUCE":
-            function, arguments = stack.pop(-2), stack.pop()
-            stack.append(_made(function, arguments))
-        else:
-            raise NotPlain(f"more than data (the pickle instruction {name})")
-    raise NotPlain("a pickle without an end")
+    def run(self, program: bytes) -> Any:
+        stack: list[Any] = []
+        memo: dict[int, Any] = {}
+
+        def marked() -> list[Any]:
+            items = []
+            while (each := stack.pop()) is not _MARK:  # from the top: a stack may be deep, and its marks many
+                items.append(each)
+            return items[::-1]
+
+        for step, (op, arg, _) in enumerate(pickletools.genops(program)):
+            name = op.name
+            if step >= _STEPS:
+                raise NotPlain(f"more than {_STEPS:,} pickle instructions")
+            if name in _IGNORED:
+                continue
+            if name == "STOP":
+                (found,) = stack
+                return _whole(found)
+            if name == "MARK":
+                stack.append(_MARK)
+            elif name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            elif name in _VALUES:
+                stack.append(_number(arg))
+            elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
+                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name in _PUT:
+                memo[int(str(arg))] = stack[-1]
+            elif name in _GET:
+                stack.append(memo[int(str(arg))])
+            elif name == "TUPLE":
+                stack.append(tuple(marked()))
+            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                count = int(name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            elif name in ("APPEND", "APPENDS"):
+                items = marked() if name == "APPENDS" else [stack.pop()]
+                _own(stack[-1], list).extend(items)
+            elif name in ("SETITEM", "SETITEMS"):
+                items = marked() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+                if not all(type(key) in (str, int) for key in items[::2]):  # others may share one hash, and take hours
+                    raise NotPlain("a dictionary of other keys than text and numbers")
+                _own(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+            elif name == "GLOBAL":
+                stack.append(_named(str(arg)))
+            elif name == "STACK_GLOBAL":
+                stack.append(_named(f"{_own(stack.pop(-2), str)} {_own(stack.pop(), str)}"))
+            elif name == "BINPERSID":
+                stack.append(self.storage(stack.pop()))
+            elif name == "REDUCE":
+                function, arguments = stack.pop(-2), stack.pop()
+                stack.append(self.made(function, arguments))
+            else:
+                raise NotPlain(f"more than data (the pickle instruction {name})")
+        raise NotPlain("a pickle without an end")
+
+    def pay(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise NotPlain("more bytes than the file has")
+
+    def storage(self, said: tuple[Any, ...]) -> Tensor:
+        """A storage as a flat tensor, of exactly the bytes that there are."""
+        _, dtype, key, _, count = _own(said, tuple)
+        data = self.read(_own(key, str))
+        self.pay(len(data))
+        if not isinstance(dtype, torch.dtype) or len(data) != _own(count, int) * dtype.itemsize:
+            raise NotPlain("a tensor of another size than it says")
+        return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+    def made(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, _Name):
+            raise NotPlain("more than data (a call of what is no name)")
+        if function == _ORDERED and arguments == ():
+            return {}
+        if function == _ENCODE and isinstance(arguments[0], str) and arguments[1:] == ("latin1",):
+            self.pay(len(arguments[0]))
+            return arguments[0].encode("latin1")
+        if function == _NO_BYTES and arguments == ():
+            return b""
+        if function == _STATUS:
+            (name,) = arguments
+            return Status(_own(name, str))
+        if function == "getattr" and isinstance(arguments[0], _Name) and arguments[0] == _STATUS:
+            return Status[_own(arguments[1], str)]
+        if function == _TENSOR:
+            flat, *place = arguments[:4]
+            offset, size, stride = place[0], *(tuple(_own(each, int) for each in part) for part in place[1:])
+            if len(size) > _AXES:
+                raise NotPlain(f"a tensor of more than {_AXES} axes")
+            # as_strided checks that it stays within its storage; a size beyond it, by strides of 0, is no plain tensor
+            found = flat.as_strided(size, stride, offset)
+            if found.numel() > flat.numel():
+                raise NotPlain("a tensor of another size than it says")
+            self.pay(found.numel() * found.itemsize)
+            return found.clone()
+        raise NotPlain(f"more than data (a call of {function})")
 
 
 class _Name(str):
@@ -127,37 +187,26 @@ def _named(name: str) -> Any:
 
 def _own(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise NotPlain("a container that is none")
+        raise NotPlain("something else where text, a number or a container should be")
     return value
 
 
-def _storage(said: tuple[Any, ...], read: Any) -> Tensor:
-    """A storage as a flat tensor, of exactly the bytes that there are."""
-    _, dtype, key, _, count = said
-    data = read(key)
-    if not isinstance(dtype, torch.dtype) or len(data) != count * dtype.itemsize:
-        raise NotPlain("a tensor of another size than it says")
-    return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+def _whole(found: Any) -> Any:
+    """What was read, if it has an end: containers that hold themselves, or one another twice, may have none that can be
+    reached, and an error that shows them would go on for ever."""
+    left, seen = [found], 0
+    while left:
+        each = left.pop()
+        if isinstance(each, (list, tuple, dict)):
+            seen += len(each)
+            if seen > _STEPS:
+                raise NotPlain("containers that hold one another")
+            left += each.values() if isinstance(each, dict) else each
+    return found
 
 
-def _made(function: Any, arguments: Any) -> Any:
-    if not isinstance(function, _Name):
-        raise NotPlain("more than data (a call of what is no name)")
-    if function == _ORDERED and arguments == ():
-        return {}
-    if function == _ENCODE and isinstance(arguments[0], str) and arguments[1:] == ("latin1",):
-        return arguments[0].encode("latin1")
-    if function == _NO_BYTES and arguments == ():
-        return b""
-    if function == _STATUS:
-        return Status(*arguments)
-    if function == "getattr" and isinstance(arguments[0], _Name) and arguments[0] == _STATUS:
-        return Status[arguments[1]]
-    if function == _TENSOR:
-        flat, offset, size, stride = arguments[:4]
-        # as_strided checks that it stays within its storage; a size beyond it, by strides of 0, is no plain tensor
-        found = flat.as_strided(size, stride, offset)
-        if found.numel() > flat.numel():
-            raise NotPlain("a tensor of another size than it says")
-        return found.clone()
-    raise NotPlain(f"more than data (a call of {function})")
+def _number(value: Any) -> Any:
+    """A constant as it is: an integer of more than 64 bits is no count, and could not even be shown."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise NotPlain("an integer of more than 64 bits")
+    return value

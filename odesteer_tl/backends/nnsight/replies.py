@@ -75,15 +75,16 @@ def check_norms(samples: Samples, norms: Tensor, refused: Refused) -> None:
 
 def check_means(samples: Samples, norms: Tensor, kept: TokenMask, refused: Refused) -> None:
     """Raise where a mean is longer than the mean of the norms that it is made of: no such vectors are there."""
-    most = norms.masked_fill(~kept, 0).sum(1) / kept.sum(1)
-    if bool((samples.norm(dim=1) > most * (1 + _SLACK) + 1e-6).any()):
+    most = norms.double().masked_fill(~kept, 0).sum(1) / kept.sum(1)  # in double: none of it overflows
+    if bool((samples.double().norm(dim=1) > most * (1 + _SLACK) + 1e-6).any()):
         raise refused("means that are longer than what they are the means of")
 
 
 def tokens_in(
     value: Any, batch: Tokenised, most: int, vocabulary: int | None, pad: int, eos: list[int], refused: Refused
 ) -> TokenIds:
-    """The prompts as they were sent, and 1 to `most` new columns: ids of the vocabulary, after a text's end pads."""
+    """The prompts as they were sent, and `most` new columns, or at least 1 where all texts end: ids of the vocabulary,
+    after a text's end pads."""
     if type(value) is not Tensor or value.dtype not in (torch.int64, batch.tokens.dtype) or value.ndim != 2:
         raise refused("no text")
     rows, width = batch.tokens.shape
@@ -96,6 +97,8 @@ def tokens_in(
         raise refused("no text")
     if new.shape[1] > most:
         raise refused(f"{new.shape[1]} new tokens, where at most {most} were asked for")
+    if new.shape[1] < most and not bool(_among(new, eos).any(1).all()):
+        raise refused(f"{new.shape[1]} new tokens, where {most} were asked for and not every text has ended")
     ends = _ended_before(new, eos)
     inside = (new >= 0) & (new < vocabulary) if vocabulary is not None else new >= 0
     if not bool((inside | (ends & (new == pad))).all()):
@@ -105,15 +108,17 @@ def tokens_in(
     return value
 
 
-def report_in(value: Any, layers: Iterable[int], most: int, refused: Refused) -> dict[int, int]:
-    """How many tokens were steered at some of the layers asked: at least 0, and at most `most`."""
+def report_in(value: Any, layers: Iterable[int], least: int, most: int, refused: Refused) -> dict[int, int]:
+    """How many tokens were steered at the layers asked: `least` to `most` at each; none is not said."""
     if type(value) is not dict or not all(type(each) is int for pair in value.items() for each in pair):
         raise refused("no count of the tokens steered")
     asked = set(layers)
     for layer, count in value.items():
-        if layer not in asked or not 0 <= count <= most:
-            raise refused(f"a count of {count} tokens steered at layer {layer}, where 0 to {most} at {sorted(asked)} "
-                          "were possible")  # fmt: skip
+        if layer not in asked or not least <= count <= most:
+            raise refused(f"a count of {count} tokens steered at layer {layer}, where {least} to {most} at "
+                          f"{sorted(asked)} were possible")  # fmt: skip
+    if least and (missing := asked - set(value)):
+        raise refused(f"no count of the tokens steered at {sorted(missing)}, where at least {least} were possible")
     return dict(value)
 
 
@@ -123,5 +128,9 @@ def _floats(value: Any) -> bool:
 
 def _ended_before(new: TokenIds, eos: list[int]) -> Bool[Tensor, "batch new"]:
     """The tokens that come after the first one of `eos` in their row."""
-    ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)).long()
+    ends = _among(new, eos).long()
     return ends.cumsum(1) - ends > 0
+
+
+def _among(new: TokenIds, ids: list[int]) -> Bool[Tensor, "batch new"]:
+    return torch.isin(new, torch.tensor(ids, dtype=new.dtype))

@@ -151,7 +151,9 @@ def continued_remotely(
     ends = [eos] if isinstance(eos, int) else eos
     tokens = tokens_in(tokens, batch, new, vocabulary_of(model), pad, ends, server.refused)
     most = beams * int(batch.mask.sum()) + rows * new
-    steered = report_in(steered, written if steer else (), most, server.refused)
+    named_all = where["positions"] in ("decoding", "prompt", "all") if isinstance(where["positions"], str) else False
+    least = rows if steer and named_all else 0  # each of these names the last token of every prompt
+    steered = report_in(steered, written if steer else (), least, most, server.refused)
     return tokens, Report(steered) if steer else None
 
 

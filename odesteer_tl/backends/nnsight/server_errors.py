@@ -1,38 +1,30 @@
 """Requests to a server: failures become ConnectionError or RuntimeError, and replies are read as data, never run.
 
-nnsight's own way is taken, from its `RemoteBackend`, but for three things: a result is not pushed into anybody's frame,
-is not unpickled, and is not larger than what was asked for; and what a server says is shown without controls or keys.
+nnsight's own way is taken, within the limits of `server_requests`, but for two things: a result is not pushed into
+anybody's frame and not unpickled; and what a server says is shown without controls or keys.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from json import JSONDecodeError
-from threading import Lock
 from typing import Any
 
 import httpx
 import websocket
 from huggingface_hub.errors import HFValidationError
-from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
+from nnsight.intervention.backends.remote import RemoteError
 from nnsight.schema.response import ResponseModel, Status
 from zstandard import ZstdDecompressor, ZstdError
 
 from odesteer_tl.backends.nnsight.addresses import address_of
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
+from odesteer_tl.backends.nnsight.server_requests import BoundedBackend, TooMuch
 from odesteer_tl.backends.nnsight.server_text import MOST, visible
-
-PATIENCE = 60.0
-"""Seconds within which a server has to take the connection. Its work, and the queue before it, may last."""
-
-_LOCK, _ASKING = Lock(), list[float | None]()
-"""The setting as it was, and an entry for each thread that asks."""
 
 _LOST = (websocket.WebSocketException, httpx.TransportError, OSError)
 _CUT = (EOFError, ZstdError)
 """What is raised where a status or a result was cut off; a restarting server sends an empty status."""
 
 
-class Asking(RemoteBackend):
+class Asking(BoundedBackend):
     """One request, whose result is read with `named`.
 
     Raises RuntimeError where the server failed or refused, or its reply is none; ConnectionError where it was not
@@ -58,8 +50,7 @@ class Asking(RemoteBackend):
     def __call__(self, tracer: Any = None) -> None:
         failure = None
         try:
-            with _patience():
-                super().__call__(tracer)
+            super().__call__(tracer)
         except Exception as error:
             if error is self._own:
                 raise
@@ -105,7 +96,7 @@ class Asking(RemoteBackend):
         if self.compress:
             content = ZstdDecompressor().stream_reader(content).read(self.most + 1)
         if len(content) > self.most:
-            raise NotPlain(f"more than {self.most:,} bytes, the most that the answer can have")
+            raise TooMuch(self.most)
         return plain(content)
 
     def _serialize(self, tracer: Any) -> bytes:
@@ -119,51 +110,33 @@ class Asking(RemoteBackend):
         return (self.api_key, *self.address.secrets)
 
     def _told(self, error: Exception) -> Exception:
-        where, cause = self.address.shown, error
-        if isinstance(error, RemoteError) and isinstance(error.__cause__, httpx.TransportError):
-            cause = error.__cause__
-        said = visible(str(cause), self._secrets()).strip()
-        if isinstance(cause, RemoteError):
+        where = self.address.shown
+        said = visible(str(error), self._secrets()).strip()
+        if isinstance(error, RemoteError):
             before, _, last = (said or "it does not say why").rpartition("\n")
             return RuntimeError(
                 f"The server at {where} could not do it, and nothing came back: {last}"
                 + (f"\n\nBefore it the server says:\n{before}" if before else "")
             )
-        if isinstance(cause, _CUT) or (isinstance(cause, JSONDecodeError) and not cause.doc):
+        if isinstance(error, _CUT) or (isinstance(error, JSONDecodeError) and not error.doc):
             return ConnectionError(
                 f"The connection to {where} ended before the answer was complete, and nothing came back. Ask again."
             )
-        if isinstance(cause, _LOST):
+        if isinstance(error, _LOST):
             return ConnectionError(
-                f"The connection to {where} failed, and nothing came back: {type(cause).__name__}: {said.rstrip('.')}. "
+                f"The connection to {where} failed, and nothing came back: {type(error).__name__}: {said.rstrip('.')}. "
                 "Ask again, or check the address (remote=URL or NDIF_HOST) and the key (NDIF_API_KEY)."
             )
-        if isinstance(cause, NotPlain):
+        if isinstance(error, NotPlain):
             return self.refused(f"{said}; nothing of it is used")
+        if isinstance(error, TooMuch):
+            return RuntimeError(f"The server at {where} sent {said}; nothing of it is used.")
         return RuntimeError(
             f"The server at {where} did not answer as nnsight's servers do, and nothing came back: "
-            f"{type(cause).__name__}: {said}"
+            f"{type(error).__name__}: {said}"
         )
 
 
 def asked(model: Any, remote: bool | str, most: int) -> Asking | None:
     """The server to ask, for a reply of at most `most` bytes; None here, and for nnsight's own "local"."""
     return None if not remote or remote == "local" else Asking(model, remote, most)
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """nnsight has no limit for the handshake, and would wait for ever. The setting is the process's: the first thread
-    to ask makes it, the last one takes it back."""
-    with _LOCK:
-        if not _ASKING:
-            _ASKING.append(websocket.getdefaulttimeout())
-            websocket.setdefaulttimeout(_ASKING[0] or PATIENCE)
-        _ASKING.append(None)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _ASKING.pop()
-            if len(_ASKING) == 1:
-                websocket.setdefaulttimeout(_ASKING.pop())
