@@ -11,9 +11,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from odesteer_tl._imports import why_not_imported
 from odesteer_tl._interrupts import raised_at_work
 from odesteer_tl.cli.messages import in_own_words, on_one_line
-from odesteer_tl.cli.streams import PACKAGE, forget_output, prepare_streams, warnings_in_a_line
+from odesteer_tl.cli.streams import PACKAGE, forget, prepare_streams, warnings_in_a_line
 
 DONE, WRONG, REFUSED, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 70, 130, 141
 
@@ -47,7 +48,7 @@ def ended(run: Callable[[], Any]) -> int:
     try:
         sys.stdout.flush()  # a pipe that is closed, or a disc that is full, shows here and not after us
     except OSError as error:
-        forget_output()
+        forget(sys.stdout)
         if isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
         error.filename = "standard output"
@@ -101,6 +102,8 @@ def reason(error: BaseException) -> str | None:
         hint = "" if context is None else f" See {context.command_path} --help."
         return f"{usage()}{hint}"
     said = str(error)
+    if isinstance(error, ImportError) and (why := why_not_imported(error)):
+        return why
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
         return "The memory does not suffice: take a smaller model, shorter or fewer texts, or fewer tokens."
     if isinstance(error, RuntimeError) and "probability tensor contains" in said:

@@ -18,11 +18,38 @@ LIBRARIES = ("transformers", "huggingface_hub", "nnsight", "transformer_lens", "
 
 
 def prepare_streams() -> None:
-    """Streams that can be written whatever the terminal knows, and that are there where the caller closed them."""
+    """Streams that can be written whatever the terminal knows, that are there where the caller closed them, and of which
+    standard error, which is for people, stops no work where the disc is full: the exit code says the rest."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no ‖ shows \\u2016
+    if not isinstance(sys.stderr, _Unheard):
+        stderr: Any = _Unheard(sys.stderr)
+        sys.stderr = stderr
+
+
+class _Unheard:
+    """A stream whose words are lost where they cannot be written, from the first that cannot."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            forget(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            forget(self._stream)
 
 
 @contextmanager
@@ -73,9 +100,9 @@ def _quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def forget_output() -> None:
+def forget(stream: Any) -> None:
     """Python would write what is left in its buffer when it ends, and fail again."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (AttributeError, OSError, ValueError):  # no file behind it, as in a test
         pass

@@ -142,7 +142,7 @@ def shell(words, **streams):
     """A process with the buffers that a user's has."""
     own = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "odesteer_tl", *words]
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, env=own, **streams)
+    return subprocess.run(command, text=True, timeout=120, env=own, **{"stderr": subprocess.PIPE} | streams)
 
 
 @pytest.mark.parametrize("words", [["methods"], ["fit", "--help"]])
@@ -158,6 +158,12 @@ def test_a_full_disc_and_closed_streams():
     with open("/dev/full", "w") as full:
         done = shell(["methods"], stdout=full)
     assert (done.returncode, done.stderr) == (2, "Error: standard output: No space left on device\n")
+    for words, code in ((["methods"], 0), (["fit", "absent.txt", "bad.txt", "out", "--layer", "1"], 2)):
+        with open("/dev/full", "w") as full:  # what would be said there is lost, and nothing else
+            done = shell(words, stdout=subprocess.PIPE, stderr=full)
+        assert (done.returncode, bool(done.stdout)) == (code, not code)
+    with open("/dev/full", "w") as full:
+        assert shell(["methods"], stdout=full, stderr=full).returncode == 2
     closed = "import sys; sys.stderr = None; from odesteer_tl.cli import main; sys.exit(main(['fit']))"
     done = subprocess.run([sys.executable, "-c", closed], capture_output=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, b"")
