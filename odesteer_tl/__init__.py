@@ -18,8 +18,7 @@ uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer, or in
 import sys as _sys
 from types import ModuleType as _ModuleType
 
-from odesteer_tl import _interrupts  # noqa: F401 — first, as Ctrl-C may come during all that follows
-from odesteer_tl import _imports  # noqa: F401 — then what is said where one of them fails
+from odesteer_tl import _imports, _interrupts  # noqa: F401 — first: any import that follows may fail, or meet a Ctrl-C
 from odesteer_tl import methods as _methods
 from odesteer_tl.assets.demo import load_demo
 from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook

@@ -6,7 +6,6 @@ Most of them are imported with the package, before any code of a command runs; t
 import os
 import sys
 import traceback
-from importlib.metadata import packages_distributions
 from types import TracebackType
 
 from odesteer_tl._interrupts import is_command
@@ -25,6 +24,8 @@ def why_not_imported(error: BaseException) -> str | None:
         library = _importing(error.__traceback__)
     if library in (None, _OWN):
         return None
+    from importlib.metadata import packages_distributions  # here, as it takes a while
+
     said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
     named = packages_distributions().get(library, [library])[0]
     return f"{library} cannot be imported ({said}). Install it anew: pip install --force-reinstall {named}"
@@ -41,7 +42,7 @@ def _importing(trace: TracebackType | None) -> str | None:
 
 
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python shows an error that nothing has caught, but for failed imports, which end a command like any refusal."""
+    """As Python shows an error that nothing has caught; but failed imports end a command as any refusal does."""
     why = why_not_imported(error)
     if why is None or os.environ.get("ODESTEER_TL_DEBUG", "") not in ("", "0"):
         traceback.print_exception(kind, error, trace)

@@ -23,6 +23,7 @@ from odesteer_tl.flows.training import Network, NetworkBarrier
 from odesteer_tl.methods import Layers, Method, PointwiseMethod
 from odesteer_tl.methods.registry import registered
 from odesteer_tl.portable.edits import State
+from odesteer_tl.portable.sites import check_index
 
 PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier, Network, NetworkBarrier)
 """What methods are made of."""
@@ -73,6 +74,8 @@ def _try_out(method: Method, whose: str) -> None:
             _try_out(part, whose)
         return
     try:
+        if method.layer is not None:
+            check_index(method.layer)
         if isinstance(method, FeedbackController):
             _run_through(method)
         if not isinstance(method, PointwiseMethod):

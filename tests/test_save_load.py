@@ -250,6 +250,71 @@ def test_a_save_that_fails_anywhere_leaves_the_old_method_and_no_other_file(step
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("existing", ["", "a"])
+@pytest.mark.parametrize("step", range(1, 4))
+def test_a_first_save_that_fails_leaves_no_folder(step, existing, tmp_path, monkeypatch):
+    (tmp_path / existing).mkdir(exist_ok=True)
+    left = iter(range(1, 4))
+
+    def failing(function):
+        def called(*args, **kwargs):
+            if next(left) == step:
+                raise OSError(28, "No space left on device")
+            return function(*args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+    monkeypatch.setattr(os, "replace", failing(os.replace))
+    with pytest.raises(OSError, match="No space"):
+        save(fitted("caa"), tmp_path / "a" / "b" / "c")
+    assert [str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")] == [existing] * bool(existing)
+
+
+def test_a_folder_that_cannot_be_made_leaves_those_around_it_as_they_were(tmp_path):
+    with pytest.raises(OSError):
+        save(fitted("caa"), tmp_path / "a" / "b" / ("c" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_that_was_there_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(fitted("caa"), tmp_path)
+    assert tmp_path.is_dir() and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [2**38, 2**33, -1])
+def test_tensors_of_another_length_than_they_say_are_refused_before_they_are_read(size, tmp_path, monkeypatch):
+    """A sparse file of 256 GiB takes no room on the disc, and minutes to be hashed."""
+    save(fitted("caa"), tmp_path)
+    file = tensors_of(tmp_path)
+    with file.open("rb+") as opened:
+        opened.truncate(size if size > 0 else file.stat().st_size + size)
+    monkeypatch.setattr("odesteer_tl.data.tensor_files.digest_of", lambda file: pytest.fail("it was read to its end"))
+    with pytest.raises(ValueError, match=r"not the length that it says|bytes of memory, and cpu has"):
+        load(tmp_path)
+
+
+def test_tensors_larger_than_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    save(fitted("caa"), tmp_path)
+    monkeypatch.setattr("odesteer_tl._memory.room", lambda device: 100)
+    monkeypatch.setattr("odesteer_tl.data.tensor_files.digest_of", lambda file: pytest.fail("it was read to its end"))
+    with pytest.raises(ValueError, match=r"needs [\d,]+ bytes of memory, and cpu has 100: load it on a larger machine"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("layer", [10**30, 10_000, -1])
+def test_a_layer_that_no_model_has_is_refused(layer, tmp_path):
+    planted().save(tmp_path / "acts")
+    resealed(tmp_path / "acts", lambda tree: tree.update(layer=layer))
+    save(fitted("caa"), tmp_path / "method")
+    resealed(tmp_path / "method", lambda tree: tree["method"]["origin"].update(layer=layer))
+    for read, folder in ((type(planted()).load, "acts"), (load, "method")):
+        with pytest.raises(ValueError, match="Layers are block indices counted from 0"):
+            read(tmp_path / folder)
+
+
 def test_what_killed_saves_have_left_is_taken_away_later_and_nothing_else(tmp_path):
     save(fitted("caa"), tmp_path)
     names = ("tensors-0123456789abcdef.safetensors", ".0123456789abcdef.tmp", "notes.txt", "tensors-mine.safetensors")

@@ -16,7 +16,7 @@ from odesteer_tl.portable.sites import Site
 def check_place(model: Any, remote: bool | str, blocks: Any) -> None:
     """Raises ValueError for `remote` or `blocks` with a model that runs where it is, or names its own blocks, and for a
     `remote` that says neither here nor where; RuntimeError for a model that another thread or task is steering."""
-    if remote is not None and not isinstance(remote, (bool, str)) or remote == "":
+    if (remote is not None and not isinstance(remote, (bool, str))) or remote == "":
         raise ValueError(
             "remote is True, False, or the address of a server as text, such as "
             f'"https://api.ndif.us"; got {"an empty text" if remote == "" else type(remote).__name__}.'

@@ -58,7 +58,7 @@ Seeds = Annotated[
     int | None,
     Option(parser=values.whole(1, MOST_SEEDS), metavar="INTEGER", help="How many; 3 unless given, 2 with --quick."),
 ]
-Picture = Annotated[Path, Option(parser=values.path, metavar="FILE", help="Where the PNG or other picture goes.")]
+Picture = Annotated[Path, Option(parser=values.output, metavar="FILE", help="Where the PNG or other picture goes.")]
 Desired = Annotated[
     Path,
     Argument(
@@ -76,7 +76,7 @@ Queries = Annotated[
         help="A text file: line i of both files goes on where its line i ends. Begin answers with a space.",
     ),
 ]
-Out = Annotated[Path, Argument(parser=values.path, metavar="OUT", help="Folder for the fitted method.")]
+Out = Annotated[Path, Argument(parser=values.output, metavar="OUT", help="Folder for the fitted method.")]
 Folder = Annotated[Path, Argument(parser=values.path, metavar="FOLDER", help="Folder that `fit` wrote.")]
 Prompts = Annotated[list[str], Argument(parser=values.text, metavar="PROMPT...", help="One or more prompts.")]
 Position = Annotated[

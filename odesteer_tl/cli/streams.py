@@ -18,8 +18,8 @@ LIBRARIES = ("transformers", "huggingface_hub", "nnsight", "transformer_lens", "
 
 
 def prepare_streams() -> None:
-    """Streams that can be written whatever the terminal knows, that are there where the caller closed them, and of which
-    standard error, which is for people, stops no work where the disc is full: the exit code says the rest."""
+    """Streams that can be written whatever the terminal knows, and that are there where they were closed. Standard
+    error, which is for people, stops no work where it cannot be written: the exit code says the rest."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -102,6 +102,13 @@ def path(given: Any) -> Path:
     return Path(str(given))
 
 
+def output(given: Any) -> Path:
+    """Reads the path of what is to be written; - would make a file or folder of that name."""
+    if str(given) == "-":
+        raise typer.BadParameter("- is standard input, where texts come from; './-' is a file or folder of that name.")
+    return path(given)
+
+
 def address(given: Any) -> str:
     """Reads the address of a server."""
     if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text(given)):

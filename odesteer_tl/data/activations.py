@@ -15,6 +15,7 @@ from odesteer_tl.data.degeneracy import check_apart, doubts
 from odesteer_tl.data.field_types import check_fields
 from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.tokens import Met, Tokenised, mask_of_lengths, read_sites, warn_of_sinks
+from odesteer_tl.portable.sites import check_index
 
 Processing = Literal["raw", "folded", "centred", "unknown"]
 """What was done to the weights. `centred` (TransformerLens' center_writing_weights) changes the residual stream:
@@ -85,18 +86,17 @@ class ContrastiveActivations:
             if sides is not None:
                 sides = tuple(torch.as_tensor(side) for side in sides)
                 object.__setattr__(self, name, sides)
-            if sides is not None and tuple(len(side) for side in sides) != sizes:
-                found = tuple(len(side) for side in sides)
+            if sides is not None and (found := tuple(len(side) for side in sides)) != sizes:
                 raise ValueError(f"{name} needs one value per row of (desired, undesired): {sizes}, got {found}.")
         if self.queries is not None and (not self.paired or self.queries.shape != self.desired.shape):
             shape = tuple(self.queries.shape)
             raise ValueError(
                 f"queries need paired=True and the shape of desired {tuple(self.desired.shape)}, got {shape}."
             )
-        if self.layer is not None and self.layer < 0:
-            raise ValueError(f"layer is a block index counted from 0, got {self.layer}.")
-        if self.layer is not None and self.hook_name is None:
-            object.__setattr__(self, "hook_name", f"blocks.{self.layer}.hook_resid_post")
+        if self.layer is not None:
+            check_index(self.layer)
+            if self.hook_name is None:
+                object.__setattr__(self, "hook_name", f"blocks.{self.layer}.hook_resid_post")
 
     @property
     def origin(self) -> Origin:
@@ -209,7 +209,7 @@ class ContrastiveActivations:
         return self._take(*masks), self._take(*(~mask for mask in masks))
 
     def _take(self, desired: Tensor, undesired: Tensor) -> "ContrastiveActivations":
-        both = (desired, undesired)
+        both = desired, undesired
         part = replace(
             self,
             desired=self.desired[desired.to(self.desired.device)],

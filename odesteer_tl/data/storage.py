@@ -5,12 +5,12 @@ file of a new name, then `config.json`, which names that file, takes the place o
 tell a damaged folder at load.
 """
 
-import hashlib
 import json
 import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from torch import Tensor
 
 from odesteer_tl.data.plain_trees import as_kept, check_depth, check_finite, parsed, tree_digest
 from odesteer_tl.data.targets import MOST_BYTES, TENSORS, UNFINISHED, check_target, is_format, readable_name
+from odesteer_tl.data.tensor_files import MOST_TENSORS, digest_of, read_tensors
 
 FORMAT = 2
 """Version of the layout; a reader refuses what it does not know. 1 had no digests, and tensors.safetensors."""
-
-MOST_TENSORS = 10_000
-"""Of a file of them that is written or read."""
 
 _FORGOTTEN = 3600.0
 """Seconds after which a file that no save has finished, or none names, is taken away by the next save."""
@@ -57,18 +55,18 @@ def write_tree(folder: str | Path, tree: dict[str, Any], try_out: Callable[[], A
     _check_size(plain, tensors)
     if try_out is not None:
         try_out()
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"tensors-{secrets.token_hex(8)}.safetensors"
     unfinished = [folder / f".{secrets.token_hex(8)}.tmp" for _ in range(2)]
-    before = _named(folder)
+    before, made = _named(folder), [each for each in (folder, *folder.parents) if not each.exists()]
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             save_file(tensors, unfinished[0])
         except OSError:
             raise
         except Exception as error:  # safetensors' own
             raise OSError(f"{folder} cannot be written: {error}") from error
-        config = {"format": FORMAT, "tensors": name, "sha256": _digest(unfinished[0]), "tree": plain}
+        config = {"format": FORMAT, "tensors": name, "sha256": digest_of(unfinished[0]), "tree": plain}
         config["tree_sha256"] = tree_digest(plain)
         unfinished[1].write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         for file in unfinished:
@@ -80,9 +78,14 @@ def write_tree(folder: str | Path, tree: dict[str, Any], try_out: Callable[[], A
         except BaseException:
             (folder / name).unlink()
             raise
+        made = []
     finally:
         for file in unfinished:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # it is not there, or the next save takes it away
+                file.unlink()
+        for each in made:  # of a save that failed; one in which another save has written stays
+            with suppress(OSError):
+                each.rmdir()
     _tidy(folder, {before} - {name, None})
 
 
@@ -102,7 +105,7 @@ def _read_tree(folder: Path) -> dict[str, Any]:
     for left in range(20, -1, -1):
         plain, name, digest = _config(folder)
         try:
-            tensors = _tensors(folder / name, digest)
+            tensors = read_tensors(folder / name, digest)
         except FileNotFoundError as gone:  # a save has put another in its place since
             if not left or _config(folder)[1] == name:
                 raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no {name}.") from gone
@@ -161,26 +164,6 @@ def _config(folder: Path) -> tuple[dict[str, Any], str, str | None]:
     return plain, name, digest
 
 
-def _tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
-    if not file.is_file():
-        raise FileNotFoundError(file)
-    if digest is not None and _digest(file) != digest:
-        raise ValueError(f"{file} was changed or damaged since it was saved (its digest differs): save it again.")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            if len(names) > MOST_TENSORS:
-                raise ValueError(f"it holds {len(names):,} tensors; the most that is read is {MOST_TENSORS:,}")
-            # Copies: what safetensors returns is the file itself, and changes or fails with it.
-            return {name: opened.get_tensor(name).clone() for name in names}
-    except Exception as error:  # safetensors has an error of its own for a file that is gone
-        if not file.exists():
-            raise FileNotFoundError(file) from error
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
 def _tidy(folder: Path, done: set[Any]) -> None:
     """Take away the tensors of the save before, and what saves that were killed have left."""
     kept, now = _named(folder), time.time()
@@ -214,8 +197,3 @@ def _check_size(plain: Any, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{whose} holds {size:,} bytes beside its tensors; the most that is kept is {MOST_BYTES:,}.")
     if len(tensors) > MOST_TENSORS:
         raise ValueError(f"{whose} holds {len(tensors):,} tensors; the most that is kept is {MOST_TENSORS:,}.")
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

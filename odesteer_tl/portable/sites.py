@@ -53,9 +53,11 @@ def site_name(hook_name: str | None) -> str:
 
 
 def check_index(layer: int) -> None:
-    """Raise ValueError for a layer that is no integer, or below 0."""
+    """Raise ValueError for a layer that is no integer, below 0, or one of which no model has so many."""
     if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
         raise ValueError(f"Layers are block indices counted from 0, got {layer!r}.")
+    if layer >= 10_000:
+        raise ValueError("Layers are block indices counted from 0, and no model has 10,000 of them.")
 
 
 def check_no_layer(layer: int | None) -> None:

@@ -38,7 +38,7 @@ OPTIONS = {
     "--position": (FIT, ["²", "", "1.5", "first", "--1", "9" * 30]), "--max-new-tokens": (GENERATE, [*WHOLE, "0"]),
     "--T": (GENERATE, [*REAL, "1e308"]), "--relative-T": (GENERATE[:3], REAL), "--method": (FIT, ["", "gpt"]),
     "--temperature": (GENERATE, [*REAL, "-1", "1e-300"]), "--top-p": (GENERATE, [*REAL, "0", "1.1", "-1"]),
-    "--model": (FIT, ["", " ", "\udce9"]), "--queries": (FIT, ["", " "]), "--picture": (["demo"], ["", " "]),
+    "--model": (FIT, ["", " ", "\udce9"]), "--queries": (FIT, ["", " "]), "--picture": (["demo"], ["", " ", "-"]),
     "--direction": (["demo"], ["", "up"]), "--remote": (["parity"], ["", "ftp://x", "localhost:5001"]),
     "--with": (["parity"], [""]),
 }  # fmt: skip
@@ -127,6 +127,12 @@ def test_who_asks_gets_the_traceback(capsys, monkeypatch):
     assert main(["fit", "absent.txt", "bad.txt", "out", "--layer", "1"]) == 2
     said = capsys.readouterr().err
     assert "Traceback" in said and said.endswith("Error: absent.txt is not a file; it should hold one text per line.\n")
+
+
+def test_a_method_is_not_written_to_standard_output(capsys):
+    assert main([*FIT[:3], "-", "--layer", "1"]) == 2
+    assert "- is standard input, where texts come from" in capsys.readouterr().err
+    assert not Path("-").exists()
 
 
 def test_help_and_documentation_name_every_exit_code(capsys):

@@ -39,7 +39,8 @@ _VALUES = frozenset(
 _MARK = object()
 
 _STEPS, _AXES = 100_000, 8
-"""The most instructions: what is asked for, tensors of some hundred layers, needs some thousand. And axes of a tensor."""
+"""The most instructions (what is asked for, tensors of some hundred layers, needs some thousand), and axes of a
+tensor."""
 _SPARE = 2**16
 """Bytes that may be made beside twice those that came: each byte of a tensor is read once, and copied once."""
 
