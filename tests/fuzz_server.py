@@ -94,7 +94,7 @@ def _saves(chance: random.Random, reply: Reply, server: Server) -> None:
     name = chance.choice(list(saves))
     kind = chance.choice("replace drop rename extra type evil mutate mutate mutate mutate".split())
     if kind == "replace":
-        saves[name] = chance.choice([each for each in OTHERS if each != {} or name != "steered"])
+        saves[name] = chance.choice([each for each in OTHERS if each != {} or saves[name] != {}])
     elif kind == "drop":
         del saves[name]
     elif kind == "rename":
@@ -112,7 +112,8 @@ def _saves(chance: random.Random, reply: Reply, server: Server) -> None:
     elif name == "steered":
         layer = chance.choice([1, 1, 0, -1, 99, "1", 1.0, True, None])
         other = layer != 1 or type(layer) is not int or not saves[name]
-        saves[name] = {layer: chance.choice([5, -5, 10**6, 2.5, "5", None, 2**70] if other else [-5, 10**6, 2.5, None])}
+        counts = [5, -5, 10**6, 2.5, "5", None, 2**70] if other else [-5, 0, 10**6, 2.5, None, 2**20_000]
+        saves[name] = {layer: chance.choice(counts)}
 
 
 def _other_values(chance: random.Random, values: list[Any]) -> list[Any]:
@@ -151,8 +152,8 @@ def _other_tokens(chance: random.Random, tokens: torch.Tensor) -> Any:
     more = torch.ones(2, chance.choice([1, 100]), dtype=torch.long)
     return chance.choice(
         [changed, prompt, tokens.flip(0), tokens[:1], torch.cat([tokens, tokens[:1]]), tokens[:, :-NEW], tokens[:, 1:],
-         torch.cat([tokens, more], 1), tokens.double(), tokens.bool(), tokens.T, tokens.tolist(), tokens[0],
-         tokens.unsqueeze(0), tokens[:, :2]]
+         tokens[:, :-1], torch.cat([tokens, more], 1), tokens.double(), tokens.bool(), tokens.T, tokens.tolist(),
+         tokens[0], tokens.unsqueeze(0), tokens[:, :2]]
     )  # fmt: skip
 
 

@@ -151,8 +151,9 @@ def continued_remotely(
     ends = [eos] if isinstance(eos, int) else eos
     tokens = tokens_in(tokens, batch, new, vocabulary_of(model), pad, ends, server.refused)
     most = beams * int(batch.mask.sum()) + rows * new
-    named_all = where["positions"] in ("decoding", "prompt", "all") if isinstance(where["positions"], str) else False
-    least = rows if steer and named_all else 0  # each of these names the last token of every prompt
+    # All other names name the last token of every prompt; masks, slices and borders of one's own may name none.
+    named = isinstance(where["positions"], str) and where["positions"] != "generated"
+    least = rows if steer and named and where["prompt_lengths"] is None else 0
     steered = report_in(steered, written if steer else (), least, most, server.refused)
     return tokens, Report(steered) if steer else None
 
