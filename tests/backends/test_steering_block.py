@@ -230,7 +230,7 @@ def test_a_fit_on_raw_layer_norm_weights_is_refused_on_centred_ones_and_the_reve
         assert by_cache.processing == seen
         for acts in (by_cache, by_collect):
             method = ot.CAA.fit(acts)
-            with pytest.raises(ValueError, match="so that its residual stream differs"):
+            with pytest.raises(ValueError, match="so the residual streams differ"):
                 ot.generate(other, TOKENS, method, 1.0, max_new_tokens=2)
             ot.generate(own, TOKENS, method, 1.0, max_new_tokens=2)
 

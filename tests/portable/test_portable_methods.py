@@ -147,13 +147,13 @@ def test_the_numbers_move_once_and_in_every_mode():
     portable, a = fitted("odesteer").portable(), activations(2, dtype=torch.float32)
     with torch.inference_mode():
         inside = portable.steer(a, T=1.0)
-    kept = dict(portable._there.made)
+    kept = dict(portable._copies.made)
     assert torch.equal(inside, portable.steer(a, T=1.0)) and len(kept) == 1
     double = activations(2).requires_grad_()
     portable.steer(double, T=1.0).sum().backward()
     assert torch.isfinite(double.grad).all() and double.grad.abs().sum() > 0
     portable.steer(a, T=1.0)
-    made = portable._there.made
+    made = portable._copies.made
     assert len(made) == 2 and all(made[place] is parts for place, parts in kept.items())
     assert portable.parts[3].dtype == torch.float32
 

@@ -179,7 +179,7 @@ def test_what_cannot_travel_is_refused_before_anything_is_sent(failed, name, why
 
 def test_what_of_the_package_is_not_there_is_named(failed):
     kind, said = failed["absent"]
-    assert kind == "RemoteError" and "ot.generate does not travel: inside a remote trace there is ot.intervene" in said
+    assert kind == "RemoteError" and "ot.generate is not sent to the server: inside a remote trace use" in said
 
 
 def test_a_model_without_a_name_on_the_hub_is_refused(failed):
