@@ -159,7 +159,7 @@ def test_misfits_are_refused_by_name(model):
     for method, says in [
         (Stub(16), "d_model 16, this model has 32"),
         (Stub(32, layer=3), "layers 0 to 2"),
-        (Stub(32, processing="centred"), "fitted on centred weights, this model has raw"),
+        (Stub(32, processing="centred"), "fitted on centred weights and this model has raw"),
     ]:
         with pytest.raises(ValueError, match=says):
             with ot.steering(model, method, T):
@@ -193,7 +193,7 @@ def test_a_site_that_a_model_lacks_is_refused(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weight_processing_must_match_where_it_is_known(kind):
     model = load(kind, "gpt2", compatible=True)
-    with pytest.raises(ValueError, match="fitted on raw weights, this model has centred"):
+    with pytest.raises(ValueError, match="fitted on raw weights and this model has centred"):
         with ot.steering(model, Stub(32, processing="raw"), T):
             pass
     for processing in ("centred", "unknown"):
