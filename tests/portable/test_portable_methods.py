@@ -25,7 +25,7 @@ from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods import GradientFlow, ODESteer, PointwiseMethod, StepODESteer
 from odesteer_tl.portable.edits import State
 from odesteer_tl.portable.gradients import GradientFunction, to_device
-from odesteer_tl.remote.packing import held, moved, packed
+from odesteer_tl.remote.packing import moved, packed, tensor_bytes
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -108,8 +108,8 @@ def test_the_form_with_fewer_bytes_travels():
         parts = method.portable().parts
         assert (parts[3] is not None) == reduced
         direct = packed(Flow(method.flow.field, coordinates="direct").parts())
-        assert held(parts) <= 1.1 * held(direct)
-    assert held(wide.portable().parts) < 0.5 * held(Flow(wide.flow.field, coordinates="direct").parts())
+        assert tensor_bytes(parts) <= 1.1 * tensor_bytes(direct)
+    assert tensor_bytes(wide.portable().parts) < 0.5 * tensor_bytes(Flow(wide.flow.field, coordinates="direct").parts())
 
 
 def test_a_sketch_travels_in_four_bytes_a_hash_and_one_a_sign():
