@@ -66,7 +66,7 @@ def read_batches(
     samples, sources, sinks, texts_of_tokens = [], [], [], []
     message = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"
     text_index = torch.arange(len(order)).unsqueeze(1).expand(texts.mask.shape)
-    for chosen in bar(order.split(batch_size), said=message, progress=progress):
+    for chosen in bar(order.split(batch_size), label=message, progress=progress):
         batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
         read = readable[chosen][:, -batch.mask.shape[1] :]
         check_mask_taken(model, batch.mask)

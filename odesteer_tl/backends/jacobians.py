@@ -104,7 +104,7 @@ def mean_jacobians(
     run again for each layer. That costs one pass, while a Jacobian costs about 3·d_model rows of one block.
     """
     steps = len(layers) * len(prompts)
-    with bar(said="Jacobians", total=steps, progress=progress) as shown:
+    with bar(label="Jacobians", total=steps, progress=progress) as shown:
         for layer in layers:
             total: Tensor | None = None
             for prompt in prompts:
