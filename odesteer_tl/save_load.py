@@ -103,11 +103,11 @@ def _steer_once(method: PointwiseMethod, width: int) -> None:
         raise ValueError(f"steer gives {tuple(steered.shape)}, or numbers that are not finite")
 
 
-def _widths(thing: Any) -> set[int]:
+def _widths(value: Any) -> set[int]:
     """The possible d_model of a method, by its tensors: their width, or their width without a constant column."""
-    if isinstance(thing, Tensor):
-        return {size for size in (thing.shape[-1], thing.shape[-1] - 1) if size > 0} if thing.ndim else set()
-    parts = [getattr(thing, f.name) for f in fields(thing)] if is_dataclass(thing) else thing
+    if isinstance(value, Tensor):
+        return {size for size in (value.shape[-1], value.shape[-1] - 1) if size > 0} if value.ndim else set()
+    parts = [getattr(value, f.name) for f in fields(value)] if is_dataclass(value) else value
     return set().union(*map(_widths, parts)) if isinstance(parts, (list, tuple)) else set()
 
 
@@ -119,19 +119,19 @@ def _run_edits_once(loop: FeedbackController) -> None:
             raise ValueError(f"layer {edit.write.layer} gives {tuple(new.shape)}, or numbers that are not finite")
 
 
-def _plain(thing: Any) -> Any:
-    if saved_classes().get(type(thing).__name__) is type(thing):
-        return {"class": type(thing).__name__} | {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
-    if isinstance(thing, Tensor):
-        return as_kept(thing, type(thing).__name__)
-    if type(thing) is tuple:
-        return [_plain(part) for part in thing]
-    if is_dataclass(thing) or not isinstance(thing, (str, int, float, bool, type(None))):
+def _plain(value: Any) -> Any:
+    if saved_classes().get(type(value).__name__) is type(value):
+        return {"class": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Tensor):
+        return as_kept(value, type(value).__name__)
+    if type(value) is tuple:
+        return [_plain(part) for part in value]
+    if is_dataclass(value) or not isinstance(value, (str, int, float, bool, type(None))):
         raise ValueError(
-            f"A {type(thing).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
+            f"A {type(value).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
             "build the method again around it."
         )
-    return thing
+    return value
 
 
 def _built(tree: Any, whose: str) -> Any:

@@ -137,14 +137,14 @@ class Backend(Protocol):
         batch: Tokenised,
         options: dict[str, Any],
         pairs: list[tuple[Any, Strength]],
-        where: dict[str, Any],
+        intervene_args: dict[str, Any],
         remote: bool | str,
         seed: int,
         written: Iterable[int],
     ) -> tuple[TokenIds, Any]:
         """`generate` on a server, steered there by the methods of `pairs`, and a `Report` (None without methods).
-        `where` holds the other arguments of `intervene`. The steered layers are among `written`. Called only if
-        `check_place` accepted `remote`."""
+        `intervene_args` holds the other arguments of `intervene`. The steered layers are among `written`. Called only
+        if `check_place` accepted `remote`."""
         ...
 
 

@@ -120,13 +120,13 @@ def collect_layers(
     styles = per_side(prepend_bos, chat_template, system)
     shared = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}
     if queries is None:
-        left, right = (tokenise(model, side, **own) for side, own in zip((desired, undesired), styles, strict=True))
+        left, right = (tokenise(model, side, **style) for side, style in zip((desired, undesired), styles, strict=True))
     elif position == "all":
         raise ValueError('With queries= a pair is one row: give position="last", "mean" or an index, not "all".')
     else:
         (left, left_starts), (right, right_starts) = (
-            tokenise_answers(model, queries, side, **own)
-            for side, own in zip((desired, undesired), styles, strict=True)
+            tokenise_answers(model, queries, side, **style)
+            for side, style in zip((desired, undesired), styles, strict=True)
         )
         paired = True
         if styles[0] == styles[1]:  # otherwise a pair has two different queries

@@ -83,11 +83,11 @@ def _watch_recomputed(block: Any, layer: int, runner: EditRunner) -> list[Callab
     def enters(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         runner.entered(layer, args[0] if args else next(iter(kwargs.values()), None))
 
-    def again(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def reenters(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         runner.entered_again(layer, args[0] if args else next(iter(kwargs.values()), None))
 
     parts = [module for module in block.modules() if module is not block]
-    hooks = [(part, part.register_forward_pre_hook(again, with_kwargs=True, prepend=True)) for part in parts]
+    hooks = [(part, part.register_forward_pre_hook(reenters, with_kwargs=True, prepend=True)) for part in parts]
     hooks.append((block, block.register_forward_pre_hook(enters, with_kwargs=True)))
     return [removal(*hook) for hook in hooks]
 
@@ -106,34 +106,34 @@ class _Call:
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         """The `Pass` of a call. Raises ValueError if the call cannot be read."""
-        given = named(args, kwargs, self.names)
-        tokens = given.get("input_ids", args[0] if args else None)
-        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        arguments = named(args, kwargs, self.names)
+        tokens = arguments.get("input_ids", args[0] if args else None)
+        tokens = arguments.get("inputs_embeds") if tokens is None else tokens
         if not isinstance(tokens, Tensor) or tokens.ndim not in (2, 3):
-            raise unread(given, self.library, "neither input_ids nor inputs_embeds [batch, pos, …] is given")
+            raise unread(arguments, self.library, "neither input_ids nor inputs_embeds [batch, pos, …] is given")
         batch, width = tokens.shape[:2]
         if isinstance(tokens, FakeTensor):  # nnsight's scan: shapes without numbers
             return Pass(batch, width, tokens=tokens)
         if batch > 1 and not self.takes_mask:
-            raise unread(given, self.library, "it takes no attention_mask, so pads in a batch cannot be seen")
-        offset, cache = offset_in(given, width, self._state_of, self.library)
-        use_cache = given.get("use_cache") is True
-        if cache is None and use_cache and width == 1 and self._hidden(given):
-            raise unread(given, self.library, "one token comes with use_cache=True, and no argument is its cache")
+            raise unread(arguments, self.library, "it takes no attention_mask, so pads in a batch cannot be seen")
+        offset, cache = offset_in(arguments, width, self._state_of, self.library)
+        use_cache = arguments.get("use_cache") is True
+        if cache is None and use_cache and width == 1 and self._hidden(arguments):
+            raise unread(arguments, self.library, "one token comes with use_cache=True, and no argument is its cache")
         self._caching, self._cache_seen = cache is not None or use_cache, self._cache_seen or cache is not None
         if cache is not None and hasattr(cache, "__weakref__"):
             self._states[cache] = offset + width
-        mask = declared(given.get("attention_mask"), offset, width, self.library)
-        compare(given, mask, width, offset, self.library)
+        mask = declared(arguments.get("attention_mask"), offset, width, self.library)
+        compare(arguments, mask, width, offset, self.library)
         return Pass(batch, width, offset, tokens, mask, self._caching)
 
     def _state_of(self, cache: Any) -> int | None:
         return self._states.get(cache) if hasattr(cache, "__weakref__") else None
 
-    def _hidden(self, given: dict[str, Any]) -> bool:
+    def _hidden(self, call_arguments: dict[str, Any]) -> bool:
         """Whether a token may continue an earlier pass with a cache that is not among the arguments: a pass kept its
         keys, no pass has shown its cache, and no argument says that this token is the first of its row."""
-        arguments = [given.get(name) for name in ("attention_mask", "position_ids", "cache_position")]
+        arguments = [call_arguments.get(name) for name in ("attention_mask", "position_ids", "cache_position")]
         return self._caching and not self._cache_seen and all(value is None for value in arguments)
 
 

@@ -119,7 +119,7 @@ def generate(
 
             batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
             batch_pairs = [(method, strength.mapped(rows_of_batch)) for method, strength in pairs]
-            where = {
+            intervene_args = {
                 "positions": rows_of_batch(positions)
                 if isinstance(positions, Tensor) and positions.ndim == 2
                 else positions,
@@ -129,7 +129,7 @@ def generate(
             }
             batch_seed = int(torch.randint(2**62, (), generator=seeds))
             check_mask_taken(model, batch.mask)
-            tokens, report = _continued(model, batch, options, batch_pairs, where, remote, batch_seed)
+            tokens, report = _continued(model, batch, options, batch_pairs, intervene_args, remote, batch_seed)
             generated.append(tokens)
             reports += [] if report is None else [report]
     report = _merged_report(reports)
@@ -143,22 +143,22 @@ def _continued(
     batch: Tokenised,
     options: dict[str, Any],
     pairs: list[tuple[Any, Strength]],
-    where: dict[str, Any],
+    intervene_args: dict[str, Any],
     remote: bool | str,
     seed: int,
 ) -> tuple[TokenIds, Report | None]:
     """Generate one batch by the library's own generate; `seed` is for a server."""
     backend, beams = backend_of(model), options.get("num_beams", 1)
-    runner = edit_runner_for(model, pairs, **where, beams=beams) if pairs else None
+    runner = edit_runner_for(model, pairs, **intervene_args, beams=beams) if pairs else None
     if remote:  # making the runner has checked that the method fits; the server does the steering
         written = () if runner is None else runner.tokens_steered
-        tokens, report = backend.generate_remotely(model, batch, options, pairs, where, remote, seed, written)
+        tokens, report = backend.generate_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
         if runner is not None and report is not None:
             report.tokens_steered = runner.tokens_steered | report.tokens_steered
         return tokens, report
     if runner is None:
         return backend.generate(model, batch, options), None
-    with attached(model, runner, where["blocks"]) as report:
+    with attached(model, runner, intervene_args["blocks"]) as report:
         tokens = backend.generate(model, batch, options)
     warn_of_limit(runner, stacklevel=4)
     return tokens, report

@@ -26,11 +26,11 @@ def model_and_tokenizer(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
     file = Path(name)
     check_gguf(file)
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model = AutoModelForCausalLM.from_pretrained(**location, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(**location)
     except Exception as error:  # transformers and gguf raise many types for broken bytes
         raise ValueError(
             f"{name} cannot be read by transformers {version} ({type(error).__name__}: {str(error)[:300]}): the file "

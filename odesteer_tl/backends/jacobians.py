@@ -104,7 +104,7 @@ def mean_jacobians(
     run again for each layer. That costs one pass, while a Jacobian costs about 3·d_model rows of one block.
     """
     steps = len(layers) * len(prompts)
-    with bar(label="Jacobians", total=steps, progress=progress) as shown:
+    with bar(label="Jacobians", total=steps, progress=progress) as progress_bar:
         for layer in layers:
             total: Tensor | None = None
             for prompt in prompts:
@@ -117,7 +117,7 @@ def mean_jacobians(
                     unit = torch.zeros(len(rows), d_model, dtype=block.at.dtype, device=device)
                     unit[torch.arange(len(rows), device=device), rows] = 1
                     total[rows] += block.vjp(unit).to(total)
-                shown.update()
+                progress_bar.update()
             assert total is not None
             yield total.div_(len(prompts))
 
@@ -149,21 +149,21 @@ class Linearised:
         return total / len(maps)
 
 
-def _without_cache(thing: Any) -> Any:
+def _without_cache(argument: Any) -> Any:
     """The arguments of a block without its cache, which would grow with every call."""
-    if isinstance(thing, dict):
-        return {k: False if k == "use_cache" else _without_cache(value) for k, value in thing.items()}
-    if isinstance(thing, tuple):
-        return tuple(_without_cache(value) for value in thing)
-    return None if hasattr(thing, "get_seq_length") or hasattr(thing, "past_keys") else thing
+    if isinstance(argument, dict):
+        return {k: False if k == "use_cache" else _without_cache(value) for k, value in argument.items()}
+    if isinstance(argument, tuple):
+        return tuple(_without_cache(value) for value in argument)
+    return None if hasattr(argument, "get_seq_length") or hasattr(argument, "past_keys") else argument
 
 
-def _repeated(thing: Any, rows: int) -> Any:
+def _repeated(argument: Any, rows: int) -> Any:
     """The arguments of one row, expanded to a batch of `rows` rows. Tensors with one axis are shared by all rows."""
-    if isinstance(thing, dict):
-        return {name: _repeated(value, rows) for name, value in thing.items()}
-    if type(thing) is tuple:
-        return tuple(_repeated(value, rows) for value in thing)
-    if isinstance(thing, Tensor) and thing.ndim > 1 and thing.shape[0] == 1:
-        return thing.expand(rows, *thing.shape[1:])
-    return thing
+    if isinstance(argument, dict):
+        return {name: _repeated(value, rows) for name, value in argument.items()}
+    if type(argument) is tuple:
+        return tuple(_repeated(value, rows) for value in argument)
+    if isinstance(argument, Tensor) and argument.ndim > 1 and argument.shape[0] == 1:
+        return argument.expand(rows, *argument.shape[1:])
+    return argument

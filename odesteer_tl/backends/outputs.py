@@ -55,9 +55,9 @@ def _decoded(model: Any, prompts: list[Tensor], continuations: list[Tensor]) -> 
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
         return [], []
-    before, wholes, alone_dummy = (
+    prompt_texts, texts, continuation_texts = (
         [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-        for rows in (prompts, [torch.cat(both) for both in zip(prompts, continuations, strict=True)], continuations)
+        for rows in (prompts, [torch.cat(pair) for pair in zip(prompts, continuations, strict=True)], continuations)
     )
-    triples = zip(before, wholes, alone_dummy, strict=True)
-    return wholes, [whole[len(start) :] if whole.startswith(start) else part for start, whole, part in triples]
+    triples = zip(prompt_texts, texts, continuation_texts, strict=True)
+    return texts, [text[len(start) :] if text.startswith(start) else part for start, text, part in triples]

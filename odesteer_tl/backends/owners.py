@@ -70,8 +70,8 @@ class Owner:
         while frame is not None:
             code = frame.f_code
             if code.co_name in ("generate", "forward") and code.co_varnames[:1] == ("self",):
-                own = frame.f_locals.get("self")
-                if any(own is part for part in self._parts):
+                instance = frame.f_locals.get("self")
+                if any(instance is part for part in self._parts):
                     return True
             frame = frame.f_back
         return False
@@ -112,11 +112,11 @@ def _task() -> Any:
 
 
 def _refused(who: str) -> RuntimeError:
-    lock, way = ("asyncio.Lock()", "async with") if who == "asyncio task" else ("threading.Lock()", "with")
+    lock, statement = ("asyncio.Lock()", "async with") if who == "asyncio task" else ("threading.Lock()", "with")
     return RuntimeError(
         f"Another {who} has a block of ot.steering, or an ot.generate with a method, open on this model, which would "
         f"steer this {who} as well. Load one model per {who}, or share lock = {lock} and write "
-        f"`{way} lock:` around each steering block and each call of the model."
+        f"`{statement} lock:` around each steering block and each call of the model."
     )
 
 

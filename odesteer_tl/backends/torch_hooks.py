@@ -18,10 +18,10 @@ _HELD = (
 
 def removal(module: Any, handle: Any) -> Callable[[], None]:
     """A function that removes the forward hook or pre-hook of `handle` from the module; it may be called repeatedly."""
-    number, held = handle.id, [getattr(module, name) for name in _HELD]
+    number, hook_dicts = handle.id, [getattr(module, name) for name in _HELD]
 
     def remove() -> None:
-        for hooks in held:
+        for hooks in hook_dicts:
             hooks.pop(number, None)
 
     return remove
@@ -32,20 +32,20 @@ def edit_hook(module: Any, side: Literal["input", "output"], edit: Callable[[Any
     it is None. It runs before the user's own hooks, and after those of outer steering blocks. A copy of the module has
     the hook too, but is not edited. Returns a function that removes the hook."""
 
-    def before(called: Any, args: Any, kwargs: Any) -> Any:
+    def pre_hook(called: Any, args: Any, kwargs: Any) -> Any:
         return edit((args, kwargs)) if called is module else None
 
-    def after(called: Any, args: Any, output: Any) -> Any:
+    def post_hook(called: Any, args: Any, output: Any) -> Any:
         return edit(output) if called is module else None
 
     if side == "input":
-        hooks, own = module._forward_pre_hooks, before
-        handle = module.register_forward_pre_hook(own, with_kwargs=True, prepend=True)
+        hooks, hook = module._forward_pre_hooks, pre_hook
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     else:
-        hooks, own = module._forward_hooks, after
-        handle = module.register_forward_hook(own, prepend=True)
-    own.__dict__["steers"] = True
-    for number in reversed([n for n, other in hooks.items() if other is not own and hasattr(other, "steers")]):
+        hooks, hook = module._forward_hooks, post_hook
+        handle = module.register_forward_hook(hook, prepend=True)
+    hook.__dict__["steers"] = True
+    for number in reversed([n for n, other in hooks.items() if other is not hook and hasattr(other, "steers")]):
         hooks.move_to_end(number, last=False)
     return removal(module, handle)
 

@@ -50,14 +50,14 @@ def settings_put_aside(module: Any) -> Iterator[None]:
     """Inside the block the checkpoint's own generation settings (banned words, lengths, penalties) do not act."""
     if hasattr(module, "generate"):
         need(module, "generation_config", "whose own settings would override the arguments of generate")
-    own = getattr(module, "generation_config", None)
+    settings = getattr(module, "generation_config", None)
     try:
-        if own is not None:
-            module.generation_config = type(own)(bos_token_id=own.bos_token_id)
+        if settings is not None:
+            module.generation_config = type(settings)(bos_token_id=settings.bos_token_id)
         yield
     finally:
-        if own is not None:
-            module.generation_config = own
+        if settings is not None:
+            module.generation_config = settings
 
 
 @contextmanager
@@ -65,12 +65,12 @@ def without_progress_bars() -> Iterator[None]:
     """Inside the block transformers shows no progress bars."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 

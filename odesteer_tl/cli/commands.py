@@ -150,8 +150,8 @@ def generate(
         # Steered first: a method that does not fit the model raises before anything is generated.
         steered = ot.generate(loaded, prompt, method, T, relative_T=relative_T, **sampling)
         plain = ot.generate(loaded, prompt, **sampling)
-        for before, after in zip(plain.texts, steered.texts, strict=True):
-            say(f"unsteered  {before}\nsteered    {after}\n")
+        for unsteered_text, steered_text in zip(plain.texts, steered.texts, strict=True):
+            say(f"unsteered  {unsteered_text}\nsteered    {steered_text}\n")
 
 
 @app.command()

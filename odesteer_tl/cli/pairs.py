@@ -20,5 +20,5 @@ def check_pairs(
         )
     files = {"desired": sides[0], "undesired": sides[1]} | ({} if queries is None else {"queries": queries})
     if (paired or queries is not None) and len({len(file) for file in files.values()}) > 1:
-        counts = ", ".join(f"{len(file)} {what}" for what, file in files.items())
+        counts = ", ".join(f"{len(file)} {side}" for side, file in files.items())
         raise ValueError(f"Line i of one file belongs to line i of the others, and they have {counts} lines.")

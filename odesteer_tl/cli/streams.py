@@ -61,7 +61,7 @@ def warnings_in_a_line() -> Iterator[None]:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LIBRARIES]
-    before = [logger.level for logger in loggers]
+    levels = [logger.level for logger in loggers]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reads it at its first import
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for logger in loggers:
@@ -69,7 +69,7 @@ def _quiet_libraries() -> Iterator[None]:
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 

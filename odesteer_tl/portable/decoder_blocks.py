@@ -119,10 +119,10 @@ def path_of_projection(block: Any) -> str:
     return projections[0]
 
 
-def check_biases(block: Any, name: str, fitted: str, here: str) -> None:
+def check_biases(block: Any, name: str, fitted: str, processing: str) -> None:
     """Raise ValueError at z of a block with attention biases if the method was fitted on folded weights and these are
     raw, or the other way round: folding (fold_value_biases) takes a constant out of z."""
-    if name != "z" or fitted == "unknown" or (fitted == "raw") == (here == "raw"):
+    if name != "z" or fitted == "unknown" or (fitted == "raw") == (processing == "raw"):
         return
     biases = [
         parameter
@@ -133,7 +133,7 @@ def check_biases(block: Any, name: str, fitted: str, here: str) -> None:
     ]
     if any(parameter.is_meta or bool(parameter.any()) for parameter in biases):
         raise ValueError(
-            f"The method was fitted at z on {fitted} weights and this model has {here} ones: folding the value "
+            f"The method was fitted at z on {fitted} weights and this model has {processing} ones: folding the value "
             "biases shifts z by a constant. Collect on this model, or load it with the same processing."
         )
 

@@ -16,20 +16,20 @@ from odesteer_tl.portable.model_inputs import refuse_packed, unread
 _PLAIN = (bool, int, float, str, Tensor)
 
 
-def offset_in(given: dict[str, Any], width: int, state: Any, library: str) -> tuple[int, Any]:
+def offset_in(arguments: dict[str, Any], width: int, state: Any, library: str) -> tuple[int, Any]:
     """The number of columns before a pass of `width` columns, by the cache in the call, and that cache.
 
-    `given` are the arguments of the module that runs all blocks. `state(cache)`: the number of columns seen by a cache
+    `arguments` are those of the module that runs all blocks. `state(cache)`: the number of columns seen by a cache
     that stores none (of a state-space model), or None if unknown. Raises ValueError for a cache that cannot be read,
     and for a mask of another number of columns.
     """
-    refuse_packed(given, library)
-    cache = cache_in(given, library)
+    refuse_packed(arguments, library)
+    cache = cache_in(arguments, library)
     offset = 0 if cache is None else length_of(cache, state(cache), library)
-    mask = given.get("attention_mask")
+    mask = arguments.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and not _covers(mask, offset, width, cache):
         raise unread(
-            given,
+            arguments,
             library,
             f"the cache holds {offset} columns and this pass has {width}, but the attention mask covers "
             f"{mask.shape[1]}: give it one entry per token, cached tokens included, [batch, {offset + width}]",
@@ -37,14 +37,14 @@ def offset_in(given: dict[str, Any], width: int, state: Any, library: str) -> tu
     return offset, cache
 
 
-def cache_in(given: dict[str, Any], library: str) -> Any:
+def cache_in(arguments: dict[str, Any], library: str) -> Any:
     """The cache among the arguments of a call, under any name; None if there is none.
 
     Raises ValueError for two caches, and if the only argument that looks like a cache has no length.
     """
     caches: list[Any] = []
     unclear: list[str] = []
-    for name, value in given.items():
+    for name, value in arguments.items():
         if value is None or isinstance(value, _PLAIN):
             continue
         if hasattr(value, "get_seq_length") or _is_legacy(name, value):
@@ -52,9 +52,9 @@ def cache_in(given: dict[str, Any], library: str) -> Any:
         elif _sounds_like_one(name, value):
             unclear.append(f"{name}, a {type(value).__name__},")
     if unclear and not caches:
-        raise unread(given, library, f"the cache in {' and '.join(unclear)} does not say its length")
+        raise unread(arguments, library, f"the cache in {' and '.join(unclear)} does not say its length")
     if len(caches) > 1:
-        raise unread(given, library, f"{len(caches)} caches are given, and it is not known which one counts")
+        raise unread(arguments, library, f"{len(caches)} caches are given, and it is not known which one counts")
     return caches[0] if caches else None
 
 
@@ -147,4 +147,4 @@ def _sounds_like_one(name: str, value: Any) -> bool:
 
 
 def _kinds(layers: Any) -> str:
-    return ", ".join(sorted({type(kept).__name__ for kept in layers}))
+    return ", ".join(sorted({type(layer).__name__ for layer in layers}))

@@ -69,8 +69,8 @@ class PortableMethod:
 
     def init_args(self) -> tuple[Any, ...]:
         """The arguments of `__init__` that rebuild it."""
-        own = self.move, self.parts, self.layer, self.d_model, self.processing, self.hook_name, self.correction
-        return *own, self.limits
+        site = self.layer, self.d_model, self.processing, self.hook_name
+        return self.move, self.parts, *site, self.correction, self.limits
 
     def _correction_of(self, query: Tensor) -> Tensor:
         return computed(query, self.d_model, self._corrector)
@@ -131,8 +131,8 @@ def at_strength(
 
     def apply(read, write, state):
         check_fits(size, write.dtype)
-        own = strength.of_rows(state)
-        return added(write, own, read) if by_query else steered(write, own)
+        row_strength = strength.of_rows(state)
+        return added(write, row_strength, read) if by_query else steered(write, row_strength)
 
     return apply
 

@@ -22,7 +22,7 @@ def named(args: Any, kwargs: Any, names: Any = ()) -> dict[str, Any]:
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def compare(given: dict[str, Any], real: Tensor | None, width: int, offset: int, library: str) -> None:
+def compare(arguments: dict[str, Any], real: Tensor | None, width: int, offset: int, library: str) -> None:
     """Raises ValueError if the position ids or the cache position do not begin after `offset` columns.
 
     `real` [batch, columns]: the real tokens among the columns so far, or among the last `width`; None if nothing is
@@ -30,11 +30,13 @@ def compare(given: dict[str, Any], real: Tensor | None, width: int, offset: int,
     another device than the CPU are compared only at prompts, so that decoding never waits for the device.
     """
     cache_position, position_ids = (
-        _readable(given.get(name), width, offset) for name in ("cache_position", "position_ids")
+        _readable(arguments.get(name), width, offset) for name in ("cache_position", "position_ids")
     )
     if cache_position is not None and cache_position.ndim == 1 and int(cache_position[0]) != offset:
         raise unread(
-            given, library, f"{offset} columns come before this pass, but cache_position is {int(cache_position[0])}"
+            arguments,
+            library,
+            f"{offset} columns come before this pass, but cache_position is {int(cache_position[0])}",
         )
     if position_ids is None:
         return
@@ -55,7 +57,7 @@ def compare(given: dict[str, Any], real: Tensor | None, width: int, offset: int,
         row = int(correct.int().argmin())
         seen = rows[min(row, len(rows) - 1)]
         raise unread(
-            given,
+            arguments,
             library,
             f"{offset} columns come before this pass, but the position ids of row {row} go from {int(seen[0])} to "
             f"{int(seen[-1])}: leave position_ids out, or pass attention_mask= and the cache that they belong to",
@@ -97,9 +99,9 @@ def attending(mask: Tensor, cached: int, width: int) -> Tensor:
     return real > MASKED if real.is_floating_point() else real.bool()
 
 
-def refuse_packed(given: dict[str, Any], library: str) -> None:
+def refuse_packed(arguments: dict[str, Any], library: str) -> None:
     """Raises ValueError if several prompts are packed into one row, as in continuous batching."""
-    if any(name.startswith("cu_seq_lens") and value is not None for name, value in given.items()):
+    if any(name.startswith("cu_seq_lens") and value is not None for name, value in arguments.items()):
         raise ValueError(
             "This pass packs several prompts into one row (continuous batching, cu_seq_lens), and steering cannot tell "
             f"which token belongs to which prompt ({library}): use generate with a padded batch instead of "
@@ -107,9 +109,9 @@ def refuse_packed(given: dict[str, Any], library: str) -> None:
         )
 
 
-def unread(given: dict[str, Any], library: str, what: str) -> ValueError:
+def unread(arguments: dict[str, Any], library: str, what: str) -> ValueError:
     """The error for a pass that cannot be read: what was seen, which library made the model, and what to do."""
-    seen = ", ".join(f"{name}: {_shown(value)}" for name, value in given.items() if value is not None)
+    seen = ", ".join(f"{name}: {_shown(value)}" for name, value in arguments.items() if value is not None)
     return ValueError(
         f"The positions of the tokens of this pass cannot be read: {what}. The call is by {library}, with "
         f"{seen or 'no arguments'}. Steering counts tokens, and does not guess: pass use_cache=False, or a cache and "

@@ -45,20 +45,20 @@ class TokenTrack:
     """
 
     def __init__(
-        self, now: Pass, number: int, seen: Tensor, real: Tensor, before: TokenTrack | None, known: bool
+        self, current: Pass, number: int, seen: Tensor, real: Tensor, previous: TokenTrack | None, known: bool
     ) -> None:
         self.index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
         self.real, self.number, self.known = real, number, known
         self.seen = self.index[:, -1] + 1
         self.ragged = bool((~real[:, -1] & (self.index[:, -1] >= 0)).any())
-        self.columns, self.offset, self.tokens = now.offset + now.width, now.offset, now.tokens
-        if before is not None:
-            self.lengths = before.lengths
+        self.columns, self.offset, self.tokens = current.offset + current.width, current.offset, current.tokens
+        if previous is not None:
+            self.lengths = previous.lengths
         else:
-            self.lengths = seen if now.offset else real.sum(1)  # columns cached by an unseen pass count as prompt
+            self.lengths = seen if current.offset else real.sum(1)  # columns cached by an unseen pass count as prompt
         leading = (self.index < 0).sum(1)
-        self.pads = leading if before is None or now.offset == 0 else before.pads + leading
-        self.history = _history(now, before if now.offset else None)
+        self.pads = leading if previous is None or current.offset == 0 else previous.pads + leading
+        self.history = _history(current, previous if current.offset else None)
 
     def ends(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, columns) of the last prompt tokens that lie in this pass, for prompts of `lengths` [batch] tokens."""
@@ -72,23 +72,23 @@ class TokenTrack:
         track.lengths, track.seen, track.pads = self.lengths[parents], self.seen[parents], self.pads[parents]
         return track
 
-    def stepped(self, now: Pass) -> TokenTrack:
+    def stepped(self, current: Pass) -> TokenTrack:
         """Fast path for one decoded token, real in every row: the same result as `TokenTrack(now, …)`."""
         track = object.__new__(TokenTrack)
         track.__dict__.update(self.__dict__)
         track.index, track.seen = self.seen.unsqueeze(1), self.seen + 1
         track.real = torch.ones_like(track.index, dtype=torch.bool)
-        track.columns, track.offset, track.tokens = now.offset + now.width, now.offset, now.tokens
-        track.history = _history(now, self)
+        track.columns, track.offset, track.tokens = current.offset + current.width, current.offset, current.tokens
+        track.history = _history(current, self)
         return track
 
-    def rewound(self, now: Pass) -> TokenTrack:
+    def rewound(self, current: Pass) -> TokenTrack:
         """The track without the columns from `now.offset` on, as when speculative decoding rejects tokens. These were
         generated, so they are real in every row."""
         track = object.__new__(TokenTrack)
         track.__dict__.update(self.__dict__)
-        track.seen = self.seen - (self.columns - now.offset)
-        track.columns = now.offset
+        track.seen = self.seen - (self.columns - current.offset)
+        track.columns = current.offset
         return track
 
     def broken_off(self) -> TokenTrack:
@@ -148,92 +148,91 @@ class PromptCache:
         return values[rows.to(values.device, non_blocking=True)]
 
 
-def _history(now: Pass, before: TokenTrack | None) -> Any:
+def _history(current: Pass, previous: TokenTrack | None) -> Any:
     """(first column, token ids, history of the previous passes); None if one of the passes has no ids."""
-    ids = now.tokens
-    earlier = None if before is None else before.history
-    if ids is None or ids.ndim != 2 or ids.is_floating_point() or (now.offset > 0 and earlier is None):
+    ids = current.tokens
+    earlier = None if previous is None else previous.history
+    if ids is None or ids.ndim != 2 or ids.is_floating_point() or (current.offset > 0 and earlier is None):
         return None
-    return (now.offset, ids, earlier)
+    return (current.offset, ids, earlier)
 
 
-def follow(before: TokenTrack | None, now: Pass, given: Tensor | None = None, unambiguous: bool = True) -> TokenTrack:
-    """The track of the pass `now`, which comes after `before`; `given` [batch] are prompt lengths that the user gave.
+def follow(
+    previous: TokenTrack | None, current: Pass, prompt_lengths: Tensor | None = None, unambiguous: bool = True
+) -> TokenTrack:
+    """The track of the pass `current`, which comes after `previous`; `prompt_lengths` [batch]: those the user gave.
 
     A pass after cached columns continues its prompt, even if some generated columns were removed from the cache. With
     the cache off, a pass continues its prompt if its rows extend rows of the previous pass by one column, or repeat a
     text that was generated with the cache on. Any other pass begins a new prompt. Raises ValueError for a continued row
     that ends in a pad, and for several columns after cached ones unless `unambiguous` (see `token_rules`).
     """
-    continued = None if before is None else carried_on(before, now, given)
+    continued = None if previous is None else carried_on(previous, current, prompt_lengths)
     if continued is not None and continued.ragged:
         raise right_padded()
-    number = 0 if before is None else before.number if continued is not None else before.number + 1
-    if now.offset == 0:
-        return _checked(
-            now, TokenTrack(now, number, torch.zeros(now.batch, dtype=torch.long), mask_of(now), continued, True)
-        )
-    if now.width > 1 and not unambiguous:
+    number = 0 if previous is None else previous.number if continued is not None else previous.number + 1
+    if current.offset == 0:
+        seen = torch.zeros(current.batch, dtype=torch.long)
+        return _checked(current, TokenTrack(current, number, seen, mask_of(current), continued, True))
+    if current.width > 1 and not unambiguous:
         raise ValueError(
-            f"A pass of {now.width} tokens follows {now.offset} cached ones: is it prompt or continuation? "
+            f"A pass of {current.width} tokens follows {current.offset} cached ones: is it prompt or continuation? "
             "Pass prompt_lengths= (real tokens of each prompt) to say so."
         )
-    seen = mask_of(now, cached=True)[:, : -now.width].sum(1) if continued is None else continued.seen
+    seen = mask_of(current, cached=True)[:, : -current.width].sum(1) if continued is None else continued.seen
     # One token after cached ones is real. Its mask is not read, so nothing waits for the device.
-    is_real = now.width == 1 and (given is None or bool((seen >= given).all()))
+    is_real = current.width == 1 and (prompt_lengths is None or bool((seen >= prompt_lengths).all()))
     if is_real and continued is not None:
-        return continued.stepped(now)
-    known = (
-        continued.known if continued is not None else now.mask is None or now.mask.shape[1] >= now.offset + now.width
-    )
-    real = torch.ones(now.batch, 1, dtype=torch.bool) if is_real else mask_of(now)
-    return _checked(now, TokenTrack(now, number, seen, real, continued, known))
+        return continued.stepped(current)
+    covered = current.mask is None or current.mask.shape[1] >= current.offset + current.width
+    known = covered if continued is None else continued.known
+    real = torch.ones(current.batch, 1, dtype=torch.bool) if is_real else mask_of(current)
+    return _checked(current, TokenTrack(current, number, seen, real, continued, known))
 
 
-def carried_on(before: TokenTrack, now: Pass, given: Tensor | None = None) -> TokenTrack | None:
-    """The track that `now` continues, with one entry per row of `now`; None if `now` begins a new prompt.
+def carried_on(previous: TokenTrack, current: Pass, prompt_lengths: Tensor | None = None) -> TokenTrack | None:
+    """The track that `current` continues, with one entry per row of `current`; None if `current` begins a new prompt.
 
-    With a cache: `now` has the same rows, or several beams per row, and the cache holds all tokens seen, or the whole
-    prompt (of `given` tokens) and a part of what followed. Without: each row extends some earlier row by one token.
+    With a cache: `current` has the same rows, or several beams per row, and the cache holds all tokens seen, or the
+    whole prompt (`prompt_lengths`) and a part of what followed. Without: each row extends an earlier row by one token.
     """
-    batch = len(before.seen)
-    if now.offset > 0:
-        if now.batch % batch or now.offset > before.columns:
+    batch = len(previous.seen)
+    if current.offset > 0:
+        if current.batch % batch or current.offset > previous.columns:
             return None
-        if now.offset < before.columns:
-            lengths = before.lengths if given is None or len(given) != batch else given
-            if now.offset < int((before.pads + lengths).max()):
+        if current.offset < previous.columns:
+            lengths = previous.lengths if prompt_lengths is None or len(prompt_lengths) != batch else prompt_lengths
+            if current.offset < int((previous.pads + lengths).max()):
                 return None
-            before = before.rewound(now)
-        if now.batch == batch:
-            return before
-        parents = torch.arange(batch).repeat_interleave(now.batch // batch)
-    elif now.continues:
-        return before
+            previous = previous.rewound(current)
+        if current.batch == batch:
+            return previous
+        parents = torch.arange(batch).repeat_interleave(current.batch // batch)
+    elif current.continues:
+        return previous
     else:
-        if now.caching or now.tokens is None:
+        if current.caching or current.tokens is None:
             return None
-        if before.offset > 0 or before.tokens is None:
-            return before if before.replayed(now.tokens) else None
-        start = now.tokens[:, :-1]
-        if start.shape != before.tokens.shape:
+        if previous.offset > 0 or previous.tokens is None:
+            return previous if previous.replayed(current.tokens) else None
+        start = current.tokens[:, :-1]
+        if start.shape != previous.tokens.shape:
             return None
-        if torch.equal(start, before.tokens):
-            return before
-        same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
+        if torch.equal(start, previous.tokens):
+            return previous
+        same = torch.stack([(row == previous.tokens).flatten(1).all(1) for row in start]).cpu()
         if not bool(same.any(1).all()):
             return None
         parents = same.int().argmax(1)
-    return before.rows(parents)
+    return previous.rows(parents)
 
 
-def mask_of(now: Pass, cached: bool = False) -> Tensor:
-    """The real tokens [batch, columns] among the present columns, or, with `cached`, among all. Without a mask all are
-    real."""
-    width = now.width + (now.offset if cached else 0)
-    if now.mask is None or now.mask.shape[1] < width:
-        return torch.ones(now.batch, width, dtype=torch.bool)
-    return now.mask[:, -width:].bool().cpu()
+def mask_of(current: Pass, cached: bool = False) -> Tensor:
+    """The real tokens [batch, columns] of the present columns, or, with `cached`, of all. Without a mask: all."""
+    width = current.width + (current.offset if cached else 0)
+    if current.mask is None or current.mask.shape[1] < width:
+        return torch.ones(current.batch, width, dtype=torch.bool)
+    return current.mask[:, -width:].bool().cpu()
 
 
 def right_padded() -> ValueError:
@@ -244,7 +243,7 @@ def right_padded() -> ValueError:
     )
 
 
-def _checked(now: Pass, track: TokenTrack) -> TokenTrack:
-    if track.ragged and now.caching:
+def _checked(current: Pass, track: TokenTrack) -> TokenTrack:
+    if track.ragged and current.caching:
         raise right_padded()
     return track

@@ -38,11 +38,11 @@ def unet(z: Tensor, t: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
     tau = torch.nn.functional.silu(time_features(t, layers[0].shape[1]) @ layers[0].T + layers[1])
     depth = (len(layers) - 1) // 10  # there are 2 + 5 depth + 5 (depth − 1) + 4 tensors
     blocks = [layers[2 + 5 * k : 7 + 5 * k] for k in range(2 * depth - 1)]
-    x, kept = z, []
+    x, skips = z, []
     for down in blocks[:depth]:
         x = residual(x @ down[0].T + down[1], tau, down[2:])
-        kept.append(x)
-    for up, skip in zip(blocks[depth:], reversed(kept[:-1]), strict=True):
+        skips.append(x)
+    for up, skip in zip(blocks[depth:], reversed(skips[:-1]), strict=True):
         x = residual(x @ up[0].T + up[1] + skip, tau, up[2:])
     weight, bias, gate, opening = layers[-4:]
     return x @ weight.T + bias + (tau @ gate.T + opening) * z

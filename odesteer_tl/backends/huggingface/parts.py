@@ -56,9 +56,9 @@ def module_at(blocks: Any, site: Site) -> tuple[Any, Literal["input", "output"]]
 
 def tokenizer_of(model: Any) -> Any:
     """`model.tokenizer`, or else the local tokenizer of the model's name; None without either."""
-    own = getattr(model, "tokenizer", None)
-    if own is not None:
-        return own
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        return tokenizer
     root = root_of(model)
     if root not in _TOKENIZERS:
         try:

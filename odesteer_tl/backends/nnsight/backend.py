@@ -71,8 +71,8 @@ class _Nnsight:
         return begins_with_bos(tokenizer)
 
     def model_name(self, model: Any) -> str:
-        own = getattr(model, "repo_id", None)
-        return str(own or getattr(text_config(model._module), "name_or_path", None) or "")
+        repo_id = getattr(model, "repo_id", None)
+        return str(repo_id or getattr(text_config(model._module), "name_or_path", None) or "")
 
     def size(self, model: Any, name: Size) -> int | None:
         return configured_size(model._module, name)
@@ -138,14 +138,14 @@ class _Nnsight:
         batch: Tokenised,
         options: dict[str, Any],
         pairs: list[tuple[Any, Strength]],
-        where: dict[str, Any],
+        intervene_args: dict[str, Any],
         remote: bool | str,
         seed: int,
         written: Iterable[int],
     ) -> tuple[TokenIds, Report | None]:
         from odesteer_tl.backends.nnsight.run import continued_remotely
 
-        return continued_remotely(model, batch, options, pairs, where, remote, seed, written)
+        return continued_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
 
 
 NNSIGHT = _Nnsight()

@@ -105,8 +105,8 @@ def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds
     """Prompts and continuations, by Hugging Face's generate under nnsight on this machine. Edits on the model act in
     every pass."""
     with settings_put_aside(model._module):
-        own = generation_options(options, pad_id_of(model))
-        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **own).cpu()
+        settings = generation_options(options, pad_id_of(model))
+        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **settings).cpu()
 
 
 def continued_remotely(

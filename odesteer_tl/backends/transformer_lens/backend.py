@@ -37,12 +37,12 @@ def load(name: str, device: str, dtype: torch.dtype) -> Any:
     """A TransformerBridge of a Hugging Face name, a folder or a GGUF file, with unprocessed weights."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    own: dict[str, Any] = {}
+    source: dict[str, Any] = {}
     if is_gguf(name):
         model, tokenizer = model_and_tokenizer(name, dtype)
-        own = {"hf_model": model.to(device), "tokenizer": tokenizer}
+        source = {"hf_model": model.to(device), "tokenizer": tokenizer}
     with without_progress_bars():
-        return rename_permanently(TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **own))
+        return rename_permanently(TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **source))
 
 
 class _TransformerLens:

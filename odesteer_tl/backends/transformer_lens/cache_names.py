@@ -72,8 +72,8 @@ def _needed(model: Any) -> bool:
     inner = getattr(model, "original_model", None)
     if inner is None or "cache" not in inspect.signature(type(inner).forward).parameters:
         return False
-    own = next((module for module in model.modules() if hasattr(module, "_update_kv_cache")), None)
-    return own is None or '"cache"' not in inspect.getsource(type(own)._update_kv_cache)
+    attention = next((module for module in model.modules() if hasattr(module, "_update_kv_cache")), None)
+    return attention is None or '"cache"' not in inspect.getsource(type(attention)._update_kv_cache)
 
 
 def _hooks(model: Any) -> list[Callable[[], None]]:

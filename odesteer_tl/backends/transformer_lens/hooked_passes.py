@@ -36,13 +36,13 @@ def _hooks(model: Any, layers: list[int], runner: EditRunner, owner: Owner) -> l
         owner.admit()
         embedded = args[0]
 
-    def tokens_of(residual: Tensor, whole: bool, layer: int) -> TokenKeys | None:
+    def tokens_of(residual: Tensor, uncached: bool, layer: int) -> TokenKeys | None:
         """The ids of a pass. With the cache off, `generate` embeds only the newest ids, which are appended to the
         earlier ones. If the model was called with embeddings, the input of its first block stands for the ids."""
         batch, width = residual.shape[:2]
         if embedded is not None and embedded.shape == (batch, width):
             return embedded
-        if embedded is not None and whole and earlier is not None and earlier.shape == (batch, width - 1):
+        if embedded is not None and uncached and earlier is not None and earlier.shape == (batch, width - 1):
             return torch.cat([earlier, embedded], dim=1) if embedded.shape == (batch, 1) else None
         return residual if layer == 0 else None
 

@@ -51,15 +51,15 @@ def real_tokens(
     position ids that disagree with the cache.
     """
     args, kwargs = inputs
-    given = named(args, kwargs, ("hidden_states",))
-    positions = given.get("position_ids")
+    arguments = named(args, kwargs, ("hidden_states",))
+    positions = arguments.get("position_ids")
     if isinstance(positions, Tensor) and positions.shape[-1] > width:
         raise ValueError(
             f"Block {layer} is given only the last {width} of {positions.shape[-1]} tokens, as happens where blocks "
             "share the keys of an earlier one: pass output_hidden_states=True to generate, or choose an earlier layer."
         )
-    refuse_packed(given, library)
-    cache = cache_in(given, library)
+    refuse_packed(arguments, library)
+    cache = cache_in(arguments, library)
     cached = 0 if cache is None else length_at(cache, layer, width, state, library)
     mask = _mask(args, kwargs)
     real = None
@@ -72,7 +72,7 @@ def real_tokens(
                 "pass attention_mask= with one entry per token, [batch, pos]."
             )
         real = real.expand(batch, width)
-    compare(given, real, width, cached, library)
+    compare(arguments, real, width, cached, library)
     return real, cached
 
 

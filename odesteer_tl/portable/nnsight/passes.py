@@ -67,14 +67,14 @@ def facts_of(model: Any, worker: Any, invoke: Invoke, block: Any, layer: int) ->
     if type(value).__name__ == "FakeTensor":
         return None
     batch, width = value.shape[:2]
-    before = invoke.tokens
+    track = invoke.tokens
     invoke.library = library = invoke.library or _library(model)
-    real, cached = real_tokens(inputs, batch, width, layer, None if before is None else before.columns, library)
-    if before is not None and (cached > before.columns or (cached == 0 and width <= before.columns)):
+    real, cached = real_tokens(inputs, batch, width, layer, None if track is None else track.columns, library)
+    if track is not None and (cached > track.columns or (cached == 0 and width <= track.columns)):
         raise unread(
             named(*inputs),
             library,
-            f"{before.columns} tokens of these rows were seen, and this pass of {width} tokens says that "
+            f"{track.columns} tokens of these rows were seen, and this pass of {width} tokens says that "
             f"{cached} come before it",
         )
     return real, cached
@@ -85,29 +85,29 @@ def selected_in(
 ) -> Selection:
     """The tokens to steer in the running pass. If it is new, this advances the token track of the invoke."""
     batch, width = value.shape[:2]
-    given = None if lengths is None else per_row(lengths, batch)
-    pass_number, tokens = worker.wanted(f"{block.path}.output"), invoke.tokens
-    if tokens is None or invoke.pass_number != pass_number:
-        mask, cached = facts if facts is not None else _inferred(tokens, batch, width)
-        now = Pass(batch, width, cached, mask=mask, continues=tokens is not None)
-        tokens = follow(tokens, now, given, is_unambiguous(rule, given, needs_prompt_end))
-        invoke.begins(pass_number, tokens)
-    if not tokens.known and (given is not None or not isinstance(rule, str)):
+    prompt_lengths = None if lengths is None else per_row(lengths, batch)
+    pass_number, track = worker.wanted(f"{block.path}.output"), invoke.tokens
+    if track is None or invoke.pass_number != pass_number:
+        mask, cached = facts if facts is not None else _inferred(track, batch, width)
+        current = Pass(batch, width, cached, mask=mask, continues=track is not None)
+        track = follow(track, current, prompt_lengths, is_unambiguous(rule, prompt_lengths, needs_prompt_end))
+        invoke.begins(pass_number, track)
+    if not track.known and (prompt_lengths is not None or not isinstance(rule, str)):
         raise ValueError(
             "The cache was filled before this trace, with a batch that may be padded, so the positions of the tokens "
             "are not known: fill it inside the trace, or steer one row at a time."
         )
-    return selected(rule, tokens, tokens.lengths if given is None else given)
+    return selected(rule, track, track.lengths if prompt_lengths is None else prompt_lengths)
 
 
-def _inferred(before: TokenTrack | None, batch: int, width: int) -> tuple[Tensor | None, int]:
+def _inferred(track: TokenTrack | None, batch: int, width: int) -> tuple[Tensor | None, int]:
     """(mask, cached columns) of a pass whose block inputs were not read: from the previous pass, or because one row
     alone has no pads. Raises ValueError where this is not possible."""
-    if before is not None and width == 1:
-        return None, before.columns
-    if before is not None and width == before.columns + 1 and not before.ragged:
-        return torch.arange(width) >= before.pads.unsqueeze(1), 0
-    if before is None and (batch == 1 or width == 1):
+    if track is not None and width == 1:
+        return None, track.columns
+    if track is not None and width == track.columns + 1 and not track.ragged:
+        return torch.arange(width) >= track.pads.unsqueeze(1), 0
+    if track is None and (batch == 1 or width == 1):
         return None, 0
     raise ValueError(
         "The pads are read from the input of the block, which has already run: call ot.intervene before you read what "
