@@ -161,7 +161,7 @@ def _without_matrices(
     at = [layer - found.layers[0] for layer in found.layers]
     v = found.directions.to(linear.device)
     v = v if v.device.type == "mps" else v.double()
-    w = conjugate_answers(linear.pushed, linear.pulled, v, at, depth, q, r, q_f, progress=progress)
+    w = conjugate_answers(linear.jvp, linear.vjp, v, at, depth, q, r, q_f, progress=progress)
     return w.to(found.directions)
 
 

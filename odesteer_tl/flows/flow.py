@@ -19,7 +19,7 @@ from odesteer_tl.flows.barriers import Barrier, Subspace
 from odesteer_tl.flows.fields import Constant, Field, Gradient, UnitGradient
 from odesteer_tl.flows.solvers import Euler, Solver
 from odesteer_tl.portable.integrate import enter, euler, flowed, leave, midpoint, path, per_activation, rk4
-from odesteer_tl.remote.packing import held, packed
+from odesteer_tl.remote.packing import packed, tensor_bytes
 
 MOST_STEPS = 100_000
 """More is a mistake: ten do for the paper, and each is a pass through h."""
@@ -119,7 +119,7 @@ class Flow:
         if found is None:
             return direct
         reduced = packed((found.inner.gradient_function, self.solver.step, self.steps, found.basis))
-        return reduced if held(reduced) <= 1.1 * held(direct) else direct
+        return reduced if tensor_bytes(reduced) <= 1.1 * tensor_bytes(direct) else direct
 
     def _found(self) -> Subspace[Any] | None:
         reduce = getattr(self.field, "reduced", None)

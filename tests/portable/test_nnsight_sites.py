@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_refused_by_name(loaded):
         with without_shape_checks(), pytest.raises(ValueError, match=said):
             ot.collect_layers(model, "a", "the", layers, **options)
     if kind == "nnsight":
-        with pytest.raises(ValueError, match="resid_pre, z and resid_post are read and written, not mlp_out"):
+        with pytest.raises(ValueError, match="resid_pre, z and resid_post, got mlp_out"):
             ot.collect(model, "a", "the", 0, site="mlp_out")
 
 

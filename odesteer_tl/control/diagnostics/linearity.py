@@ -132,7 +132,7 @@ def _range(M: Matrix, m: int) -> tuple[Tensor, Tensor]:
 
 def _jacobian(block: BlockMap, chunk: int) -> Matrix:
     eye = torch.eye(len(block.at), dtype=block.at.dtype, device=block.at.device)
-    found = torch.cat([block.pulled(rows) for rows in eye.split(chunk)])
+    found = torch.cat([block.vjp(rows) for rows in eye.split(chunk)])
     return found.to("cpu", torch.promote_types(found.dtype, torch.float32))
 
 
