@@ -20,7 +20,7 @@ from odesteer_tl.data.targets import check_target
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Fourier, Kernel, Linear, Sketch, Squares
 from odesteer_tl.flows.training import Network, NetworkBarrier
-from odesteer_tl.methods import Layers, Method, PointwiseMethod
+from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod
 from odesteer_tl.methods.registry import registered
 from odesteer_tl.portable.edits import State
 
@@ -72,6 +72,8 @@ def _try_out(method: Method, whose: str) -> None:
         for part in method.parts:
             _try_out(part, whose)
         return
+    if isinstance(method, Calibrated):
+        return _try_out(method.method, whose)
     try:
         if isinstance(method, FeedbackController):
             _run_edits_once(method)

@@ -1,14 +1,16 @@
 """Checks that a method, a site or a batch fits a model."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from odesteer_tl._shapes import TokenMask
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.model_info import layers_of, modules_of, processing_of, width_of
+from odesteer_tl.backends.model_info import layers_of, model_name_of, modules_of, processing_of, width_of
 from odesteer_tl.backends.owners import check_free
 from odesteer_tl.backends.upstream_names import need_parameter
 from odesteer_tl.data.activations import Origin
+from odesteer_tl.methods.calibrated import positions_name, strengths_used
 from odesteer_tl.portable.decoder_blocks import check_biases
 from odesteer_tl.portable.sites import Site
 
@@ -57,6 +59,33 @@ def check_fit(model: Any, origin: Origin, sites: Sequence[Site], blocks: Any = N
             "residual streams differ: collect again on this model, or load it with the same processing (fold_ln, "
             "center_writing_weights, enable_compatibility_mode)."
         )
+
+
+def warn_of_other_use(
+    model: Any, method: Any, T: Any, relative_T: Any, positions: Any, layer: int | None, stacklevel: int = 3
+) -> None:
+    """Warn where a calibrated method uses the strength that it carries on another model, at another layer, or at other
+    positions than it was calibrated for: the strength spends another KL there."""
+    here = model_name_of(model)
+    for calibrated in strengths_used(method, T, relative_T):
+        changes = []
+        if here and calibrated.model_name and not _same_name(here, calibrated.model_name):
+            changes.append(f"the model {calibrated.model_name}, and this is {here}")
+        if layer not in (None, calibrated.layer):
+            changes.append(f"layer {calibrated.layer}, and this is layer {layer}")
+        if positions_name(positions) != calibrated.positions:
+            changes.append(f"positions={calibrated.positions!r}, and these are {positions_name(positions)!r}")
+        if changes:
+            warnings.warn(
+                f"This {type(calibrated.method).__name__} carries the strength that spends {calibrated.kl:g} nats for "
+                f"{'; '.join(changes)}. Give a T, or type ot.calibrate(model, method, prompts) for this use.",
+                stacklevel=stacklevel,
+            )
+
+
+def _same_name(one: str, other: str) -> bool:
+    """Whether two names of models end alike: a model may be named by its place on the Hub or by a folder."""
+    return one.rstrip("/").rpartition("/")[2].lower() == other.rstrip("/").rpartition("/")[2].lower()
 
 
 def check_mask_taken(model: Any, mask: TokenMask) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Time, TimeOrStrength, TokenIds
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.checks import check_mask_taken, check_place
+from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use
 from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned
@@ -73,6 +73,7 @@ def generate(
     if method is None and (T is not None or relative_T is not None):
         raise ValueError("T was given without a method: type ot.generate(model, prompts, method, T=...).")
     pairs = [] if method is None else pairs_of(method, T, relative_T, layer)
+    warn_of_other_use(model, method, T, relative_T, positions, layer)
     finite = 0 <= temperature < math.inf
     if max_new_tokens < 1 or num_beams < 1 or not finite or (batch_size is not None and batch_size < 1):
         raise ValueError(

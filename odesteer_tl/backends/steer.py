@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.checks import check_fit, check_place
+from odesteer_tl.backends.checks import check_fit, check_place, warn_of_other_use
 from odesteer_tl.backends.edit_runner import EditRunner, SiteValue
 from odesteer_tl.backends.model_info import dtype_of, pad_id_of
 from odesteer_tl.interventions.positions import Positions, PromptLengths, Tracker
@@ -71,6 +71,7 @@ def steering(
     """
     # stacklevel: two frames more than in generate, this generator and contextlib's __enter__
     pairs = pairs_of(method, T, relative_T, layer)
+    warn_of_other_use(model, method, T, relative_T, positions, layer, stacklevel=4)
     runner = edit_runner_for(model, pairs, positions, prompt_lengths, layer, blocks, stacklevel=5)
     with attached(model, runner, blocks) as report:
         yield report

@@ -12,26 +12,32 @@ from odesteer_tl.portable.strength import Strength
 def pairs_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[tuple[Any, Strength]]:
     """Methods with their strengths, in the order in which they act; `Layers` is replaced by its parts.
 
-    Raises ValueError for a list that does not hold such pairs, for an object that is not a fitted method, for a wrong
-    strength, and for a `layer` with `Layers`.
+    A calibrated method is replaced by its own method, at the strength that it carries unless one is given; a list may
+    hold it without a strength. Raises ValueError for a list that does not hold such pairs, for an object that is not a
+    fitted method, for a wrong strength, and for a `layer` with `Layers`.
     """
     if not isinstance(method, Sequence):
         check_method(method)
-        return _parts_of(method, Strength.of(T, relative_T), layer)
+        given = None if T is None and relative_T is None else Strength.of(T, relative_T)
+        return _parts_of(method, given, layer)
     if T is not None or relative_T is not None or not method:
         raise ValueError(
             "A list of methods carries its strengths: give [(method_a, 5.0), (method_b, 2.0)], and no T or relative_T."
         )
-    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in method):
+    members = [(member, None) if hasattr(member, "as_pair") else member for member in method]
+    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in members):
         raise ValueError("A list of methods holds pairs: give [(method_a, 5.0), (method_b, 2.0)].")
-    return [pair for member, strength in method for pair in pairs_of(member, strength, None, layer)]
+    return [pair for member, strength in members for pair in pairs_of(member, strength, None, layer)]
 
 
-def _parts_of(method: Any, strength: Strength, layer: Any) -> list[tuple[Any, Strength]]:
+def _parts_of(method: Any, given: Strength | None, layer: Any) -> list[tuple[Any, Strength]]:
+    if hasattr(method, "as_pair"):
+        own, carried = method.as_pair()
+        return _parts_of(own, carried if given is None else given, layer)
     if not hasattr(method, "as_methods"):
-        return [(method, strength)]
+        return [(method, Strength.of(given))]  # raises where there is none
     check_no_layer(layer)
-    return [pair for part in method.as_methods() for pair in _parts_of(part, strength, None)]
+    return [pair for part in method.as_methods() for pair in _parts_of(part, given, None)]
 
 
 def check_method(method: Any) -> None:

@@ -113,7 +113,7 @@ class PortableLayers:
         layer: int | None = None,
     ) -> list[Edit]:
         """The edits of all parts, in the order of a forward pass."""
-        return edits_of(self.parts, Strength.of(T, relative_T), layer)
+        return edits_of(self.parts, T, relative_T, layer)
 
     def init_args(self) -> tuple[Any, ...]:
         """The arguments of `__init__` that rebuild it."""
@@ -137,11 +137,11 @@ def at_strength(
     return apply
 
 
-def edits_of(parts: tuple[Any, ...], strength: Strength, layer: int | None) -> list[Edit]:
+def edits_of(parts: tuple[Any, ...], T: Any, relative_T: Any, layer: int | None) -> list[Edit]:
     """The edits of all parts of `Layers`, in the order of a forward pass. Raises ValueError for a `layer`, because each
     part has its own, and as the parts do."""
     check_no_layer(layer)
-    edits = [edit for part in parts for edit in part.edits(strength)]
+    edits = [edit for part in parts for edit in part.edits(T, relative_T=relative_T)]
     return sorted(edits, key=lambda edit: place_of(edit.write))
 
 
