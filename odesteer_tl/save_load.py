@@ -147,7 +147,7 @@ def _built(tree: Any, whose: str) -> Any:
     names = {f.name for f in fields(cls)}
     if set(tree) - {"class"} != names:
         given = sorted(set(tree) - {"class"})
-        raise ValueError(f"{whose}: {cls.__name__} needs the fields {sorted(names)}, got {given}.")
+        raise ValueError(f"{whose}: {cls.__name__} needs the fields {sorted(names)}, found {given}.")
     values = {name: _built(tree[name], whose) for name in names}
     try:
         check_fields(cls, values)

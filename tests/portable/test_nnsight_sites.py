@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_refused_by_name(loaded):
     kind, _, model = loaded
     for layers, options, said in (
         ([], {}, "No layers"),
-        ([1, 1], {}, "given once only"),
+        ([1, 1], {}, "given once"),
         ([0, 3], {}, "layers 0 to 2"),
         ([0], {"site": "resid"}, "site is one of resid_pre, z"),
     ):

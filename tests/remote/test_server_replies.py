@@ -235,7 +235,7 @@ def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
 
 @pytest.mark.parametrize("url", ["", "example.org", "ftp://a", "http://", "http://a:b", "http://a b", "https://x\n.y"])
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ValueError, match="remote is True, or the address of a server"):
+    with pytest.raises(ValueError, match="remote is True or the address of a server"):
         address_of(url)
 
 
