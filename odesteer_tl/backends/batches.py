@@ -13,7 +13,7 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken
 from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.backends.tokenize import check_context, trimmed
-from odesteer_tl.data.tokens import Met, Tokenised, warn_of_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, warn_of_sinks
 from odesteer_tl.portable.sites import Site
 
 Skip = int | Literal["special"]
@@ -53,9 +53,9 @@ def read_batches(
     blocks: Any = None,
     readable: TokenMask | None = None,
     keep_sinks: bool = False,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
     """At each site the activations of all texts in their order, and the text that each came from; and what was met
-    there, each `Met` in the order of `texts`.
+    there, each `SiteTokens` in the order of `texts`.
 
     Texts of like length share a batch, so that little is padded. Only tokens of `readable` (None: all) are read.
     """
@@ -77,16 +77,18 @@ def read_batches(
         places.append(number[chosen][texts.mask[chosen]])
     source = torch.cat(sources)
     back, there = source.argsort(stable=True), torch.cat(places).argsort(stable=True)
-    told = [Met(*(torch.cat(part)[there] for part in zip(*parts, strict=True))) for parts in zip(*met, strict=True)]
+    told = [
+        SiteTokens(*(torch.cat(part)[there] for part in zip(*parts, strict=True))) for parts in zip(*met, strict=True)
+    ]
     return [torch.cat(parts)[back] for parts in zip(*samples, strict=True)], source[back], told
 
 
 def tell_of_sinks(
-    model: Any, sites: Sequence[Site], position: Position, sides: Sequence[tuple[Tokenised, list[Met]]]
+    model: Any, sites: Sequence[Site], position: Position, sides: Sequence[tuple[Tokenised, list[SiteTokens]]]
 ) -> None:
     """Warn, once for all sides and sites, of attention sinks among the tokens that `position` names."""
     met = [
-        Met(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        SiteTokens(*(torch.cat(part) for part in zip(*parts, strict=True)))
         for parts in zip(*(m for _, m in sides), strict=True)
     ]
     ids = torch.cat([texts.tokens[texts.mask] for texts, _ in sides])
