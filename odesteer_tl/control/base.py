@@ -161,9 +161,8 @@ def contrastive_signal(
         typical_norms.append(torch.tensor([of_layer.origin.typical_norm for of_layer in acts], dtype=torch.float64))
     e = torch.stack(differences, dim=1)
     sizes = e.norm(dim=-1)
-    sizes = torch.where(
-        sizes > ROUNDING * torch.stack(typical_norms, dim=1), sizes, 0.0
-    )  # below that e is rounding noise
+    rounding = ROUNDING * torch.stack(typical_norms, dim=1)
+    sizes = torch.where(sizes > rounding, sizes, 0.0)
     if not bool((sizes > 0).any(0).all()):
         raise ValueError(
             "The means of desired and undesired texts are the same at every layer: pass other texts for one side."

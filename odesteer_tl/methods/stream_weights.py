@@ -181,10 +181,7 @@ def _replace(root: Any, writers: list[Writer], directions: Tensor, T: float) -> 
                 "These weights were replaced again, or this fold was undone already: undo later folds first."
             )
         for module, name, weight, new in changes:
-            if (weight.device, weight.dtype) != (
-                new.device,
-                new.dtype,
-            ):  # the model was moved meanwhile
+            if (weight.device, weight.dtype) != (new.device, new.dtype):  # the model was moved meanwhile
                 weight.data = weight.data.to(new)
             setattr(module, name, weight)
         if tied and was_tied:

@@ -147,9 +147,7 @@ def _errors(block: BlockMap, unit: Tensor, radii: Sequence[float], A: Matrix) ->
         for radius in radii:
             here = block.at.unsqueeze(0)
             moved = torch.cat([here, here + (radius * float(here.norm())) * unit.to(here)])
-            rows, moved = (
-                tensor.cpu().to(A) for tensor in (block(moved), moved)
-            )  # the step as rounded in the model's dtype
+            rows, moved = (x.cpu().to(A) for x in (block(moved), moved))  # the step as rounded in the model's dtype
             response, linear = rows[1:] - rows[:1], (moved[1:] - moved[:1]) @ A.T
             errors.append(float(((response - linear).norm(dim=1) / response.norm(dim=1)).mean()))
     return errors
