@@ -151,10 +151,10 @@ def contrastive_signal(
     """
     if not isinstance(also, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in also):
         raise ValueError("also is a list of pairs, one for each further feature: also=[(desired2, undesired2)].")
-    wanted = sorted(layers_chosen(model, layers, blocks))
+    chosen = sorted(layers_chosen(model, layers, blocks))
     differences, typical_norms, acts = [], [], []
     for sides in ((desired, undesired), *also):
-        acts = collect_layers(model, *sides, wanted, site="resid_pre", blocks=blocks, **reading)
+        acts = collect_layers(model, *sides, chosen, site="resid_pre", blocks=blocks, **reading)
         differences.append(
             torch.stack([of_layer.desired.double().mean(0) - of_layer.undesired.double().mean(0) for of_layer in acts])
         )
@@ -169,7 +169,7 @@ def contrastive_signal(
         )
     directions = torch.where(sizes.unsqueeze(-1) > 0, e / sizes.unsqueeze(-1), 0.0)
     origin = replace(acts[0].origin, layer=None, hook_name=None, typical_norm=None)
-    return Signal(directions.float(), sizes.float(), tuple(wanted), origin)
+    return Signal(directions.float(), sizes.float(), tuple(chosen), origin)
 
 
 def doubled(loop: SomeController) -> SomeController:

@@ -190,20 +190,20 @@ class ContrastiveActivations:
         """
         generator = torch.Generator().manual_seed(seed)
 
-        def chosen(ids: Int[Tensor, " n"]) -> Int[Tensor, " chosen"]:
+        def draw(ids: Int[Tensor, " n"]) -> Int[Tensor, " chosen"]:
             unique = ids.unique()
             order = unique[torch.randperm(len(unique), generator=generator)]
             return order[: round(fraction * len(unique))]
 
         if self.groups is not None:
-            kept = chosen(torch.cat(self.groups))
-            masks = [torch.isin(side, kept) for side in self.groups]
+            fit_ids = draw(torch.cat(self.groups))
+            masks = [torch.isin(side, fit_ids) for side in self.groups]
             if self.paired and not torch.equal(*masks):
                 raise ValueError("The two members of a pair carry different groups: give each pair one group.")
         else:
             ids = [torch.arange(len(side)) for side in (self.desired, self.undesired)]
-            first = torch.isin(ids[0], chosen(ids[0]))
-            masks = [first, first if self.paired else torch.isin(ids[1], chosen(ids[1]))]
+            first = torch.isin(ids[0], draw(ids[0]))
+            masks = [first, first if self.paired else torch.isin(ids[1], draw(ids[1]))]
         if any(bool(mask.all()) or not bool(mask.any()) for mask in masks):
             raise ValueError(f"fraction={fraction} leaves a part without desired or undesired rows.")
         return self._take(*masks), self._take(*(~mask for mask in masks))

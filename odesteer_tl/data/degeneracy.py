@@ -28,14 +28,14 @@ def share_repeated(rows: Samples, others: Float[Tensor, "m d_model"] | None = No
     directions = torch.randn(rows.shape[1], 8, generator=generator) / 8**0.5
     points = rows.float() @ directions.to(rows.device)
     other_points = points if others is None else others.float() @ directions.to(rows.device)
-    limit = ROUNDING * rows.float().norm(dim=1)
+    tolerance = ROUNDING * rows.float().norm(dim=1)
     compared = torch.linspace(0, len(rows) - 1, min(len(rows), COMPARED_ROWS), device=rows.device).round().long()
     repeated = 0
     for chosen in compared.split(256):
         distances = torch.cdist(points[chosen], other_points, compute_mode="donot_use_mm_for_euclid_dist")
         if others is None:
             distances[torch.arange(len(chosen), device=rows.device), chosen] = math.inf
-        repeated += int((distances.amin(1) <= limit[chosen]).sum())
+        repeated += int((distances.amin(1) <= tolerance[chosen]).sum())
     return repeated / len(compared)
 
 
@@ -51,7 +51,7 @@ def rounding_of(*dtypes: torch.dtype) -> float:
 
     Numbers that differ by less, relative to the largest, are the same number up to rounding. Integers are exact.
     """
-    return max(1e-12, *(torch.finfo(dtype).eps / 2 for dtype in dtypes if dtype.is_floating_point))
+    return max([1e-12, *(torch.finfo(dtype).eps / 2 for dtype in dtypes if dtype.is_floating_point)])
 
 
 def check_apart(desired: Desired, undesired: Undesired) -> None:

@@ -99,12 +99,12 @@ def read_tree(folder: str | Path) -> dict[str, Any]:
 
 
 def _read_tree(folder: Path) -> dict[str, Any]:
-    for left in range(20, -1, -1):
+    for retries in range(20, -1, -1):
         plain, name, digest = _config(folder)
         try:
             tensors = _tensors(folder / name, digest)
         except FileNotFoundError as gone:  # another save has replaced it meanwhile
-            if not left or _config(folder)[1] == name:
+            if not retries or _config(folder)[1] == name:
                 raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no {name}.") from gone
             time.sleep(0.01)
         else:
@@ -181,14 +181,14 @@ def _tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
-def _delete_old_files(folder: Path, done: set[Any]) -> None:
+def _delete_old_files(folder: Path, old_files: set[Any]) -> None:
     """Delete the tensors of the previous save, and files that killed saves have left."""
-    kept, now = _tensor_file(folder), time.time()
+    current, now = _tensor_file(folder), time.time()
     for file in folder.iterdir():
-        ours = TENSORS.fullmatch(file.name) or UNFINISHED.fullmatch(file.name)
+        is_ours = TENSORS.fullmatch(file.name) or UNFINISHED.fullmatch(file.name)
         try:
-            abandoned = ours and file.name != kept and now - file.lstat().st_mtime > _ABANDONED_AFTER
-            if abandoned or (file.name in done and file.name != kept):
+            abandoned = is_ours and file.name != current and now - file.lstat().st_mtime > _ABANDONED_AFTER
+            if abandoned or (file.name in old_files and file.name != current):
                 file.unlink()
         except OSError:  # another save has deleted it, or a reader holds it open: the next save tries again
             continue

@@ -50,12 +50,12 @@ def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
     return mask & (mask.cumsum(1) == nth.unsqueeze(1))
 
 
-def select(values: Residual, where: TokenMask, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:
-    """The activations at the tokens `where`, and the row of each; with "mean" one per row, the mean over its tokens."""
+def select(values: Residual, mask: TokenMask, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:
+    """The activations at the tokens of `mask`, and the row of each; with "mean" the mean over each row's tokens."""
     if position == "mean":
-        real = values.masked_fill(~where.unsqueeze(-1), 0)  # a pad may hold NaN, which no weight of 0 removes
-        return real.sum(1) / where.sum(1, keepdim=True).to(values.dtype), torch.arange(len(where), device=where.device)
-    rows, columns = where.nonzero(as_tuple=True)
+        real = values.masked_fill(~mask.unsqueeze(-1), 0)  # a pad may hold NaN, which no weight of 0 removes
+        return real.sum(1) / mask.sum(1, keepdim=True).to(values.dtype), torch.arange(len(mask), device=mask.device)
+    rows, columns = mask.nonzero(as_tuple=True)
     return values[rows, columns], rows
 
 
@@ -87,23 +87,23 @@ def without_sinks(
     `mask`: the real tokens; `read`: those of them that may be read. "mean" leaves out the sinks of each site. "all"
     leaves out the sinks of any site, as its rows must be the same at all sites. `keep`: no sink is left out.
     """
-    wanted = tokens_at(read, position)
+    named = tokens_at(read, position)
     sinks = [sinks_among(of_site, mask) for of_site in norms]
-    where = [wanted for _ in sinks]
+    masks = [named for _ in sinks]
     if position == "all" and not keep:
-        where = [kept_of(wanted, torch.stack(sinks).any(0)) for _ in sinks]
+        masks = [kept_of(named, torch.stack(sinks).any(0)) for _ in sinks]
     elif position == "mean" and not keep:
-        where = [kept_of(wanted, of_site) for of_site in sinks]
-    columns = zip(norms, sinks, [wanted] * len(where), where, strict=True)
-    return where, [SiteTokens(*(values[mask] for values in column)) for column in columns]
+        masks = [kept_of(named, of_site) for of_site in sinks]
+    columns = zip(norms, sinks, [named] * len(masks), masks, strict=True)
+    return masks, [SiteTokens(*(values[mask] for values in column)) for column in columns]
 
 
 def read_sites(
     values: Sequence[Residual], mask: TokenMask, read: TokenMask, position: Position, keep: bool
 ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
     """The activations at several sites of one batch without sinks, the row of each, and the `SiteTokens` per site."""
-    where, tokens = without_sinks([norms_of(of_site) for of_site in values], mask, read, position, keep)
-    selected = [select(of_site, chosen, position) for of_site, chosen in zip(values, where, strict=True)]
+    masks, tokens = without_sinks([norms_of(of_site) for of_site in values], mask, read, position, keep)
+    selected = [select(of_site, chosen, position) for of_site, chosen in zip(values, masks, strict=True)]
     return [samples for samples, _ in selected], selected[0][1], tokens
 
 
@@ -119,26 +119,30 @@ def warn_of_sinks(
     `names` are those of the sites. `shown` writes some of the tokens of a mask, such as " ('The', ' ')", or nothing.
     """
     counts = [int((site.sinks & site.named).sum()) for site in sites]
-    most = max(range(len(sites)), key=counts.__getitem__)
-    if counts[most] == 0:
+    worst = max(range(len(sites)), key=counts.__getitem__)
+    if counts[worst] == 0:
         return
-    norms, sinks, wanted, read = sites[most]
-    hit = sinks & wanted
-    sizes = f"of norm {float(norms[hit].median()):,.4g} where the others have {float(norms[~sinks].median()):,.4g}"
+    norms, sinks, named, read = sites[worst]
+    named_sinks = sinks & named
+    sizes = (
+        f"of norm {float(norms[named_sinks].median()):,.4g} where the others have {float(norms[~sinks].median()):,.4g}"
+    )
     others = sum(count > 0 for count in counts) - 1
-    where = names[most] + (f" (and {others} more of the sites read)" if others else "")
-    what = f"{int(hit.sum())} of the {int(wanted.sum())} tokens that position={position!r} names"
-    said = f"At {where} {what} are attention sinks{shown(hit, 3)}, {sizes}: "
+    place = names[worst] + (f" (and {others} more of the sites read)" if others else "")
+    share = f"{int(named_sinks.sum())} of the {int(named.sum())} tokens that position={position!r} names"
+    message = f"At {place} {share} are attention sinks{shown(named_sinks, 3)}, {sizes}: "
     if position in ("mean", "all"):
-        kept = int((hit & read).sum())
-        said += "they are left out. " if kept < counts[most] else "they are read all the same. "
-        said += f"{kept} of them are read, as their texts have nothing else. " if 0 < kept < counts[most] else ""
-        said += (
+        n_read = int((named_sinks & read).sum())
+        message += "they are left out. " if n_read < counts[worst] else "they are read all the same. "
+        message += (
+            f"{n_read} of them are read, as their texts have nothing else. " if 0 < n_read < counts[worst] else ""
+        )
+        message += (
             "keep_sinks=True reads them with the others; skip=1 leaves out the first token of every text, sink or not."
         )
     else:
-        said += (
+        message += (
             "a fit on them describes the sink and not the text. Read another position, or put text before the token "
             "that is read; pass keep_sinks=True to read them without this warning."
         )
-    warnings.warn(said, stacklevel=stacklevel + 1)
+    warnings.warn(message, stacklevel=stacklevel + 1)

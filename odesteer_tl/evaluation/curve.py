@@ -55,13 +55,13 @@ class Curve:
         """The point at a displacement, or the nearest end of the curve."""
         points = self.points
         x = [point.displacement for point in points]
-        place = float(np.clip(displacement, x[0], x[-1]))
+        clipped = float(np.clip(displacement, x[0], x[-1]))
 
         def read(values: list[float]) -> float:
-            return float(np.interp(place, x, values))
+            return float(np.interp(clipped, x, values))
 
         return Point(
-            place,
+            clipped,
             read([point.T for point in points]),
             read([point.share for point in points]),
             exp(read([log(point.perplexity) for point in points])),

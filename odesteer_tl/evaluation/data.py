@@ -108,6 +108,6 @@ def check_place(method: Method, material: Material) -> None:
             "it acts at several sites, but a comparison reads one: compare each of its parts at its own site"
         )
     acts = material.texts
-    here, there = ((origin.layer, site_name(origin.hook_name)) for origin in (acts.origin, method.origin))
-    if None not in (here[0], there[0]) and here != there:
+    data_site, method_site = ((origin.layer, site_name(origin.hook_name)) for origin in (acts.origin, method.origin))
+    if None not in (data_site[0], method_site[0]) and data_site != method_site:
         raise ValueError(f"it was fitted at {method.origin.hook_name}, but the data are read at {acts.hook_name}")

@@ -69,15 +69,15 @@ def time_for(method: PointwiseMethod, a: Samples, displacement: float, *, precis
 
     Raises ValueError where no T reaches it: a flow can end at a maximum of h, and T may have a bound.
     """
-    start, most = _guess(method, a, displacement)
-    return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision, most=most)
+    start, largest_T = _guess(method, a, displacement)
+    return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision, largest_T=largest_T)
 
 
 def _guess(method: PointwiseMethod, a: Samples, displacement: float) -> tuple[float, float]:
     """The T of a method with unit speed, as a first guess, and the largest T that the method allows."""
     view = getattr(method, "view", None)
-    most = math.inf if view is None or view.T.bounds is None else view.T.bounds[1]
-    return min(displacement * float(a.norm(dim=1).median()), most), most
+    largest_T = math.inf if view is None or view.T.bounds is None else view.T.bounds[1]
+    return min(displacement * float(a.norm(dim=1).median()), largest_T), largest_T
 
 
 def least_T(
@@ -86,7 +86,7 @@ def least_T(
     start: float,
     precision: float,
     low: float = 0.0,
-    most: float = math.inf,
+    largest_T: float = math.inf,
 ) -> float:
     """The smallest T from `low` to `most` with moved(T) ≥ displacement, by bisection to a relative `precision`; `start`
     is the first guess.
@@ -99,9 +99,9 @@ def least_T(
     for _ in range(40):
         if moved(high) >= displacement:
             break
-        if high == most:
+        if high == largest_T:
             raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
-        low, high = high, min(2 * high, most)
+        low, high = high, min(2 * high, largest_T)
     else:
         raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
     while high - low > precision * high:
@@ -112,8 +112,8 @@ def least_T(
 
 def reach(method: PointwiseMethod, a: Samples, displacement: float) -> tuple[float, float]:
     """(T, median displacement) of `time_for`, or of the largest displacement if the method does not reach that."""
-    start, most = _guess(method, a, displacement)
-    return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3, most=most)
+    start, largest_T = _guess(method, a, displacement)
+    return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3, largest_T=largest_T)
 
 
 def nearest(
@@ -122,12 +122,12 @@ def nearest(
     start: float,
     precision: float,
     low: float = 0.0,
-    most: float = math.inf,
+    largest_T: float = math.inf,
 ) -> tuple[float, float]:
     """(T, displacement) of `least_T`; or (T, moved(T)) at the largest displacement, or at `low` if that is larger."""
     try:
-        T = least_T(moved, displacement, start, precision, low, most)
+        T = least_T(moved, displacement, start, precision, low, largest_T)
     except ValueError:
-        tried = [(T, moved(T)) for T in (min(start * 2.0**k, most) for k in range(-20, 21))]
+        tried = [(T, moved(T)) for T in (min(start * 2.0**k, largest_T) for k in range(-20, 21))]
         return max(tried, key=lambda pair: pair[1])  # the first maximum: the smallest T
     return (T, displacement) if T > low else (low, moved(low))

@@ -102,12 +102,12 @@ class MiMiC(FlowMethod):
     @property
     def matrix(self) -> Square:
         """A [d_model, d_model], symmetric and positive definite."""
-        whole = self.stretch
-        if not isinstance(whole, Tensor):
-            vectors, values = whole
-            whole = vectors * values @ vectors.T
-            whole = (whole + whole.T) / 2  # to the last bit
-        return whole + torch.eye(len(whole)).to(whole)
+        stretch = self.stretch
+        if not isinstance(stretch, Tensor):
+            vectors, values = stretch
+            stretch = vectors * values @ vectors.T
+            stretch = (stretch + stretch.T) / 2  # to the last bit
+        return stretch + torch.eye(len(stretch)).to(stretch)
 
     @cached_property
     def flow(self) -> Flow:
@@ -133,13 +133,13 @@ def _stretch(
     """A − I in float32, as a full matrix or in the span of the centred samples."""
     d_model, rows = source.shape[1], len(source) + len(target)
     sides = [side - side.mean(0) for side in (source, target)]
-    few = 2 * rows < d_model
-    needed = 8 * (4 * rows * d_model if few else 8 * d_model**2)
+    in_span = 2 * rows < d_model
+    needed = 8 * (4 * rows * d_model if in_span else 8 * d_model**2)
     check_room(
         needed, source.device, f"MiMiC's map of {rows} samples in {d_model} dimensions",
         f"fit fewer samples; fewer than {(d_model + 1) // 2} need no matrix of {d_model} × {d_model}.",
     )  # fmt: skip
-    basis = torch.linalg.qr(torch.cat(sides).T).Q if few else None
+    basis = torch.linalg.qr(torch.cat(sides).T).Q if in_span else None
     inner = sides if basis is None else [side @ basis for side in sides]
     identity = torch.eye(inner[0].shape[1]).to(source)
     covariances = [x.T @ x / len(x) + reg * identity for x in inner]

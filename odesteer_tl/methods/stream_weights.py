@@ -57,13 +57,13 @@ def folded(model: Any, directions: Tensor, T: float, processing: str = "unknown"
     _check(root, writers, directions, processing)
     undo = _replace(root, writers, directions, 1.0)
     try:
-        left = _share_along(model, root, blocks, writers, directions)
+        share = _share_along(model, root, blocks, writers, directions)
     finally:
         undo()
     eps = torch.finfo(next(iter(_parameters(writers))).dtype).eps
-    if not left * directions.shape[1] ** 0.5 <= max(1e-3, 16 * eps):
+    if not share * directions.shape[1] ** 0.5 <= max(1e-3, 16 * eps):
         raise ValueError(
-            f"The residual stream of this {type(root).__name__} keeps {left:.2g} of its norm along the directions "
+            f"The residual stream of this {type(root).__name__} keeps {share:.2g} of its norm along the directions "
             "after they are removed from all known weights that write to it: a norm after these weights, weights of "
             "other names, or copies of them write to it. Steer with hooks: method.everywhere(n_layers), "
             "positions='all'."
@@ -142,11 +142,11 @@ def _check(root: Any, writers: list[Writer], directions: Tensor, processing: str
             raise ValueError(f"The directions have {d_model} numbers, but the {what} writes {weight.shape[axis]}.")
     lens = hasattr(root, "run_with_cache") or any(hasattr(part, "_original_component") for part in root.modules())
     rows = _parameters(writers)[0][:256].detach().float().cpu()
-    here = processing_seen_in(rows) if lens else "raw"
-    if processing != "unknown" and (processing == "centred") != (here == "centred"):
+    own_processing = processing_seen_in(rows) if lens else "raw"
+    if processing != "unknown" and (processing == "centred") != (own_processing == "centred"):
         raise ValueError(
-            f"The directions were fitted on {processing} weights, but these are {here}: their streams differ by the "
-            "mean of each activation. Fit on this model, or load it with the same processing."
+            f"The directions were fitted on {processing} weights, but these are {own_processing}: their streams "
+            "differ by the mean of each activation. Fit on this model, or load it with the same processing."
         )
 
 
@@ -200,13 +200,13 @@ def _projected(weight: Tensor, axis: int, directions: Tensor, T: float) -> Tenso
 @torch.no_grad()
 def _share_along(model: Any, root: Any, blocks: Any, writers: list[Writer], directions: Tensor) -> float:
     """The largest share of an activation's norm along the directions, over the outputs of all blocks."""
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def see(module: Any, args: Any, out: Any) -> None:
+    def keep(module: Any, args: Any, out: Any) -> None:
         value = out[0] if isinstance(out, (tuple, list)) else out
-        seen.append(value.detach().float())
+        outputs.append(value.detach().float())
 
-    handles = [block.register_forward_hook(see) for block in blocks]
+    handles = [block.register_forward_hook(keep) for block in blocks]
     modes = [(module, module.training) for module in root.modules()]
     root.eval()  # dropout writes to the stream, too
     try:
@@ -219,4 +219,4 @@ def _share_along(model: Any, root: Any, blocks: Any, writers: list[Writer], dire
         for module, training in modes:
             module.training = training
     basis, tiny = directions.float(), torch.finfo(torch.float32).tiny  # a pad's embedding may be 0
-    return max(float(((x @ basis.T.to(x.device)).norm(dim=-1) / x.norm(dim=-1).clamp_min(tiny)).max()) for x in seen)
+    return max(float(((x @ basis.T.to(x.device)).norm(dim=-1) / x.norm(dim=-1).clamp_min(tiny)).max()) for x in outputs)

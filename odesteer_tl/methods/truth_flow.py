@@ -115,10 +115,10 @@ class TruthFlow(PointwiseMethod):
         acts.check("TruthFlow")
         check_queries(queries)
         d_model = queries.shape[1]
-        most = min(queries.shape)
-        rank = min(PUBLISHED_RANK, most) if rank is None else rank
-        if not 1 <= rank <= most:
-            raise ValueError(f"rank is from 1 to min(pairs, d_model) = {most}, got {rank}.")
+        largest_rank = min(queries.shape)
+        rank = min(PUBLISHED_RANK, largest_rank) if rank is None else rank
+        if not 1 <= rank <= largest_rank:
+            raise ValueError(f"rank is from 1 to min(pairs, d_model) = {largest_rank}, got {rank}.")
         widths = _widths(d_model)
         ways = [*pairwise(widths), *((n, n) for n in widths[1:])]
         check_trainable([*ways, *ways], acts.desired.device, "the U-Net of TruthFlow")

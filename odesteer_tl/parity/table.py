@@ -126,8 +126,8 @@ def markdown(cells: list[Cell]) -> str:
     for method in parity_rows():
         row = []
         for way in columns:
-            here = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
-            row.append(_worst_of(here) if here else "—")
+            own_cells = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
+            row.append(_worst_of(own_cells) if own_cells else "—")
         lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -141,13 +141,13 @@ def faults(cells: list[Cell], complete: bool = False, quick: bool = False) -> li
     """What is wrong with a table: cells that deviate or have no effect and, if `complete`, missing cells."""
     wrong = [str(cell) for cell in cells if not cell.good]
     if complete:
-        there = {(cell.way, cell.method, cell.family, cell.prompts, cell.cache) for cell in cells}
+        present = {(cell.way, cell.method, cell.family, cell.prompts, cell.cache) for cell in cells}
         wrong += [
             f"No cell for {key}"
             for way in WAYS
             for method in parity_rows()
             for case in conditions(quick)
-            if (key := (way, method, *case)) not in there
+            if (key := (way, method, *case)) not in present
         ]
     return wrong
 

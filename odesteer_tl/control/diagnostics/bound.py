@@ -104,9 +104,9 @@ def tracking_bound(
         maps = block_maps(model, tokens[mask].unsqueeze(0), list(method.layers[:-1]), blocks)
         for k, block in enumerate(maps):
             with torch.inference_mode(False), torch.no_grad():
-                here, there = block(torch.stack([z[k, n], reference[k, n]]).to(block.at)).cpu().double()
-            residuals[k, n] = here - there - matrices[k] @ errors[k, n]
-            drifts[k, n] = there - reference[k + 1, n]
+                mapped, mapped_reference = block(torch.stack([z[k, n], reference[k, n]]).to(block.at)).cpu().double()
+            residuals[k, n] = mapped - mapped_reference - matrices[k] @ errors[k, n]
+            drifts[k, n] = mapped_reference - reference[k + 1, n]
     closed = matrices[:-1] - gains[:-1].cpu().double()
     return Bound(method.layers, *bound_of(closed, errors, residuals, drifts))
 

@@ -96,13 +96,13 @@ def local_linearity(
     if len(prompts) < 2 or not radii or not all(radius > 0 for radius in radii):
         raise ValueError(f"local_linearity needs at least 2 texts and positive radii; got {len(prompts)}, {radii}.")
     generator = torch.Generator().manual_seed(seed)
-    whole, own, errors = [], [], []
+    of_J, of_J_minus_I, errors = [], [], []
     for layer in chosen:
         maps = [block_maps(model, prompt, [layer], blocks)[0] for prompt in prompts]
         m = _modes(modes, len(maps[0].at))
         jacobians = [_jacobian(block, chunk) for block in maps]
         eye = torch.eye(len(jacobians[0]), dtype=jacobians[0].dtype)
-        for similarities, matrices in ((whole, jacobians), (own, [J - eye for J in jacobians])):
+        for similarities, matrices in ((of_J, jacobians), (of_J_minus_I, [J - eye for J in jacobians])):
             pairs = list(combinations([_top_range(J, m) for J in matrices], 2))
             similarities.append(sum(_similarity(*pair) for pair in pairs) / len(pairs))
         mean = torch.stack(jacobians).mean(0)
@@ -112,7 +112,9 @@ def local_linearity(
         ]
         errors.append(torch.tensor(of_prompts).mean(0))  # [own or mean, radii]
     both = torch.stack(errors)
-    return Linearity(tuple(chosen), tuple(radii), torch.tensor(whole), torch.tensor(own), both[:, 0], both[:, 1])
+    return Linearity(
+        tuple(chosen), tuple(radii), torch.tensor(of_J), torch.tensor(of_J_minus_I), both[:, 0], both[:, 1]
+    )
 
 
 def _modes(modes: int | None, d_model: int) -> int:
@@ -145,8 +147,8 @@ def _errors(block: BlockMap, unit: Tensor, radii: Sequence[float], A: Matrix) ->
     errors = []
     with torch.inference_mode(False), torch.no_grad():
         for radius in radii:
-            here = block.at.unsqueeze(0)
-            moved = torch.cat([here, here + (radius * float(here.norm())) * unit.to(here)])
+            state = block.at.unsqueeze(0)
+            moved = torch.cat([state, state + (radius * float(state.norm())) * unit.to(state)])
             rows, moved = (x.cpu().to(A) for x in (block(moved), moved))  # the step as rounded in the model's dtype
             response, linear = rows[1:] - rows[:1], (moved[1:] - moved[:1]) @ A.T
             errors.append(float(((response - linear).norm(dim=1) / response.norm(dim=1)).mean()))
