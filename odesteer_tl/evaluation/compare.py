@@ -43,7 +43,7 @@ def compare(
     A-LQR's fit takes gradients through every block: if that is too slow, name the methods that you want.
 
     `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts: at
-    median displacements .1, .2, .4 (of a closed loop, in the model at `layer`), at those that the unit of T names
+    median displacements .1, .2, .4 (of a closed loop, in the model at `layer`), at the T that the unit of T names
     (.25, .5, 1 of a map), or with each prefix. Between the trials the rule of `evaluation.curve` takes the strength
     that spends a budget of perplexity and variety. That is judged on the test prompts, once per seed: the seed sets
     sampling, networks, random directions and shuffled labels. The checks use the fit of the first seed.

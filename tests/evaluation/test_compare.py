@@ -33,7 +33,7 @@ def parity(name):
     ("change", "message"),
     [
         ({"methods": {"HPR": LITERATURE["HPR"]}}, "'HPR' cannot be fitted: it is fitted on pairs"),
-        ({"methods": {"CAA": "caa"}}, "'CAA' is a fitted method"),
+        ({"methods": {"CAA": "caa"}}, "'CAA' must be a fitted method"),
         ({"data": [1, 2]}, "list lacks desired"),
         ({"judge": JUDGE}, "A judge needs data with prompts"),
         ({"seeds": ()}, "at least one seed"),
@@ -48,11 +48,11 @@ def parity(name):
         ({"methods": None, "prefixes": ("one",)}, "every row has 3 trials; got 1"),
         ({"prefixes": PRAISE}, "leave out methods, or add a Prompted"),
         ({"layer": 3}, "these activations were read at blocks.3.hook_resid_post: leave out layer"),
-        ({"data": planted(layer=None), "layer": 3}, "these activations were read already: leave it out"),
+        ({"data": planted(layer=None), "layer": 3}, "these activations were read already: leave out layer"),
         ({"methods": {"both": ot.Layers(parts=(ot.CAA.fit(planted()),))}}, "'both' cannot be compared: it acts at sev"),
         (
             {"methods": {"far": ot.CAA.fit(replace(planted(), layer=9, hook_name=None))}},
-            "'far' cannot be compared: it was fitted at blocks.9.hook_resid_post, the data are read at blocks.3.hook_",
+            "'far' cannot be compared: it was fitted at blocks.9.hook_resid_post, but the data are read at blocks.3.hook_",
         ),
         ({"methods": {"loop": ot.SPID.fit}}, "'loop' cannot be fitted: it is fitted on texts and the model"),
         ({"methods": {"loop": parity("S-PID")}}, "'loop' cannot be compared: it steers a model over its layers"),
