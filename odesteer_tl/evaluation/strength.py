@@ -88,8 +88,8 @@ def least_T(
     low: float = 0.0,
     largest_T: float = math.inf,
 ) -> float:
-    """The smallest T from `low` to `most` with moved(T) ≥ displacement, by bisection to a relative `precision`; `start`
-    is the first guess.
+    """The smallest T from `low` to `largest_T` with moved(T) ≥ displacement, by bisection to a relative `precision`;
+    `start` is the first guess.
 
     Raises ValueError where there is none.
     """
