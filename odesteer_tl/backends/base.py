@@ -16,7 +16,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength
 
@@ -116,7 +116,7 @@ class Backend(Protocol):
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
         """The activations at each site (layers ascending), float32, the row of each, and the norms and sinks at each
         site (see `tokens.read_sites`), in one pass that ends with the last of these layers. Only tokens of `read` are
         read."""

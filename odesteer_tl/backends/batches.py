@@ -13,7 +13,7 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken
 from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.backends.tokenize import check_context, trimmed
-from odesteer_tl.data.tokens import Met, Tokenised, warn_of_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, warn_of_sinks
 from odesteer_tl.portable.sites import Site
 
 Skip = int | Literal["special"]
@@ -53,9 +53,9 @@ def read_batches(
     blocks: Any = None,
     readable: TokenMask | None = None,
     keep_sinks: bool = False,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
     """The activations of all texts at each site, in the order of `texts`; the text of each activation; and the norms
-    and sinks at each site (`Met`), in the order of `texts`.
+    and sinks at each site (`SiteTokens`), in the order of `texts`.
 
     Texts of similar length share a batch, so that there are few pads. Only tokens of `readable` (None: all) are read.
     """
@@ -78,7 +78,7 @@ def read_batches(
     source = torch.cat(sources)
     order_of_samples, order_of_tokens = source.argsort(stable=True), torch.cat(texts_of_tokens).argsort(stable=True)
     merged = [
-        Met(*(torch.cat(part)[order_of_tokens] for part in zip(*parts, strict=True)))
+        SiteTokens(*(torch.cat(part)[order_of_tokens] for part in zip(*parts, strict=True)))
         for parts in zip(*sinks, strict=True)
     ]
     return (
@@ -89,11 +89,11 @@ def read_batches(
 
 
 def report_sinks(
-    model: Any, sites: Sequence[Site], position: Position, sides: Sequence[tuple[Tokenised, list[Met]]]
+    model: Any, sites: Sequence[Site], position: Position, sides: Sequence[tuple[Tokenised, list[SiteTokens]]]
 ) -> None:
     """Warn once, for all sides and sites, of attention sinks among the tokens that `position` names."""
     met = [
-        Met(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        SiteTokens(*(torch.cat(part) for part in zip(*parts, strict=True)))
         for parts in zip(*(m for _, m in sides), strict=True)
     ]
     ids = torch.cat([texts.tokens[texts.mask] for texts, _ in sides])

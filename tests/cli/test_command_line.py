@@ -172,7 +172,7 @@ def test_a_full_disc_and_closed_streams():
     [
         ("absent/x.png", "there is no folder"), ("x.bmp", "should end in .png, or in another of"),
         ("x", "should end in .png"), ("folder.png", "is a folder: name a file in it"),
-        ("good.txt/x.png", "there is no folder"), ("/proc/x.png", "nothing may be written there"),
+        ("good.txt/x.png", "there is no folder"), ("/proc/x.png", "with write permission"),
         ("dangling.png", "there is no folder"),
     ],
 )  # fmt: skip

@@ -118,7 +118,7 @@ def test_what_is_not_registered_is_neither_offered_nor_read(pushed, tmp_path, mo
 
 
 def test_two_classes_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="A method called CAA is registered; call this one otherwise"):
+    with pytest.raises(ValueError, match="A method called CAA is registered already: rename this class"):
         register(type("Caa", (), {"view": ot.CAA.view, "fit": ot.CAA.fit}))
 
 

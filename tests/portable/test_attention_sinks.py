@@ -166,7 +166,7 @@ def test_an_index_that_reads_a_sink_says_so(model):
     acts, (message,) = collected(model, position=0)
     torch.testing.assert_close(acts.desired, torch.stack([a[0] for a in by_hand(DESIRED, ())]), rtol=1e-4, atol=1e-2)
     assert "7 of the 7 tokens that position=0 names are attention sinks" in message
-    assert "is about the sink and not about the text" in message and "keep_sinks=True says that you mean it" in message
+    assert "a fit on them describes the sink and not the text" in message and "pass keep_sinks=True" in message
     assert not collected(model, position="last")[1]
 
 

@@ -24,7 +24,7 @@ from odesteer_tl.backends.transformers_settings import (
     without_progress_bars,
 )
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.sites import Site
 
@@ -125,7 +125,7 @@ class _HuggingFace:
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
         _check_decoder_only(model)
         return activations_of(model, batch, sites, position, read, keep_sinks, blocks)
 

@@ -18,7 +18,7 @@ from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.torch_hooks import edit_hook, removal, replacing
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
-from odesteer_tl.data.tokens import Met, Tokenised, named, without_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.decoder_blocks import entering, value_in
 from odesteer_tl.portable.sites import Site
@@ -45,12 +45,12 @@ def edited(model: Any, runner: EditRunner, blocks: Any = None) -> Iterator[Repor
 
 def activations_of(
     model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool, blocks: Any
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
     """The activations of a batch at each site (layers ascending), float32 on the CPU, the row of each, and the norms
     and sinks (see `tokens.without_sinks`), in one pass that ends at the last site. Only tokens of `read` are read."""
     inputs, mask = _right_padded(model, batch)
     read = torch.zeros_like(mask).masked_scatter(mask, read[batch.mask])  # in the columns of the right-padded batch
-    sources, columns = named(read, position).nonzero(as_tuple=True)
+    sources, columns = tokens_at(read, position).nonzero(as_tuple=True)
     values_and_norms: list[tuple[Tensor, Tensor]] = []
 
     def read_value(value: Tensor) -> None:

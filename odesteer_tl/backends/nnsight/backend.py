@@ -18,7 +18,7 @@ from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformers_settings import begins_with_bos, configured_eos, configured_size, text_config
 from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.blocks import blocks_of
 from odesteer_tl.portable.nnsight.sites import check_site
@@ -116,7 +116,7 @@ class _Nnsight:
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
         from odesteer_tl.backends.nnsight.run import activations_of
 
         layers = [site.layer for site in sites]

@@ -22,7 +22,7 @@ from odesteer_tl.backends.nnsight.replies import (
 from odesteer_tl.backends.nnsight.server_errors import server_request
 from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
-from odesteer_tl.data.tokens import Met, Tokenised, named, without_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
 from odesteer_tl.portable.nnsight.intervene import intervene
@@ -42,7 +42,7 @@ def activations_of(
     keep_sinks: bool,
     remote: bool | str = False,
     blocks: Any = None,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
     """The activations of a batch at a site of each layer (ascending), float32 on the CPU, the row of each, and the
     norms and sinks (see `tokens.without_sinks`), in one pass. Only tokens of `read` are read. Later blocks are not run.
     Raises ValueError inside a trace, and as `ServerRequest` does; RuntimeError for a reply that is not what was asked.
@@ -51,7 +51,7 @@ def activations_of(
         raise ValueError("Reading activations runs the model: call ot.collect outside the trace.")
     inputs, mask = _right_padded(model, batch)
     read = torch.zeros_like(mask).masked_scatter(mask, read[batch.mask])  # in the columns of the right-padded batch
-    sources, columns = named(read, position).nonzero(as_tuple=True)
+    sources, columns = tokens_at(read, position).nonzero(as_tuple=True)
     values, width = None, width_at(model, blocks, layers, site) if remote else None
     max_bytes = _OVERHEAD_BYTES + 8 * len(layers) * (len(sources) * (width or _MAX_WIDTH) + mask.numel())
     server = server_request(model, remote, max_bytes)

@@ -28,7 +28,7 @@ from odesteer_tl.backends.transformer_lens.run import (
 from odesteer_tl.backends.transformers_settings import without_progress_bars
 from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing, processing_seen_in
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.sites import Site
 
@@ -131,7 +131,7 @@ class _TransformerLens:
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
         return activations_of(model, batch, sites, position, read, keep_sinks)
 
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:

@@ -11,13 +11,13 @@ from torch import Tensor
 from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.model_info import device_of, pad_id_of
 from odesteer_tl.backends.transformer_lens.cache_names import renamed
-from odesteer_tl.data.tokens import Met, Tokenised, read_sites
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, read_sites
 from odesteer_tl.portable.sites import Site
 
 
 def activations_of(
     model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
     """The activations of a left-padded batch at each site, float32 on the CPU, the row of each, and the norms and sinks
     (see `tokens.read_sites`), in one pass. Only tokens of `read` are read. A value with an axis for heads (hook_z) is
     flattened to one activation per token."""
