@@ -72,10 +72,10 @@ def test_the_barrier_is_a_potential_of_the_field():
 @pytest.mark.parametrize(
     ("strength", "message"),
     [
-        ({"T": 1.5}, r"T counts fractions taken out here, from 0 to 1, .*: give T, for example T=1, .*; got T=1\.5"),
+        ({"T": 1.5}, r"T counts fractions taken out here, from 0 to 1, .*: pass T, for example T=1, .*; got T=1\.5"),
         ({"T": -0.1}, r"from 0 to 1, .*; got T=-0\.1"),
         ({"T": torch.tensor([0.5, 2.0])}, r"from 0 to 1, .*; got T=tensor\("),
-        ({"relative_T": 0.5}, r"give T, for example T=1, and no relative_T; got T=None, relative_T=0\.5"),
+        ({"relative_T": 0.5}, r"pass T, for example T=1, and no relative_T; got T=None, relative_T=0\.5"),
         ({"relative_T": 0}, "and no relative_T"),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_layer_and_a_width_are_those_of_its_origin():
     method = instance("ablation")
     assert (method.layer, method.origin.d_model) == (3, D_MODEL)
     assert ot.Ablation(method.directions, layer=5, origin=method.origin).origin.hook_name == "blocks.5.hook_resid_post"
-    with pytest.raises(ValueError, match="have 3 numbers, their origin d_model 24"):
+    with pytest.raises(ValueError, match="have 3 numbers, but d_model of their origin is 24"):
         ot.Ablation(torch.ones(3), origin=method.origin)
     with pytest.raises(ValueError, match="without a layer"):
         ot.Ablation(torch.ones(3)).edits(T=1.0)
@@ -191,7 +191,7 @@ def test_folded_weights_give_the_logits_of_hooks_and_are_put_back_to_the_bit(kin
         undo()
         assert torch.equal(logits(model), before)
         assert all(torch.equal(*pair) for pair in zip(root.parameters(), weights, strict=True))
-        with pytest.raises(RuntimeError, match="this was undone"):
+        with pytest.raises(RuntimeError, match="undone already"):
             undo()
 
 
@@ -225,7 +225,7 @@ def test_folds_lie_above_each_other():
     one, two = (ot.Ablation(row) for row in activations(2, d_model=32, dtype=torch.float32))
     first = one.fold(model)
     second = two.fold(model)
-    with pytest.raises(RuntimeError, match="undo what came later first"):
+    with pytest.raises(RuntimeError, match="undo later folds first"):
         first()
     second()
     first()
@@ -234,15 +234,15 @@ def test_folds_lie_above_each_other():
 
 def test_what_cannot_be_folded_is_left_as_it_was_and_named():
     method = ot.Ablation(activations(d_model=32, dtype=torch.float32))
-    with pytest.raises(ValueError, match=r"Weights are folded in a HookedTransformer.*got Linear: ot.load_model"):
+    with pytest.raises(ValueError, match=r"Weights are folded in a HookedTransformer.*got Linear: pass ot.load_model"):
         method.fold(torch.nn.Linear(2, 2))
     adapted = copy.deepcopy(hugging_face("llama"))
     adapted.peft_config = {"default": None}
-    with pytest.raises(ValueError, match=r"fold model\.merge_and_unload"):
+    with pytest.raises(ValueError, match=r"fold model\.merge_and_unload\(\) instead"):
         method.fold(adapted)
     with pytest.raises(ValueError, match=r"from 0 to 1, .*; got T=1\.5"):
         method.fold(wrapped("nnsight", "llama"), T=1.5)
-    with pytest.raises(ValueError, match=r"have 24 numbers, and the weight \(24, 32\) of a Embedding writes 32"):
+    with pytest.raises(ValueError, match=r"have 24 numbers, but the weight \(24, 32\) of a Embedding writes 32"):
         instance("ablation").fold(wrapped("nnsight", "llama"))
     behind = wrapped("nnsight", "llama")
     root = behind._module
@@ -261,10 +261,14 @@ def test_what_cannot_be_folded_is_left_as_it_was_and_named():
     block.mlp.down_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match="block 1 of this LlamaForCausalLM has 1 of them"):
         method.fold(quantised)
+    lone = wrapped("nnsight", "gpt2")
+    lone._module.transformer.h[1].mlp.c_proj = torch.nn.Identity()
+    with pytest.raises(ValueError, match="block 1 of this GPT2LMHeadModel has 1 of them"):  # its bias is no matrix
+        method.fold(lone)
     meta = as_nnsight(hugging_face("llama"), tokenizer())
     meta._module.to("meta")
-    with pytest.raises(ValueError, match=r"is not here: load the weights .*model.dispatch\(\)"):
+    with pytest.raises(ValueError, match=r"is not loaded: load the weights .*model.dispatch\(\)"):
         method.fold(meta)
     centred = as_bridge(hugging_face("gpt2"), tokenizer(), compatible=True)
-    with pytest.raises(ValueError, match="found on raw weights, and these are centred"):
+    with pytest.raises(ValueError, match="fitted on raw weights, but these are centred"):
         ot.Ablation(method.directions, origin=oracle.activations("gpt2").origin).fold(centred)

@@ -1,10 +1,11 @@
-"""Plain data out of what torch.save wrote, without running any of it: numbers, text, bytes, containers and tensors.
+"""Reads plain data from a torch.save file without running code: numbers, text, bytes, containers and tensors.
 
-A pickle is a program: torch.load(weights_only=False), as nnsight reads replies, calls whatever the sender names. Here
-the few instructions that plain data needs are carried out, by this file, and a pickle with any other is refused.
-torch.load(weights_only=True) is no way: it does not know the pickle protocol that nnsight's servers write.
+A pickle is a program: torch.load(weights_only=False), with which nnsight reads replies, calls any function that the
+sender names. This file carries out only the few instructions that plain data needs, and refuses a pickle with any
+other. torch.load(weights_only=True) cannot be used: it does not support the pickle protocol of nnsight's servers.
 
-What is made of a file is in proportion to it: an instruction of a byte may name a megabyte that is there once.
+The memory and the time of reading are bounded by the size of the file: an instruction of one byte may otherwise copy a
+tensor of any size once more.
 """
 
 import io
@@ -22,12 +23,12 @@ _DTYPES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 _TENSOR, _ORDERED, _STATUS = "torch._utils _rebuild_tensor_v2", "collections OrderedDict", "Status"
-_ENCODE, _NO_BYTES = "_codecs encode", "__builtin__ bytes"  # how protocol 2 writes bytes, and none
+_ENCODE, _NO_BYTES = "_codecs encode", "__builtin__ bytes"  # how protocol 2 writes bytes, and empty bytes
 _NAMES = {
     **{f"torch {name}": dtype for name, dtype in _DTYPES.items()},
     **{name: name for name in (_TENSOR, _ORDERED, _ENCODE, _NO_BYTES)},
     "nnsight.schema.response Status": _STATUS,
-    "builtins getattr": "getattr",  # so Python 3.11.0 to 3.11.3 writes a member of an Enum
+    "builtins getattr": "getattr",  # Python 3.11.0 to 3.11.3 writes a member of an Enum in this way
 }
 _IGNORED = frozenset({"PROTO", "FRAME"})
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -39,24 +40,23 @@ _VALUES = frozenset(
 _MARK = object()
 
 _STEPS, _AXES = 100_000, 8
-"""The most instructions (what is asked for, tensors of some hundred layers, needs some thousand), and axes of a
-tensor."""
+"""The most instructions (a reply with the tensors of some hundred layers has some thousand), and axes of a tensor."""
 _SPARE = 2**16
-"""Bytes that may be made beside twice those that came: each byte of a tensor is read once, and copied once."""
+"""Bytes that may be allocated beyond twice the size of the file: each byte of a tensor is read and copied once."""
 
 
 class NotPlain(Exception):
-    """What was sent is no torch.save file of plain data."""
+    """The bytes are no torch.save file of plain data."""
 
 
 def plain(content: bytes) -> Any:
-    """What a torch.save file holds. Raises NotPlain, saying why, for all but plain data; nothing is called by name."""
+    """The content of a torch.save file. Raises NotPlain, with the reason, for anything but plain data; no function that
+    the file names is called."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise NotPlain(
-                    "a compressed archive"
-                )  # torch writes none, and a small one may hold any number of bytes
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                # torch never compresses, and a small compressed file may expand to any size.
+                raise NotPlain("a compressed archive")
             files = {name.partition("/")[2]: name for name in archive.namelist()}
             if "byteorder" in files and archive.read(files["byteorder"]) != b"little":
                 raise NotPlain("numbers of another byte order")
@@ -64,12 +64,12 @@ def plain(content: bytes) -> Any:
             return reading.run(archive.read(files["data.pkl"]))
     except NotPlain:
         raise
-    except Exception as error:  # whatever broken bytes lead to
+    except Exception as error:  # broken bytes may raise any type
         raise NotPlain(f"bytes that cannot be read ({type(error).__name__})") from None
 
 
 class _Reading:
-    """One file being read: `read` gives the bytes of a storage, and `left` is how many more may be made of them."""
+    """A file that is being read. `read` returns the bytes of a storage; `left` is how many more may be allocated."""
 
     def __init__(self, read: Any, left: int) -> None:
         self.read, self.left = read, left
@@ -80,7 +80,7 @@ class _Reading:
 
         def marked() -> list[Any]:
             items = []
-            while (each := stack.pop()) is not _MARK:  # from the top: a stack may be deep, and its marks many
+            while (each := stack.pop()) is not _MARK:  # from the top: the stack may be deep, with many marks
                 items.append(each)
             return items[::-1]
 
@@ -114,16 +114,16 @@ class _Reading:
                 stack[-count:] = [tuple(stack[-count:])]
             elif name in ("APPEND", "APPENDS"):
                 items = marked() if name == "APPENDS" else [stack.pop()]
-                _own(stack[-1], list).extend(items)
+                _of_type(stack[-1], list).extend(items)
             elif name in ("SETITEM", "SETITEMS"):
                 items = marked() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                if not all(type(key) in (str, int) for key in items[::2]):  # others may share one hash, and take hours
+                if not all(type(key) in (str, int) for key in items[::2]):  # others may all have the same hash
                     raise NotPlain("a dictionary of other keys than text and numbers")
-                _own(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+                _of_type(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
             elif name == "GLOBAL":
-                stack.append(_named(str(arg)))
+                stack.append(_looked_up(str(arg)))
             elif name == "STACK_GLOBAL":
-                stack.append(_named(f"{_own(stack.pop(-2), str)} {_own(stack.pop(), str)}"))
+                stack.append(_looked_up(f"{_of_type(stack.pop(-2), str)} {_of_type(stack.pop(), str)}"))
             elif name == "BINPERSID":
                 stack.append(self.storage(stack.pop()))
             elif name == "REDUCE":
@@ -140,10 +140,10 @@ class _Reading:
 
     def storage(self, said: tuple[Any, ...]) -> Tensor:
         """A storage as a flat tensor, of exactly the bytes that there are."""
-        _, dtype, key, _, count = _own(said, tuple)
-        data = self.read(_own(key, str))
+        _, dtype, key, _, count = _of_type(said, tuple)
+        data = self.read(_of_type(key, str))
         self.pay(len(data))
-        if not isinstance(dtype, torch.dtype) or len(data) != _own(count, int) * dtype.itemsize:
+        if not isinstance(dtype, torch.dtype) or len(data) != _of_type(count, int) * dtype.itemsize:
             raise NotPlain("a tensor of another size than it says")
         return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
@@ -159,12 +159,12 @@ class _Reading:
             return b""
         if function == _STATUS:
             (name,) = arguments
-            return Status(_own(name, str))
+            return Status(_of_type(name, str))
         if function == "getattr" and isinstance(arguments[0], _Name) and arguments[0] == _STATUS:
-            return Status[_own(arguments[1], str)]
+            return Status[_of_type(arguments[1], str)]
         if function == _TENSOR:
             flat, *place = arguments[:4]
-            offset, size, stride = place[0], *(tuple(_own(each, int) for each in part) for part in place[1:])
+            offset, size, stride = place[0], *(tuple(_of_type(each, int) for each in part) for part in place[1:])
             if len(size) > _AXES:
                 raise NotPlain(f"a tensor of more than {_AXES} axes")
             # as_strided checks that it stays within its storage; a size beyond it, by strides of 0, is no plain tensor
@@ -177,24 +177,24 @@ class _Reading:
 
 
 class _Name(str):
-    """What a pickle named, on the list above; no text that it holds can pass for it."""
+    """A name in a pickle that is in `_NAMES`. It is a type of its own, so that a text in the pickle cannot pass for
+    it."""
 
 
-def _named(name: str) -> Any:
+def _looked_up(name: str) -> Any:
     if name not in _NAMES:
         raise NotPlain(f"more than data (it names {name.replace(' ', '.', 1)[:100]!a})")
     return _Name(_NAMES[name]) if isinstance(_NAMES[name], str) else _NAMES[name]
 
 
-def _own(value: Any, kind: type) -> Any:
+def _of_type(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise NotPlain("something else where text, a number or a container should be")
+        raise NotPlain("a value of the wrong type")
     return value
 
 
 def _whole(found: Any) -> Any:
-    """What was read, if it has an end: containers that hold themselves, or one another twice, may have none that can be
-    reached, and an error that shows them would go on for ever."""
+    """The result, unless its containers hold themselves or each other so often that to print it would never end."""
     left, seen = [found], 0
     while left:
         each = left.pop()
@@ -207,7 +207,7 @@ def _whole(found: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """A constant as it is: an integer of more than 64 bits is no count, and could not even be shown."""
+    """The constant. Raises NotPlain for an integer of more than 64 bits, which is no count and may not be printable."""
     if isinstance(value, int) and value.bit_length() > 64:
         raise NotPlain("an integer of more than 64 bits")
     return value

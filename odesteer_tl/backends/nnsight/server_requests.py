@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from odesteer_tl.backends.nnsight.plain_data import NotPlain
 
-PATIENCE = 60.0
-"""Seconds within which a server has to take the connection. Its work, and the queue before it, may last."""
+CONNECT_TIMEOUT = 60.0
+"""Seconds within which a server has to accept the connection. The queue and the work itself have no limit."""
 
 WORDS = 2**25
 """Bytes that a server may use beside its results: a traceback, a session, the reason of a refusal."""
@@ -32,13 +32,13 @@ class TooMuch(Exception):
     """A server sent more bytes than there can be."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"more than {most:,} bytes, the most that the answer can have")
+        super().__init__(f"more than {most:,} bytes, the most that the reply can have")
 
 
 class BoundedBackend(RemoteBackend):
-    """`most`: bytes that a result may have."""
+    """`max_bytes`: the largest size of a result."""
 
-    most: int
+    max_bytes: int
 
     def request(self, request: Any, tracer: Any) -> Any:
         """The result of a request that the server has finished. Raises TooMuch; NotPlain for no result, or that of
@@ -47,11 +47,11 @@ class BoundedBackend(RemoteBackend):
         key = {"ndif-api-key": self.api_key} if self.api_key else None
         connection: Any = websocket.create_connection(
             f"{self.ws_host}/subscribe",
-            timeout=websocket.getdefaulttimeout() or PATIENCE,
+            timeout=websocket.getdefaulttimeout() or CONNECT_TIMEOUT,
             header=key,
             redirect_limit=0,
             class_=_Bounded,
-            most=self.most + WORDS,
+            most=self.max_bytes + WORDS,
         )
         try:
             session = json.loads(connection.recv())["session_id"]
@@ -86,7 +86,7 @@ class BoundedBackend(RemoteBackend):
             raise NotPlain("neither a result nor its address")
         if self.host.startswith("https:") and not url.lower().startswith("https:"):
             raise NotPlain("the address of a result that others on the way could write (no https)")
-        response, content = self._read("GET", url, self.most)
+        response, content = self._read("GET", url, self.max_bytes)
         if not response.is_success:
             raise RemoteError(f"The result is not to be had: {response.status_code} {response.reason_phrase}")
         return self.finalize(content)
