@@ -52,7 +52,7 @@ def parity(name):
         ({"methods": {"both": ot.Layers(parts=(ot.CAA.fit(planted()),))}}, "'both' cannot be compared: it acts at sev"),
         (
             {"methods": {"far": ot.CAA.fit(replace(planted(), layer=9, hook_name=None))}},
-            "'far' cannot be compared: it was fitted at blocks.9.hook_resid_post, but the data are read at blocks.3.hook_",
+            "'far' cannot be compared: it was fitted at blocks.9.hook_resid_post, but the data are read at blocks.3",
         ),
         ({"methods": {"loop": ot.SPID.fit}}, "'loop' cannot be fitted: it is fitted on texts and the model"),
         ({"methods": {"loop": parity("S-PID")}}, "'loop' cannot be compared: it steers a model over its layers"),
