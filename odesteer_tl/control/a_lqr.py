@@ -163,7 +163,7 @@ def _without_matrices(
     at = [layer - signal.layers[0] for layer in signal.layers]
     v = signal.directions.to(linear.device)
     v = v if v.device.type == "mps" else v.double()
-    w = conjugate_answers(linear.pushed, linear.pulled, v, at, n_blocks, q, r, q_f, progress=progress)
+    w = conjugate_answers(linear.jvp, linear.vjp, v, at, n_blocks, q, r, q_f, progress=progress)
     return w.to(signal.directions)
 
 

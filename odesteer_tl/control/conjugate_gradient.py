@@ -68,7 +68,7 @@ def answers(
     residual = -gradient(states(None))
     U, search, size = torch.zeros_like(residual), residual, dot(residual, residual)
     goal = tol**2 * size
-    for _ in bar(range(max_iter), said="Conjugate gradients", progress=progress):
+    for _ in bar(range(max_iter), label="Conjugate gradients", progress=progress):
         if bool((size <= goal).all()):
             break
         product = r * search + gradient(states(search))

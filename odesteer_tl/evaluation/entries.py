@@ -12,6 +12,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.data import On, Source
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method, ODESteer, RandomDirection, RepE
+from odesteer_tl.methods.calibrated import without_strength
 from odesteer_tl.methods.registry import registered
 
 TRIALS = 3
@@ -65,6 +66,7 @@ def entry_of(name: str, method: Any) -> Entry:
     if isinstance(method, (Entry, Prompted)):
         return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
     if isinstance(method, Method):
+        method = without_strength(method)  # a comparison seeks the strengths
         return Entry(lambda acts, seed: method, "elsewhere")
     if callable(method) and not isinstance(method, type):
         owner = getattr(method, "__self__", None)

@@ -19,7 +19,7 @@ from odesteer_tl.flows.barriers import Barrier, Subspace
 from odesteer_tl.flows.fields import Constant, Field, Gradient, UnitGradient
 from odesteer_tl.flows.solvers import Euler, Solver
 from odesteer_tl.portable.integrate import enter, euler, flowed, leave, midpoint, path, per_activation, rk4
-from odesteer_tl.remote.packing import held, packed
+from odesteer_tl.remote.packing import packed, tensor_bytes
 
 MOST_STEPS = 100_000
 """More steps are refused as a mistake: the paper takes ten, and each step evaluates the field."""
@@ -121,7 +121,7 @@ class Flow:
         if subspace is None:
             return direct
         reduced = packed((subspace.inner.gradient_function, self.solver.step, self.steps, subspace.basis))
-        return reduced if held(reduced) <= 1.1 * held(direct) else direct
+        return reduced if tensor_bytes(reduced) <= 1.1 * tensor_bytes(direct) else direct
 
     def _subspace(self) -> Subspace[Any] | None:
         reduced_of = getattr(self.field, "reduced", None)

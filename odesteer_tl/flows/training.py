@@ -191,7 +191,7 @@ def train(
         warmup_steps = max(1, round(warmup * epochs * per_epoch))
         losses, step = [_held_out_loss(loss, parameters, held, batch)], 0
         best = [p.detach().clone() for p in parameters]
-        for _ in bar(range(epochs), said=f"Fitting the {name}"):
+        for _ in bar(range(epochs), label=f"Fitting the {name}"):
             for chosen in torch.randperm(n, generator=generator).to(device).split(batch):
                 step += 1
                 decay_steps = max(1, epochs * per_epoch - warmup_steps)

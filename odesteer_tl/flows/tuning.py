@@ -96,7 +96,7 @@ def tune(
         raise ValueError(f"Cs are weights of the log-loss, positive and finite; got {tuple(Cs)}.")
     acts.check("tune")
     parts, trials = folds_of(acts, folds, seed), []
-    for recipe in bar(features, said="Tuning"):
+    for recipe in bar(features, label="Tuning"):
         recipes = [_FittedOnce(recipe) for _ in parts]
         for C in map(float, Cs):
             aucs = []

@@ -80,7 +80,7 @@ class Layers(Method):
 
         Raises ValueError for a `layer`, which would move all parts to one layer, and as the parts do.
         """
-        return edits_of(self.parts, Strength.of(T, relative_T), layer)
+        return edits_of(self.parts, T, relative_T, layer)
 
     def portable(self) -> PortableLayers:
         """The parts as plain tensors and functions. Raises ValueError where one of them cannot be sent."""

@@ -15,7 +15,7 @@ from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.gradients import Copies
 from odesteer_tl.portable.integrate import per_activation
 from odesteer_tl.portable.methods import PortableMethod, at_strength, steered
-from odesteer_tl.portable.precision import check_width, given_back
+from odesteer_tl.portable.precision import cast_back, check_width
 from odesteer_tl.portable.sites import Site, layer_of
 from odesteer_tl.portable.strength import Strength
 
@@ -52,7 +52,7 @@ class PointwiseMethod(Method):
         """The velocity v(a) at T = 0."""
         check_width(a, self.origin.d_model)
         method, x = self._matched(a)
-        return given_back(method._velocity(x), a.dtype)
+        return cast_back(method._velocity(x), a.dtype)
 
     def edits(
         self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
@@ -97,7 +97,8 @@ class PointwiseMethod(Method):
         parts: tuple[Any, ...],
         answer: Callable[..., torch.Tensor] | None = None,
     ) -> PortableMethod:
-        """The method to send: a(T) = move(a, T, *parts), at the fitted site and width; `answer`: see PortableMethod."""
+        """What is sent: a(T) = move(a, T, *parts), at the site and width of the fit; `answer`: the `correction`
+        of PortableMethod."""
         origin = self.origin
         site = self.layer, origin.d_model, origin.processing, origin.hook_name
         return PortableMethod(move, parts, *site, answer, self._limits)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from odesteer_tl.backends.transformer_lens.cache_names import rename_for_good
+from odesteer_tl.backends.transformer_lens.cache_names import rename_permanently
 
 Family = Literal["llama", "gpt2"]
 """llama: RMSNorm, rotary positions, grouped-query attention. gpt2: LayerNorm, learned positions."""
@@ -80,7 +80,7 @@ def as_bridge(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32, compa
     )
     if compatible:
         model.enable_compatibility_mode()
-    return rename_for_good(model)
+    return rename_permanently(model)
 
 
 def as_nnsight(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl._shapes import TokenIds
 from odesteer_tl.backends import intervene, load_model, steering
 from odesteer_tl.backends.nnsight.replies import tokens_in
-from odesteer_tl.backends.nnsight.server_errors import asked
+from odesteer_tl.backends.nnsight.server_errors import server_request
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.parity.models import (
     Family,
@@ -90,7 +90,7 @@ def in_graph(model: Any, remote: str | bool) -> Run:
         inputs = {"input_ids": tokens, "attention_mask": mask}
         options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": _NO_END, "pad_token_id": 0}
         logits = sequences = None
-        server = asked(model, remote, most=2**26)
+        server = server_request(model, remote, max_bytes=2**26)
         with model.generate(inputs, use_cache=cache, remote=remote, backend=server, **options) as tracer:
             logits = nnsight.save([])
             for _ in tracer.iter[:STEPS]:

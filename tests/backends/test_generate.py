@@ -111,7 +111,7 @@ def test_the_border_may_lie_within_the_prompts(loaded, rule, batch_size):
             where = steered_positions(rule, border, len(row))
             row.append(int(logits(hf, row, where, METHOD, T)[-1].argmax()))
         assert out.tokens[i][out.mask[i]].tolist() == row
-    with pytest.raises(ValueError, match="3 prompts need as many"):
+    with pytest.raises(ValueError, match="one value per prompt: 3 prompts"):
         ot.generate(model, TEXTS, METHOD, T, prompt_lengths=[1, 2])
 
 
@@ -179,7 +179,7 @@ def test_beams_are_the_bridges():
         ({"prompts": []}, "No text"),
         ({"prompts": ["good", ""], "prepend_bos": False}, "Text 1"),
         ({"positions": "generated", "max_new_tokens": 1}, "No token was steered"),
-        ({"T": torch.ones(2)}, "3 prompts need as many values per prompt, got 2"),
+        ({"T": torch.ones(2)}, "one value per prompt: 3 prompts, got 2 values"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_by_name(model, options, says):

@@ -94,9 +94,13 @@ def raising(error):
         (AttributeError("'int' object has no attribute 'x'"), 70, "a fault of odesteer_tl, not yours (AttributeError"),
         (ValueError("d_sae"), 70, "report it to its maintainers with the command"),  # raised outside the package
         (RuntimeError("shapes cannot be multiplied"), 70, "ODESTEER_TL_DEBUG=1 before the command shows where"),
-        (MemoryError(), 2, "The memory does not suffice: take a smaller model"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "The memory does not suffice"),
-        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "The memory does not"),
+        (MemoryError(), 2, "There is not enough memory: use a smaller model"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "There is not enough memory"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"),
+            2,
+            "There is not enough memory",
+        ),
         (RuntimeError("probability tensor contains either `inf`, `nan`"), 2, "a smaller --T or --relative-T"),
         (IndexError("index out of range in self"), 2, "the tokenizer in its folder belongs to another model"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "Error: x: No space left on device\n"),

@@ -140,7 +140,7 @@ def test_the_error_of_a_linear_map_is_none_and_of_a_square_as_by_hand():
 
     x = torch.full((1, 2, 4), 1.0, dtype=torch.float64)
     block = BlockMap(Square(), ((x,), {}))
-    J, unit = block.pulled(torch.eye(4, dtype=torch.float64)), torch.eye(4, dtype=torch.float64)[:2]
+    J, unit = block.vjp(torch.eye(4, dtype=torch.float64)), torch.eye(4, dtype=torch.float64)[:2]
     found = _errors(block, unit, (0.01, 0.5), J)
     # with ‖z‖ = 2 and one coordinate moved by s: (1 + s) + (1 + s)² − 2 = 3s + s², of which s² is not linear
     assert found == pytest.approx([s / (3 + s) for s in (0.02, 1.0)])

@@ -16,7 +16,7 @@ from odesteer_tl.flows.training import train
 from odesteer_tl.methods import truth_flow
 from odesteer_tl.methods.truth_flow import TruthFlow
 from odesteer_tl.portable.unet import sampled, time_features, unet, velocity
-from odesteer_tl.remote.packing import held
+from odesteer_tl.remote.packing import tensor_bytes
 
 D = 32
 
@@ -176,7 +176,7 @@ def test_the_fitted_layers_are_those_of_the_modules_in_two_bytes_a_number(brief)
     shapes = [tuple(p.shape) for p in brief.layers]
     assert shapes == [tuple(p.shape) for p in Reference(D).parameters()]
     assert len({p.dtype for p in brief.layers}) == 1 and brief.layers[0].dtype == torch.bfloat16
-    assert held(brief.portable().parts) < 2.2 * sum(p.numel() for p in brief.layers)
+    assert tensor_bytes(brief.portable().parts) < 2.2 * sum(p.numel() for p in brief.layers)
 
 
 def test_sampling_is_the_midpoint_rule_on_sixteen_points(brief):

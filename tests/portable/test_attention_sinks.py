@@ -153,8 +153,8 @@ def test_leading_and_special_tokens_are_skipped(model):
 @pytest.mark.parametrize(
     ("skip", "message"),
     [
-        (2, r"skip=2 leaves no token of text 2 to be read: skip less, or drop that text"),
-        (-1, r'skip is how many tokens of each text to leave out, 0 or more, or "special"; got -1'),
+        (2, r"skip=2 leaves no token of text 2 to read: skip less, or drop that text"),
+        (-1, r'skip is the number of tokens to leave out per text, 0 or more, or "special"; got -1'),
     ],
 )
 def test_a_skip_that_leaves_nothing_is_refused(model, skip, message):

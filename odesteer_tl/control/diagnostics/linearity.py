@@ -138,7 +138,7 @@ def _top_range(M: Matrix, m: int) -> tuple[Tensor, Tensor]:
 
 def _jacobian(block: BlockMap, chunk: int) -> Matrix:
     eye = torch.eye(len(block.at), dtype=block.at.dtype, device=block.at.device)
-    jacobian = torch.cat([block.pulled(rows) for rows in eye.split(chunk)])
+    jacobian = torch.cat([block.vjp(rows) for rows in eye.split(chunk)])
     return jacobian.to("cpu", torch.promote_types(jacobian.dtype, torch.float32))
 
 

@@ -13,7 +13,7 @@ from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.data.activations import Origin
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.edits import Edit, State
-from odesteer_tl.portable.precision import working
+from odesteer_tl.portable.precision import compute_dtype
 from odesteer_tl.portable.sites import Site
 
 
@@ -36,7 +36,7 @@ class Recorder:
     def _edit(site: Site, kept: list[Tensor]) -> Edit:
         def apply(read: Tensor, write: Tensor, state: State) -> Tensor:
             ends = torch.cat([state.rows[1:] != state.rows[:-1], state.rows.new_ones(1, dtype=torch.bool)])
-            kept.append(read[ends].detach().to("cpu", working(read.dtype)))
+            kept.append(read[ends].detach().to("cpu", compute_dtype(read.dtype)))
             return write
 
         return Edit(site, Site(site.layer), apply)
