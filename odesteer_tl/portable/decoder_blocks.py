@@ -14,7 +14,8 @@ from torch import Tensor
 OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
 
 PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo", "attn_out")
-"""What architectures call the linear map from the heads of attention, side by side, to the residual stream."""
+"""The names of attention's output projection in different architectures: the linear map from the concatenated heads to
+the residual stream."""
 
 
 def path_of_blocks(module: Any, config: Any) -> str:

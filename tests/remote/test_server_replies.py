@@ -328,7 +328,7 @@ def test_a_server_here_or_over_https_that_was_named_goes_without_a_word(url):
 @pytest.mark.parametrize("url", ["http://example.org", "http://10.0.0.1:8000", "http://127.0.0.1.example.org"])
 def test_plain_http_to_another_machine_is_warned_of_once(url):
     (told,) = told_of(url)
-    assert told.startswith(f"{url} go over plain http") and "https://" in told
+    assert told.startswith(f"Requests to {url} go over plain http") and "https://" in told
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_server_that_only_the_environment_names_is_named_once(monkeypatch, url
 
 def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
     addresses._WARNED.clear()
-    with pytest.raises(UserWarning, match=r"^http://far.example:80 is asked"), warnings.catch_warnings():
+    with pytest.raises(UserWarning, match=r"^Requests to http://far.example:80 go over"), warnings.catch_warnings():
         warnings.simplefilter("error")
         ot.generate(model(), "the film", max_new_tokens=2, remote="http://me:secret@far.example:80")
 

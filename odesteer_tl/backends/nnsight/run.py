@@ -119,7 +119,8 @@ def continued_remotely(
     seed: int,
     written: Iterable[int],
 ) -> tuple[TokenIds, Report | None]:
-    """The same on a server, steered there by `intervene(model, pairs, **where)`, and what was steered.
+    """Prompts and continuations from a server, steered there by `intervene(model, pairs, **intervene_args)`, and the
+    counts of steered tokens.
 
     Random numbers start from `seed` on the server. Settings that a checkpoint has beyond those of `generation_options`
     act there. Raises as `ServerRequest` does, and RuntimeError for a reply that is not what was asked. Steered layers

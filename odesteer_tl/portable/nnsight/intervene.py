@@ -18,7 +18,7 @@ from odesteer_tl.portable.token_rules import checked
 
 
 class RemoteNamespace:
-    """What `ot` is inside a remote trace: `ot.intervene` and `ot.Strength`, and nothing else."""
+    """Stands for `ot` inside a remote trace; it has `ot.intervene` and `ot.Strength`, and nothing else."""
 
     def __init__(self, intervene: Any) -> None:
         self.intervene, self.Strength = intervene, Strength
