@@ -16,8 +16,8 @@ from odesteer_tl.portable.sites import Site
 
 
 def check_place(model: Any, remote: bool | str, blocks: Any) -> None:
-    """Raises ValueError for a `remote` or `blocks` that the model's library does not support, or a `remote` that is neither
-    a bool nor an address; RuntimeError for a model that another thread or task is steering."""
+    """Raises ValueError for a `remote` that is neither a bool nor an address, and for a `remote` or `blocks` that the
+    model's library does not support; RuntimeError for a model that another thread or task is steering."""
     if (remote is not None and not isinstance(remote, (bool, str))) or remote == "":
         raise ValueError(
             "remote is True, False, or the address of a server as text, such as "
