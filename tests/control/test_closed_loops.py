@@ -314,7 +314,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(fit):
             (([], undesired), {}, "No text"),
             ((desired, undesired), {"layers": []}, "No layers"),
             ((desired, undesired), {"layers": [0, 3]}, "layer=3 does not exist"),
-            ((desired, undesired), {"layers": [1, 1]}, "read once"),
+            ((desired, undesired), {"layers": [1, 1]}, "given once"),
             ((desired, undesired), {"layers": 2}, r"such as \[2\], or None for all; got 2"),
             ((desired, undesired), {"also": (["a", "b"], ["c", "d"])}, r"also=\[\(desired2, undesired2\)\]"),
             ((desired, undesired), {"also": [(desired,)]}, "also is a list of pairs"),

@@ -143,7 +143,7 @@ def test_a_dead_head_is_left_as_it_is():
         (lambda: [planted(2, 9), planted(3, 10)], {}, "same rows"),
         (lambda: [planted(2, 9), planted(3, 9, paired=True)], {}, "same rows"),
         (lambda: [planted(2, 9), planted(3, 9, groups=(torch.arange(9), torch.arange(9, 18)))], {}, "same rows"),
-        (lambda: [planted(2, 9), planted(2, 9)], {}, "comes once"),
+        (lambda: [planted(2, 9), planted(2, 9)], {}, "may be given once"),
         (lambda: [planted(2, 9)], {"n_heads": 5}, "n_heads=5 does not divide the width of z, 24"),
         (lambda: [planted(2, 9)], {"n_heads": 0}, "does not divide"),
         (lambda: [planted(2, 9)], {"top_k": 5}, "top_k is from 1 to 4, 4 heads in 1 layers; got 5"),

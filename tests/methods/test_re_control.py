@@ -129,7 +129,7 @@ def test_what_cannot_be_fitted_says_what_to_do():
     rounded = torch.full((30,), 100.1)
     rounded[::3] = torch.nextafter(rounded[0], torch.tensor(torch.inf))  # the same score, computed in two ways
     for bad in (torch.full((30,), 0.7), torch.full((30,), float("nan")), rounded, torch.full((30,), 3)):
-        with pytest.raises(ValueError, match=r"finite numbers that are not all the same; pass rewards=None"):
+        with without_shape_checks(), pytest.raises(ValueError, match="not all the same; pass rewards=None"):
             REControl.fit(replace(acts, rewards=(bad, bad)))
     with pytest.raises(ValueError, match="width of at least 1"):
         REControl.fit(acts, width=0)
