@@ -131,11 +131,12 @@ class Ablation(FlowMethod):
 
         Folded are the embeddings of tokens and positions, the output maps of attention and MLP of every block, and
         their biases. An unembedding that is tied to the embedding keeps its numbers: the two are untied, and tied again
-        by `undo`; until then the old weights are kept in memory. Folds are undone in reverse order, else RuntimeError.
+        by `undo`; until then the old weights are kept in memory. Folds are undone in reverse order, and before parts of
+        the model are replaced (as resize_token_embeddings does), else RuntimeError, and nothing is undone.
 
-        Raises ValueError for a T outside [0, 1], and, the model as it was, for one whose stream keeps the directions (a
-        norm stands behind the matrices, as in Gemma-2), whose weights are quantised or not loaded, or were processed
-        otherwise than those of the fit.
+        Raises ValueError for a T outside [0, 1], inside a steering block, and, the model as it was, for one whose
+        stream keeps the directions (a norm stands behind the matrices, as in Gemma-2), whose weights are quantised, not
+        loaded or computed of others (weight norm, pruning), or were processed otherwise than those of the fit.
         """
         Strength(T).check(limits=self._limits)
         return folded(model, self.directions, float(T), self.origin.processing)

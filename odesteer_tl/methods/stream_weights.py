@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from odesteer_tl.data.activations import processing_seen_in
 
@@ -47,13 +48,24 @@ def folded(model: Any, directions: Tensor, T: float, processing: str = "unknown"
     """Take the share T of `directions` [k, d_model], orthonormal, out of all that writes to the stream of `model`.
 
     Returns what undoes it. `processing` is that of the weights that the directions were found on. Raises ValueError,
-    the model as it was, where the weights are quantised, elsewhere or processed otherwise, and where the stream still
-    has the directions with T = 1, as it does where a norm stands behind the matrices (Gemma-2, OLMo-2).
+    the model as it was, where the weights are quantised, computed of others, elsewhere or processed otherwise, inside a
+    steering block, and where the stream still has the directions with T = 1, as it does where a norm stands behind the
+    matrices (Gemma-2, OLMo-2).
     """
+    with torch.inference_mode(False):  # the new weights may be trained, also where this is called in inference mode
+        return _folded(model, directions, T, processing)
+
+
+def _folded(model: Any, directions: Tensor, T: float, processing: str) -> Callable[[], None]:
     root = root_of(model)
     blocks = _blocks(root)
     writers = list(_writers(root, blocks))
     _check(root, writers, directions, processing)
+    if any(_steered(module) for module in root.modules()):
+        raise ValueError(
+            "A steering block is open on this model, and would steer the pass that checks the folded weights: fold "
+            "before the block begins, or after it ends."
+        )
     undo = _replaced(root, writers, directions, 1.0)
     try:
         left = _left(model, root, blocks, writers, directions)
@@ -87,6 +99,12 @@ def _blocks(root: Any) -> Any:
     return found[0]
 
 
+def _steered(module: torch.nn.Module) -> bool:
+    """Whether a steering block follows the passes through this module."""
+    watched = getattr(module.__dict__.get("forward"), "around", ())
+    return bool(watched) or any(hasattr(hook, "steers") for hook in module._forward_pre_hooks.values())
+
+
 def _attends(block: Any) -> bool:
     return any("attn" in name or "attention" in name for name, _ in block.named_modules())
 
@@ -100,7 +118,8 @@ def _writers(root: Any, blocks: Any) -> Iterator[Writer]:
         for path, module in block.named_modules():
             leaf = path.removesuffix("._original_component").rpartition(".")[2]
             found += [(module, name, -1) for name in NUMBERS if name in module._parameters]
-            if leaf in WRITERS and isinstance(getattr(module, "weight", None), Tensor) and module._parameters:
+            own = module._parameters or is_parametrized(module)  # not one that a bridge has put around another
+            if leaf in WRITERS and isinstance(getattr(module, "weight", None), Tensor) and own:
                 linear = isinstance(module, torch.nn.Linear)  # else as Conv1D, [in, out]
                 found.append((module, "weight", 0 if linear else -1))
                 found += [(module, "bias", -1)] if module._parameters.get("bias") is not None else []
@@ -128,6 +147,11 @@ def _check(root: Any, writers: list[Writer], directions: Tensor, processing: str
     d_model = directions.shape[1]
     for (module, name, axis), weight in zip(writers, _parameters(writers), strict=True):
         what = f"{name} {tuple(weight.shape)} of a {type(module).__name__}"
+        if name not in module._parameters:
+            raise ValueError(
+                f"The {what} is computed of others (a parametrization, weight norm, pruning): make it a parameter "
+                "first, with torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove."
+            )
         if weight.is_meta:
             raise ValueError(f"The {what} is not here: load the weights (an nnsight model's with model.dispatch()).")
         if not weight.is_floating_point() or weight.element_size() < 2:
@@ -168,9 +192,13 @@ def _replaced(root: Any, writers: list[Writer], directions: Tensor, T: float) ->
         config.tie_word_embeddings = False  # or saving would tie them again
 
     def undo() -> None:
-        if any(getattr(module, name) is not fresh for module, name, _, fresh in kept):
+        there = {id(module) for module in root.modules()}
+        if any(
+            id(module) not in there or getattr(module, name) is not fresh or fresh.shape != weight.shape
+            for module, name, weight, fresh in kept
+        ):
             raise RuntimeError(
-                "These weights were replaced again since, or this was undone: undo what came later first."
+                "These weights were replaced or resized since, or this was undone: undo what came later first."
             )
         for module, name, weight, fresh in kept:
             if (weight.device, weight.dtype) != (fresh.device, fresh.dtype):  # the model was moved in between
