@@ -27,6 +27,7 @@ from odesteer_tl.flows.features import (
 )
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import grad_by_autograd
+from odesteer_tl.portable.precision import in_full
 from odesteer_tl.remote.packing import moved
 
 Inner = TypeVar("Inner")
@@ -110,7 +111,7 @@ class LogRatioBarrier:
     @cached_property
     def gradient_function(self) -> GradientFunction:
         """∇h in plain numbers."""
-        with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
+        with torch.inference_mode(False), in_full(self.weight.device):  # kept beyond this call and its modes
             return self.features.gradient_function(self.weight)
 
     def reduced(self) -> "Subspace[LogRatioBarrier] | None":

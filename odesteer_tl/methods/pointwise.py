@@ -15,7 +15,7 @@ from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.gradients import Copies
 from odesteer_tl.portable.integrate import per_activation
 from odesteer_tl.portable.methods import PortableMethod, at_strength, steered
-from odesteer_tl.portable.precision import check_width, given_back
+from odesteer_tl.portable.precision import check_width, given_back, in_full
 from odesteer_tl.portable.sites import Site, layer_of
 from odesteer_tl.portable.strength import Strength
 
@@ -31,7 +31,8 @@ class PointwiseMethod(Method):
     """A method whose a(T) depends on a and T alone: on activations it is `steer`, in a model one edit."""
 
     def steer(self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None) -> Activations:
-        """a(0) → a(T), shape, dtype and device of `a`; computed in float32, or float64 for float64 activations.
+        """a(0) → a(T), shape, dtype and device of `a`; computed in float32, or float64 for float64 activations,
+        also under torch.autocast.
 
         `T` is a number or a tensor with one value per row; `relative_T` means T = relative_T·‖a‖ for each activation.
         The number T = 0 returns `a` itself. Casting back to bfloat16 loses about 2 % of the displacement at T/‖a‖ = 0.1
@@ -50,8 +51,9 @@ class PointwiseMethod(Method):
     def vector_field(self, a: Activations) -> Activations:
         """The velocity v(a) at T = 0."""
         check_width(a, self.origin.d_model)
-        here, x = self._at(a)
-        return given_back(here._velocity(x), a.dtype)
+        with in_full(a.device):
+            here, x = self._at(a)
+            return given_back(here._velocity(x), a.dtype)
 
     def edits(
         self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
@@ -75,10 +77,11 @@ class PointwiseMethod(Method):
         """
         strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
-        here, x = self._at(a)
-        end = strength.at(x)
-        points = torch.stack([x] + [here._move(x, end * (k / STOPS)) for k in range(1, STOPS + 1)])
-        h = None if here.barrier is None else here.barrier.value(points)
+        with in_full(a.device):
+            here, x = self._at(a)
+            end = strength.at(x)
+            points = torch.stack([x] + [here._move(x, end * (k / STOPS)) for k in range(1, STOPS + 1)])
+            h = None if here.barrier is None else here.barrier.value(points)
         forward = torch.as_tensor(per_activation(end, x) >= 0, device=x.device)
         return Trajectory(points, h, forward.squeeze(-1) if forward.ndim else forward)
 
