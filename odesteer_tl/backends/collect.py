@@ -9,7 +9,7 @@ from torch import Tensor
 from odesteer_tl._shapes import Position, Samples
 from odesteer_tl.backends.batches import Skip, read_batches, readable, tell_of_sinks
 from odesteer_tl.backends.chat_templates import ChatTemplate, Systems, Templates, per_side
-from odesteer_tl.backends.checks import check_layer, check_place, check_there
+from odesteer_tl.backends.checks import check_layer, check_place, check_there, whole_number
 from odesteer_tl.backends.model_info import model_name_of, processing_of
 from odesteer_tl.backends.tokenize import Texts, answered, tokenise
 from odesteer_tl.data.activations import ContrastiveActivations
@@ -111,8 +111,7 @@ def collect_layers(
     """
     wanted_layers = list(layers)
     sites = _sites(model, wanted_layers, site, remote, blocks)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    batch_size = whole_number("batch_size", batch_size)
     asked, starts, others = [None] * len(sites), None, None
     styles = per_side(prepend_bos, chat_template, system)
     here = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}
