@@ -24,7 +24,8 @@ from odesteer_tl.assets.demo import load_demo
 from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
 from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
-from odesteer_tl.evaluation.calibrate import Calibration, calibrate
+from odesteer_tl.evaluation.calibrate import calibrate
+from odesteer_tl.evaluation.calibration import Calibration
 from odesteer_tl.evaluation.compare import compare
 from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial, PolynomialSketch, RandomFourier

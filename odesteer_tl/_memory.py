@@ -1,4 +1,4 @@
-"""Memory: whether a fit has room for what it holds at once, asked before anything is allocated."""
+"""Memory: checks before allocation that a fit has enough of it."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,8 @@ _GROUPS, _LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def room(device: torch.device) -> int | None:
-    """Bytes of memory of a device, in use or not, or as many of them as a container or batch job may use; None where
-    that cannot be asked."""
+    """The total memory of a device in bytes, used or not, or the limit of a container or batch job if that is lower;
+    None if it is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
@@ -19,8 +19,8 @@ def room(device: torch.device) -> int | None:
 
 
 def _group_limits() -> list[int]:
-    """The limits of this process's control group and of those around it: `memory.max` of version 2, where "max" is
-    none, and `memory.limit_in_bytes` of version 1. Linux alone has them."""
+    """The memory limits of this process's control group and of its parents, on Linux: `memory.max` of version 2, where
+    "max" is no limit, and `memory.limit_in_bytes` of version 1."""
     limits: list[int] = []
     try:
         lines = _GROUPS.read_text().splitlines()
@@ -31,7 +31,7 @@ def _group_limits() -> list[int]:
         if controllers in ("", "memory") or "memory" in controllers.split(","):
             top, name = (_LIMITS, "memory.max") if not controllers else (_LIMITS / "memory", "memory.limit_in_bytes")
             inner = Path(group.lstrip("/"))  # a container sees its own group as the top
-            for folder in (top / inner, *(top / each for each in inner.parents)):
+            for folder in (top / inner, *(top / parent for parent in inner.parents)):
                 try:
                     limits.append(int((folder / name).read_text()))
                 except (OSError, ValueError):  # not there, or "max"
@@ -40,7 +40,7 @@ def _group_limits() -> list[int]:
 
 
 def check_room(bytes_needed: int, device: torch.device, what: str, advice: str) -> None:
-    """Raise ValueError, with `advice`, where `what` needs more bytes than the memory of `device` has in all."""
-    there = room(device)
-    if there is not None and bytes_needed > there:
-        raise ValueError(f"{what} needs {bytes_needed:,} bytes of memory, and {device} has {there:,}: {advice}")
+    """Raise ValueError, with `advice`, if `what` needs more bytes than the total memory of `device`."""
+    available = room(device)
+    if available is not None and bytes_needed > available:
+        raise ValueError(f"{what} needs {bytes_needed:,} bytes of memory, and {device} has {available:,}: {advice}")

@@ -1,6 +1,6 @@
-"""The shapes of the package: every axis name is coined here and nowhere else.
+"""The tensor shapes of the package: all axis names are defined here.
 
-`*batch` stands for any leading axes, none included: a barrier or a flow treats each activation on its own.
+`*batch` stands for any leading axes, or none: a barrier or a flow treats activations independently.
 """
 
 from typing import Literal
@@ -23,19 +23,19 @@ Residual = Float[Tensor, "batch pos d_model"]
 Chosen = Float[Tensor, "chosen d_model"]
 TokenIds = Int[Tensor, "batch pos"]
 AnyTokens = Int[Tensor, "_ _"]
-"""Token ids of a text side, or of one text of several: they need not agree in rows or columns."""
+"""Token ids of one side of texts, or of one of several texts: their rows and columns need not agree."""
 TokenMask = Bool[Tensor, "batch pos"]
 PerRow = Int[Tensor, " batch"]
 Indices = Int[Tensor, " chosen"]
 Columns = Shaped[Tensor, "batch columns"]
 """One value per cached and per present column of a batch: an attention mask, as model libraries hold it."""
 TokenKeys = Shaped[Tensor, "batch pos *embedding"]
-"""What tells tokens apart: ids, or the embeddings where a model was called with those."""
+"""Ids, or embeddings if the model was called with those: equal entries are equal tokens."""
 
 Time = float | int | Float[Tensor, "..."]
 """Integration time T: one number, or one per leading axis (a `[batch]` tensor holds one T per row)."""
 TimeOrStrength = Time | Strength
-"""What is given as T: itself, or a `Strength`, which holds T or relative_T."""
+"""The type of the argument T: a value of T, or a `Strength`, which holds T or relative_T."""
 
 Position = Literal["last", "mean", "all"] | int
-"""Which token of a text is read: an index counts among the text's real tokens (0 the first, -1 the last)."""
+"""Which token of a text is read; an index counts the text's real tokens (0 the first, -1 the last)."""

@@ -1,6 +1,6 @@
-"""Keeping fitted methods: a folder with `config.json` and the file of tensors that it names.
+"""Saves fitted methods in folders: `config.json`, and the file of tensors that it names.
 
-Only registered methods and the classes in `PARTS` are ever built from a file, and only from their own fields.
+Only registered methods and the classes in `PARTS` are built from a file, and only from their own fields.
 """
 
 from dataclasses import fields, is_dataclass
@@ -20,42 +20,42 @@ from odesteer_tl.data.targets import check_target
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Fourier, Kernel, Linear, Sketch, Squares
 from odesteer_tl.flows.training import Network, NetworkBarrier
-from odesteer_tl.methods import Layers, Method, PointwiseMethod
+from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod
 from odesteer_tl.methods.registry import registered
 from odesteer_tl.portable.edits import State
 
 PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier, Network, NetworkBarrier)
-"""What methods are made of."""
+"""The classes of the parts of methods."""
 
 
 def saved_classes() -> dict[str, Any]:
-    """The classes that are written and read, by the names that stand in the files."""
+    """The classes that can be saved and loaded, by their names in the files."""
     return {cls.__name__: cls for cls in (*(entry.method for entry in registered()), *PARTS)}
 
 
 def save(method: Method, folder: str | Path) -> None:
-    """Write a fitted method to `folder` as safetensors and JSON, in place of the one there: all of it, or nothing.
+    """Write a fitted method to `folder` as safetensors and JSON. It replaces a method there, completely or not at all.
 
-    Raises ValueError for a method that holds an object of the user's own, as its code cannot be kept, for what `load`
-    would refuse, such as numbers that are not finite, and for a folder that holds another program's files; OSError
-    where the disc refuses.
+    Raises ValueError for a method that holds a user's object, because code is not saved; for a method that `load` would
+    refuse, for example with numbers that are not finite; and for a folder that holds another program's files. Raises
+    OSError if writing fails.
     """
     check_target(folder)
-    kept = _plain(method)
-    tree = {"odesteer_tl": _version(), "method": kept}
-    write_tree(folder, tree, try_out=lambda: _method(kept, "What is to be saved"))
+    method_tree = _plain(method)
+    tree = {"odesteer_tl": _version(), "method": method_tree}
+    write_tree(folder, tree, try_out=lambda: _method(method_tree, "What is to be saved"))
 
 
 def load(folder: str | Path) -> Method:
-    """Read what `save` wrote. Nothing in the folder is executed.
+    """Read a method that `save` wrote. Nothing in the folder is executed.
 
-    Raises ValueError where the folder holds no method of this version's classes, or was changed or damaged since.
+    Raises ValueError if the folder holds no method of a class that this version knows, or was changed or damaged.
     """
     return _method(read_tree(folder).get("method"), f"{folder}")
 
 
 def _method(tree: Any, whose: str) -> Method:
-    """The method of a tree. Raises ValueError, beginning with `whose`, where it makes none that works."""
+    """The method of a tree. Raises ValueError, beginning with `whose`, if it gives no method that works."""
     try:
         method = _built(tree, whose)
     except RecursionError as error:
@@ -67,21 +67,23 @@ def _method(tree: Any, whose: str) -> Method:
 
 
 def _try_out(method: Method, whose: str) -> None:
-    """Values of the wrong type or shape fail here and not in the middle of a generation."""
+    """Run the method once, so that values of the wrong type or shape fail here and not during a generation."""
     if isinstance(method, Layers):
         for part in method.parts:
             _try_out(part, whose)
         return
+    if isinstance(method, Calibrated):
+        return _try_out(method.method, whose)
     try:
         if isinstance(method, FeedbackController):
-            _run_through(method)
+            _run_edits_once(method)
         if not isinstance(method, PointwiseMethod):
             return
         if method.origin.d_model is not None:
             _steer_once(method, method.origin.d_model)
             return
         failed: Exception = ValueError("it holds no numbers")
-        for width in sorted(_widths(method)):  # a method that was made by hand does not say it
+        for width in sorted(_widths(method)):  # a method made by hand does not have a d_model
             try:
                 return _steer_once(method, width)
             except Exception as error:
@@ -91,27 +93,27 @@ def _try_out(method: Method, whose: str) -> None:
         raise ValueError(f"{whose} holds a {type(method).__name__} whose values do not fit: {error}") from error
 
 
-MOST_WIDTH = 2**20
-"""d_model of what is read; models have 65,536 at most."""
+MAX_WIDTH = 2**20
+"""The largest d_model that is read; models have at most 65,536."""
 
 
 def _steer_once(method: PointwiseMethod, width: int) -> None:
-    if not 0 < width <= MOST_WIDTH:
-        raise ValueError(f"d_model is {width:,}, and at most {MOST_WIDTH:,} is read")
-    moved_on = method.steer(torch.ones(2, width), T=1.0)
-    if moved_on.shape != (2, width) or not bool(torch.isfinite(moved_on).all()):
-        raise ValueError(f"steer gives {tuple(moved_on.shape)}, or numbers that are not finite")
+    if not 0 < width <= MAX_WIDTH:
+        raise ValueError(f"d_model is {width:,}, and at most {MAX_WIDTH:,} is read")
+    steered = method.steer(torch.ones(2, width), T=1.0)
+    if steered.shape != (2, width) or not bool(torch.isfinite(steered).all()):
+        raise ValueError(f"steer gives {tuple(steered.shape)}, or numbers that are not finite")
 
 
-def _widths(thing: Any) -> set[int]:
-    """The d_model that the tensors of a method may belong to: their width, or that without a constant."""
-    if isinstance(thing, Tensor):
-        return {size for size in (thing.shape[-1], thing.shape[-1] - 1) if size > 0} if thing.ndim else set()
-    parts = [getattr(thing, f.name) for f in fields(thing)] if is_dataclass(thing) else thing
+def _widths(value: Any) -> set[int]:
+    """The possible d_model of a method, by its tensors: their width, or their width without a constant column."""
+    if isinstance(value, Tensor):
+        return {size for size in (value.shape[-1], value.shape[-1] - 1) if size > 0} if value.ndim else set()
+    parts = [getattr(value, f.name) for f in fields(value)] if is_dataclass(value) else value
     return set().union(*map(_widths, parts)) if isinstance(parts, (list, tuple)) else set()
 
 
-def _run_through(loop: FeedbackController) -> None:
+def _run_edits_once(loop: FeedbackController) -> None:
     a, state = torch.ones(2, loop.directions.shape[-1]), State(torch.arange(2))
     for edit in loop.edits(T=1.0):
         new = edit.apply(a, a, state)
@@ -119,19 +121,19 @@ def _run_through(loop: FeedbackController) -> None:
             raise ValueError(f"layer {edit.write.layer} gives {tuple(new.shape)}, or numbers that are not finite")
 
 
-def _plain(thing: Any) -> Any:
-    if saved_classes().get(type(thing).__name__) is type(thing):
-        return {"class": type(thing).__name__} | {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
-    if isinstance(thing, Tensor):
-        return as_kept(thing, type(thing).__name__)
-    if type(thing) is tuple:
-        return [_plain(part) for part in thing]
-    if is_dataclass(thing) or not isinstance(thing, (str, int, float, bool, type(None))):
+def _plain(value: Any) -> Any:
+    if saved_classes().get(type(value).__name__) is type(value):
+        return {"class": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Tensor):
+        return as_kept(value, type(value).__name__)
+    if type(value) is tuple:
+        return [_plain(part) for part in value]
+    if is_dataclass(value) or not isinstance(value, (str, int, float, bool, type(None))):
         raise ValueError(
-            f"A {type(thing).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
+            f"A {type(value).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
             "build the method again around it."
         )
-    return thing
+    return value
 
 
 def _built(tree: Any, whose: str) -> Any:
@@ -144,13 +146,13 @@ def _built(tree: Any, whose: str) -> Any:
         raise ValueError(f"{whose} holds a {tree.get('class')!r}, which this version of odesteer_tl does not know.")
     names = {f.name for f in fields(cls)}
     if set(tree) - {"class"} != names:
-        found = sorted(set(tree) - {"class"})
-        raise ValueError(f"{whose}: {cls.__name__} needs the fields {sorted(names)}, found {found}.")
+        given = sorted(set(tree) - {"class"})
+        raise ValueError(f"{whose}: {cls.__name__} needs the fields {sorted(names)}, found {given}.")
     values = {name: _built(tree[name], whose) for name in names}
     try:
         check_fields(cls, values)
         return cls(**values)
-    except Exception as error:  # a value of another type than the field's
+    except Exception as error:  # a value may have another type than its field
         raise ValueError(f"{whose}: {cls.__name__} cannot be built from its values: {error}") from error
 
 

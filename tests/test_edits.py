@@ -44,7 +44,7 @@ def test_sites_and_edits_are_compared_hashed_and_shown_by_what_they_say():
     assert edit != ot.Edit(ot.Site(1), site, plus(1)) and len({edit, copy(edit)}) == 1
     assert repr(edit) == f"Edit(read={ot.Site(1)!r}, write={site!r}, apply={apply!r}, of_query=None)"
     for thing, name in ((site, "layer"), (edit, "apply")):
-        with pytest.raises(AttributeError, match=f"frozen: make another with that {name}"):
+        with pytest.raises(AttributeError, match=f"frozen: make a new one with another {name}"):
             setattr(thing, name, 1)
     with pytest.raises(ValueError, match="counted from 0, got -1"):
         ot.Site(-1)

@@ -52,9 +52,7 @@ def test_a_strength_that_says_nothing_or_two_things_is_refused(name, verb, stren
 @pytest.mark.parametrize("strength", ["T", "relative_T"])
 @pytest.mark.parametrize(("batch", "shape"), [((4, 3), (3,)), ((4, 3), (4, 3, 1)), ((4,), (1,)), ((), (1,))])
 def test_a_tensor_T_that_fits_no_row_is_refused(name, strength, batch, shape):
-    with pytest.raises(
-        ValueError, match=r"T has shape .*, activations .*: a tensor T needs one value per row, that is"
-    ):
+    with pytest.raises(ValueError, match=r"T has shape .*, activations .*: a tensor T needs one value per row, shape"):
         fitted(name).steer(activations(*batch), **{strength: torch.ones(shape)})
 
 
@@ -97,10 +95,10 @@ def test_layers_are_counted_from_zero():
         (lambda: RandomFourier(n_components=0), r"n_components must be at least 1, got 0"),
         (lambda: RandomFourier(sigma=0.0), r'sigma must be positive or "median", got 0\.0'),
         (lambda: RandomFourier(sigma=-1.0), r'sigma must be positive or "median", got -1\.0'),
-        (lambda: PolynomialSketch(signs=torch.ones(2, 3).long()), r"Inject both hashes and signs, or neither"),
-        (lambda: PolynomialSketch(hashes=torch.ones(2, 3).long()), r"Inject both hashes and signs, or neither"),
-        (lambda: RandomFourier().fit(torch.ones(5, 3)), r"needs samples that differ; give sigma as a number"),
-        (lambda: RandomFourier().fit(torch.ones(1, 3)), r"needs samples that differ; give sigma as a number"),
+        (lambda: PolynomialSketch(signs=torch.ones(2, 3).long()), r"Pass both hashes and signs, or neither"),
+        (lambda: PolynomialSketch(hashes=torch.ones(2, 3).long()), r"Pass both hashes and signs, or neither"),
+        (lambda: RandomFourier().fit(torch.ones(5, 3)), r"needs samples that differ; pass sigma as a number"),
+        (lambda: RandomFourier().fit(torch.ones(1, 3)), r"needs samples that differ; pass sigma as a number"),
         (lambda: solver_named("heun"), r'solver must be "euler", "midpoint" or "rk4", got \'heun\''),
         (lambda: GradientFlow(Own(), solver="Euler"), r'solver must be "euler", "midpoint" or "rk4", got \'Euler\''),
         (lambda: GradientFlow(Own(), steps=0), r"steps must be at least 1, got 0\. For no steering use T=0"),
@@ -110,11 +108,11 @@ def test_layers_are_counted_from_zero():
         (lambda: with_grad(lambda a: a.sum(-1)), r"A barrier needs a method value\(a\) -> h; function has none"),
         (
             lambda: Flow(Constant(torch.ones(3)), coordinates="reduced")(torch.ones(3), 1.0),
-            r"no reduced form; use coordinates='direct'",
+            r"no reduced form: pass coordinates='direct'",
         ),
         (
             lambda: Flow(UnitGradient(log_ratio("sketch-2-unit")), coordinates="reduced")(activations(2), 1.0),
-            r"no reduced form; use coordinates='direct'",
+            r"no reduced form: pass coordinates='direct'",
         ),
     ],
 )

@@ -119,9 +119,7 @@ def test_tampered_fields_are_refused(change, tmp_path):
     if change == "extra":
         tree["method"]["hook"] = "os.system"
     write_tree(tmp_path / "tampered", tree)
-    with pytest.raises(
-        ValueError, match=r"ODESteer needs the fields \['barrier', 'origin', 'solver', 'steps'\], found"
-    ):
+    with pytest.raises(ValueError, match=r"ODESteer needs the fields \['barrier', 'origin', 'solver', 'steps'\], got"):
         load(tmp_path / "tampered")
 
 

@@ -1,7 +1,7 @@
 """The embedded default: a tiny language model and the texts to steer it with, so that everything runs offline.
 
-Only paths and readers live here; nothing is loaded on import. `MODEL_CARD.md` beside this file says where each part
-comes from, the `make_*.py` scripts make them.
+This file holds only paths and readers; nothing is loaded on import. `MODEL_CARD.md` in this folder documents the origin
+of each part; the scripts `make_*.py` make them.
 """
 
 import gzip
@@ -25,17 +25,17 @@ def texts() -> dict[str, dict[str, list[str]]]:
 
 
 def prompts() -> dict[str, list[str]]:
-    """Openings of review sentences which leave the verdict open: 40 under "test", 24 others under "validation"."""
+    """Openings of review sentences without a verdict: 40 under "test", 24 others under "validation"."""
     return _read("prompts.json")
 
 
 def pairs() -> list[dict[str, str]]:
-    """Minimal contrasts: a "query" with a "desired" and an "undesired" answer, to be appended to it as they are."""
+    """Minimal contrasts: a "query" with a "desired" and an "undesired" answer, which are appended to it unchanged."""
     return _read("pairs.json")
 
 
 def heldout_reviews() -> list[dict[str, str | int]]:
-    """500 whole reviews which the embedded judge has not seen: "text" and "label" (1 positive, 0 negative)."""
+    """500 whole reviews that the judge was not trained on: "text" and "label" (1 positive, 0 negative)."""
     with gzip.open(FOLDER / "heldout.jsonl.gz", "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

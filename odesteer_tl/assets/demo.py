@@ -13,9 +13,9 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Demo:
-    """A model of film reviews with text to steer it by; `desired` is praise, `undesired` its opposite.
+    """A model of film reviews with texts to fit methods on; `desired` is praise, `undesired` its opposite.
 
-    `pairs` holds (query, desired answer, undesired answer); `prompts` open a sentence without taking sides;
+    `pairs` holds dicts with a query, a desired and an undesired answer; `prompts` are openings without a verdict;
     `validation_*` are for choosing strengths and are disjoint from the rest.
     """
 
@@ -30,11 +30,11 @@ class Demo:
 
 
 def load_demo(model: Any = None, device: str = "cpu", library: Library = "transformer_lens") -> Demo:
-    """Load the embedded model (or keep the `model` given) with texts, prompts and pairs. Offline, a few seconds."""
+    """Load the embedded model (or take the given `model`) with texts, prompts and pairs. Offline, in a few seconds."""
     if model is None:
         model = load_model(assets.model_folder(), device=device, library=library)
         if library == "transformer_lens":
-            model.cfg.model_name = EMBEDDED  # what is fitted on it names it so, not by where the package lies
+            model.cfg.model_name = EMBEDDED  # so that fitted methods store this name, not the path of the package
     texts, prompts = assets.texts(), assets.prompts()
     return Demo(
         model=model,

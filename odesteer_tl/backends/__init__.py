@@ -1,4 +1,4 @@
-"""Backends: the same verbs (read a site, write a site, generate) in each model library's own way."""
+"""Backends: reading a site, writing a site and generating, for each model library."""
 
 from odesteer_tl.backends.collect import collect, collect_layers, read_site
 from odesteer_tl.backends.generate import generate

@@ -1,7 +1,7 @@
-"""What a model library has to do for this package, and which library a model belongs to.
+"""The interface that every model library implements, and the choice of the backend for a model.
 
-General code asks `backend_of(model)`, and imports no library's folder. A model is told by what it offers, and its
-folder's `backend.py` is imported then, so that no model library is loaded before a model is there.
+General code calls `backend_of(model)`, and imports no library's folder. The library of a model is recognised by the
+model's attributes. Only then is the folder's `backend.py` imported, so no model library is loaded before it is needed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,94 +16,94 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength
 
 Library = Literal["transformer_lens", "nnsight", "huggingface"]
-"""The folders of this package that know a model library."""
+"""The model libraries, by the folder of this package that supports them."""
 
 Size = Literal["d_model", "n_ctx", "d_vocab"]
-"""Width, longest text in tokens, and number of tokens, of a model."""
+"""The width of a model, its longest text in tokens, and the size of its vocabulary."""
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """One class of models. Its methods take the model first; `blocks` is what the user says of where the decoder blocks
-    are (None: the library finds them). All batches are left-padded, on the CPU, and so is what is returned."""
+    """The backend of one class of models. Its methods take the model first. `blocks` is the user's path to the decoder
+    blocks, or their list (None: the library finds them). Batches and results are left-padded and on the CPU."""
 
     library: Library
 
     # What a model is
 
     def root(self, model: Any) -> torch.nn.Module:
-        """The torch module that several wrappers may share, whose forward takes tokens and mask."""
+        """The torch module inside the wrappers, which several of them may share; its forward takes tokens and mask."""
         ...
 
     def decoder_blocks(self, model: Any, blocks: Any) -> Sequence[torch.nn.Module]:
-        """The decoder blocks, first to last. Raises ValueError where they are not found."""
+        """The decoder blocks, first to last. Raises ValueError if they are not found."""
         ...
 
     def tokenizer(self, model: Any) -> Any:
-        """The tokenizer, or None. Asks no server."""
+        """The tokenizer, or None. Does not use the network."""
         ...
 
     def need_tokenizer(self, model: Any) -> Any:
-        """The tokenizer. Raises ValueError, which says what to type, where there is none."""
+        """The tokenizer. Raises ValueError, which says what to type, if there is none."""
         ...
 
     def eos_token_ids(self, model: Any) -> int | Sequence[int] | None:
-        """The tokens that end a text, as the model's settings have them; None where they say nothing."""
+        """The tokens that end a text, by the model's settings; None if these do not say."""
         ...
 
     def prepends_bos(self, model: Any, tokenizer: Any) -> bool:
-        """Whether the library puts the BOS, which this tokenizer has, before a text."""
+        """Whether the library puts the BOS before a text; the tokenizer has one."""
         ...
 
     def model_name(self, model: Any) -> str:
-        """The name that the library knows the model by; empty where it knows none."""
+        """The library's name for the model; empty if it has none."""
         ...
 
     def size(self, model: Any, name: Size) -> int | None:
-        """A number of the model's configuration; None, with a warning where that is surprising, where it is silent."""
+        """A number of the model's configuration; None if it is not there, with a warning where it should be."""
         ...
 
     def processing(self, model: Any) -> Processing:
-        """What was done to the weights."""
+        """The processing of the weights: see `Processing`."""
         ...
 
-    # What fits it
+    # Checks
 
     def check_place(self, model: Any, remote: bool | str, blocks: Any) -> None:
-        """Raises ValueError for `remote` or `blocks` where the library knows neither."""
+        """Raises ValueError for a `remote` or `blocks` that the library does not support."""
         ...
 
     def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
-        """Raises ValueError for a site, of a layer that there is, that cannot be read and written."""
+        """Raises ValueError for a site that cannot be read and written; the layers of all sites exist."""
         ...
 
     def check_generates(self, model: Any, num_beams: int) -> None:
-        """Raises ValueError for a model that does not generate, or not with so many beams."""
+        """Raises ValueError for a model that cannot generate, or not with that many beams."""
         ...
 
     # What it does
 
     def load_weights(self, model: Any) -> None:
-        """The weights of the model are here afterwards. No model that has them is changed."""
+        """Load the weights of the model, unless it has them."""
         ...
 
     def forward(self, model: Any, tokens: TokenIds) -> None:
-        """One pass over tokens [1, pos] without pads, on the model's device, without a cache, as modules that torch
-        hooks see."""
+        """Run one pass over tokens [1, pos] without pads and without a cache, on the model's device. The modules are
+        called, so that torch hooks on them run."""
         ...
 
     def watched(self, model: Any, runner: Any, owner: Any, blocks: Any) -> AbstractContextManager[None]:
-        """Inside the block the `EditRunner` is told of each forward pass before any layer runs, and of its end where
-        that can be seen; raises in a pass that the `Owner` does not admit."""
+        """Inside the block, each forward pass calls the `EditRunner` before any layer runs, and at its end where that
+        can be seen. Raises in a pass that the `Owner` does not admit."""
         ...
 
     def attached(self, model: Any, runner: Any, blocks: Any) -> AbstractContextManager[Any]:
-        """The runner's edits act on the model inside the block, which gives a `Report`; nothing is left after it."""
+        """The runner's edits act on the model inside the block, and are removed after it; yields a `Report`."""
         ...
 
     def activations(
@@ -116,18 +116,19 @@ class Backend(Protocol):
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-        """The activations at each site (layers ascending), float32, the row that each came from, and what was met
-        (`tokens.read_sites`), in one pass that ends with the last of these layers. Only tokens of `read` are read."""
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+        """The activations at each site (layers ascending), float32, the row of each, and the norms and sinks at each
+        site (see `tokens.read_sites`), in one pass that ends with the last of these layers. Only tokens of `read` are
+        read."""
         ...
 
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
-        """The logits of every real token, in its column, float32."""
+        """The logits of every real token, at its row and column, float32."""
         ...
 
     def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-        """Prompts and continuations, by the library's own generate, whatever settings a checkpoint brings. `options`
-        are `ot.generate`'s."""
+        """Prompts and continuations, by the library's own generate, without the checkpoint's generation settings.
+        `options` are those of `ot.generate`."""
         ...
 
     def generate_remotely(
@@ -136,14 +137,14 @@ class Backend(Protocol):
         batch: Tokenised,
         options: dict[str, Any],
         pairs: list[tuple[Any, Strength]],
-        where: dict[str, Any],
+        intervene_args: dict[str, Any],
         remote: bool | str,
         seed: int,
         written: Iterable[int],
     ) -> tuple[TokenIds, Any]:
-        """The same on a server, steered there by the methods of `pairs`, and its `Report` (None without any); `where`
-        are the rest of `intervene`'s arguments. Steered layers are among `written`. Called only where `check_place`
-        lets `remote` pass."""
+        """`generate` on a server, steered there by the methods of `pairs`, and a `Report` (None without methods).
+        `intervene_args` holds the other arguments of `intervene`. The steered layers are among `written`. Called only
+        if `check_place` accepted `remote`."""
         ...
 
 
@@ -157,13 +158,14 @@ _BACKENDS = {
 
 
 def backend_of(model: Any) -> Backend:
-    """The backend of the models that `model` behaves like. Raises ValueError for a model of another library."""
+    """The backend of a model. Raises ValueError for a model of another library."""
     library, name = _BACKENDS[_kind_of(model)]
     return getattr(_module_of(library), name)
 
 
 def loader_of(library: str) -> Any:
-    """What loads models of a library: (name, device, dtype) -> model. Raises ValueError for another library."""
+    """The function that loads models of a library: (name, device, dtype) -> model. Raises ValueError for another
+    library."""
     known = list(dict.fromkeys(folder for folder, _ in _BACKENDS.values()))
     if library not in known:
         raise ValueError(f"library must be {', '.join(known[:-1])} or {known[-1]}, got {library!r}.")
@@ -185,15 +187,15 @@ def _kind_of(model: Any) -> str:
         return "nnsight"
     if all(hasattr(model, name) for name in ("cfg", "run_with_cache", "original_model")):
         raise ValueError(
-            f"This {type(model).__name__} has no one list of decoder blocks (as an encoder-decoder has not): "
-            'steer it in nnsight, nnsight.TransformersModel(model, ...), with blocks="model.decoder.layers" or where '
-            "its decoder blocks are."
+            f"This {type(model).__name__} has no single list of decoder blocks (it may be an encoder-decoder): steer "
+            'it in nnsight, nnsight.TransformersModel(model, ...), with blocks="model.decoder.layers" or the path of '
+            "its decoder blocks."
         )
     if isinstance(model, torch.nn.Module) and all(hasattr(model, name) for name in ("config", "get_input_embeddings")):
         return "Hugging Face"
     raise ValueError(
         "Expected a HookedTransformer or a TransformerBridge of TransformerLens, an nnsight model, or a Hugging Face "
-        f"model (transformers.PreTrainedModel, also in a PEFT adapter), got {type(model).__name__}. A Hugging Face "
-        'name or folder becomes one with ot.load_model(name), or ot.load_model(name, library="huggingface"); a torch '
+        f"model (transformers.PreTrainedModel, also in a PEFT adapter), got {type(model).__name__}. Load a Hugging "
+        'Face name or folder with ot.load_model(name), or ot.load_model(name, library="huggingface"); wrap a torch '
         "module of your own with nnsight.NNsight(module)."
     )

@@ -1,4 +1,4 @@
-"""Batches: texts of like length, read together at some sites; which of their tokens, and what is to be told of them."""
+"""Batches: reads texts of similar length together at some sites, and chooses which of their tokens are read."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,31 +13,31 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken
 from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.backends.tokenize import check_context, trimmed
-from odesteer_tl.data.tokens import Met, Tokenised, warn_of_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, warn_of_sinks
 from odesteer_tl.portable.sites import Site
 
 Skip = int | Literal["special"]
-"""How many tokens at the head of each text are not read, or "special": none that the tokenizer calls special."""
+"""The number of tokens at the start of each text that are not read, or "special": skip the tokenizer's special
+tokens."""
 
 
 def readable(model: Any, texts: Tokenised, skip: Skip, starts: PerRow | None = None) -> TokenMask:
-    """The real tokens of each text but for its first `starts` and those that are to be skipped after them.
+    """The real tokens of each text without its first `starts` and without the tokens that `skip` names after them.
 
-    Raises ValueError for a number below 0, a tokenizer that is missing where it is asked, and a text of which nothing
-    is left.
+    Raises ValueError for a negative number, for "special" without a tokenizer, and for a text without remaining tokens.
     """
     if skip != "special" and (not isinstance(skip, int) or isinstance(skip, bool) or skip < 0):
-        raise ValueError(f'skip is how many tokens of each text to leave out, 0 or more, or "special"; got {skip!r}.')
+        raise ValueError(f'skip is the number of tokens to leave out per text, 0 or more, or "special"; got {skip!r}.')
     first = torch.zeros(len(texts.mask), dtype=torch.long) if starts is None else starts
     read = texts.mask & (texts.mask.cumsum(1) > (first + (0 if skip == "special" else skip)).unsqueeze(1))
     if skip == "special":
         tokenizer = tokenizer_of(model)
         if tokenizer is None:
-            raise ValueError('skip="special" asks the tokenizer, and this model has none: pass a number of tokens.')
+            raise ValueError('skip="special" needs a tokenizer, and this model has none: pass a number of tokens.')
         read = read & ~torch.isin(texts.tokens, torch.tensor(tokenizer.all_special_ids))
     if skip != 0 and not bool(read.any(1).all()):
         row = int((~read.any(1)).nonzero()[0])
-        raise ValueError(f"skip={skip!r} leaves no token of text {row} to be read: skip less, or drop that text.")
+        raise ValueError(f"skip={skip!r} leaves no token of text {row} to read: skip less, or drop that text.")
     return read
 
 
@@ -53,50 +53,61 @@ def read_batches(
     blocks: Any = None,
     readable: TokenMask | None = None,
     keep_sinks: bool = False,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-    """At each site the activations of all texts in their order, and the text that each came from; and what was met
-    there, each `Met` in the order of `texts`.
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+    """The activations of all texts at each site, in the order of `texts`; the text of each activation; and the norms
+    and sinks at each site (`SiteTokens`), in the order of `texts`.
 
-    Texts of like length share a batch, so that little is padded. Only tokens of `readable` (None: all) are read.
+    Texts of similar length share a batch, so that there are few pads. Only tokens of `readable` (None: all) are read.
     """
     check_context(model, texts)
     backend = backend_of(model)
     readable = texts.mask if readable is None else readable
     order = texts.mask.sum(1).argsort(descending=True, stable=True)
-    samples, sources, met, places = [], [], [], []
-    said = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"
-    number = torch.arange(len(order)).unsqueeze(1).expand(texts.mask.shape)
-    for chosen in bar(order.split(batch_size), said=said, progress=progress):
+    samples, sources, sinks, texts_of_tokens = [], [], [], []
+    message = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"
+    text_index = torch.arange(len(order)).unsqueeze(1).expand(texts.mask.shape)
+    for chosen in bar(order.split(batch_size), label=message, progress=progress):
         batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
         read = readable[chosen][:, -batch.mask.shape[1] :]
         check_mask_taken(model, batch.mask)
-        values, rows, seen = backend.activations(model, batch, sites, position, read, keep_sinks, remote, blocks)
+        values, rows, batch_sinks = backend.activations(model, batch, sites, position, read, keep_sinks, remote, blocks)
         samples.append(values)
         sources.append(chosen[rows])
-        met.append(seen)
-        places.append(number[chosen][texts.mask[chosen]])
+        sinks.append(batch_sinks)
+        texts_of_tokens.append(text_index[chosen][texts.mask[chosen]])
     source = torch.cat(sources)
-    back, there = source.argsort(stable=True), torch.cat(places).argsort(stable=True)
-    told = [Met(*(torch.cat(part)[there] for part in zip(*parts, strict=True))) for parts in zip(*met, strict=True)]
-    return [torch.cat(parts)[back] for parts in zip(*samples, strict=True)], source[back], told
+    order_of_samples, order_of_tokens = source.argsort(stable=True), torch.cat(texts_of_tokens).argsort(stable=True)
+    merged = [
+        SiteTokens(*(torch.cat(part)[order_of_tokens] for part in zip(*parts, strict=True)))
+        for parts in zip(*sinks, strict=True)
+    ]
+    return (
+        [torch.cat(parts)[order_of_samples] for parts in zip(*samples, strict=True)],
+        source[order_of_samples],
+        merged,
+    )
 
 
-def tell_of_sinks(
-    model: Any, sites: Sequence[Site], position: Position, sides: Sequence[tuple[Tokenised, list[Met]]]
+def report_sinks(
+    model: Any, sites: Sequence[Site], position: Position, sides: Sequence[tuple[Tokenised, list[SiteTokens]]]
 ) -> None:
-    """Warn, once for all sides and sites, of attention sinks among the tokens that `position` names."""
+    """Warn once, for all sides and sites, of attention sinks among the tokens that `position` names."""
     met = [
-        Met(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        SiteTokens(*(torch.cat(part) for part in zip(*parts, strict=True)))
         for parts in zip(*(m for _, m in sides), strict=True)
     ]
     ids = torch.cat([texts.tokens[texts.mask] for texts, _ in sides])
     first = torch.cat([(texts.mask.cumsum(1) == 1)[texts.mask] for texts, _ in sides])
 
-    def shown(hit: Tensor, most: int) -> str:
-        tokenizer, firsts = tokenizer_of(model), int((hit & first).sum())
-        said = [f"{firsts} the first token of their text"] if firsts else []
-        said += [f"{int(hit.sum()) - firsts} later ones"] if int(hit.sum()) > firsts else []
-        words = [] if tokenizer is None else [repr(tokenizer.decode([i])) for i in ids[hit].unique().tolist()[:most]]
-        return f" ({', '.join(said)}{': ' * bool(words)}{', '.join(words)})"
+    def describe(is_sink: Tensor, max_words: int) -> str:
+        tokenizer, n_first = tokenizer_of(model), int((is_sink & first).sum())
+        parts = [f"{n_first} the first token of their text"] if n_first else []
+        parts += [f"{int(is_sink.sum()) - n_first} later ones"] if int(is_sink.sum()) > n_first else []
+        words = (
+            []
+            if tokenizer is None
+            else [repr(tokenizer.decode([i])) for i in ids[is_sink].unique().tolist()[:max_words]]
+        )
+        return f" ({', '.join(parts)}{': ' * bool(words)}{', '.join(words)})"
 
-    warn_of_sinks(met, [site.hook_name for site in sites], position, shown, stacklevel=4)
+    warn_of_sinks(met, [site.hook_name for site in sites], position, describe, stacklevel=4)

@@ -1,16 +1,18 @@
-"""Whether a method, a site or a batch fits a model."""
+"""Checks that a method, a site or a batch fits a model."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any
 
 from odesteer_tl._shapes import TokenMask
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.model_info import layers_of, modules_of, processing_of, width_of
+from odesteer_tl.backends.model_info import layers_of, model_name_of, modules_of, processing_of, width_of
 from odesteer_tl.backends.owners import check_free
 from odesteer_tl.backends.upstream_names import need_parameter
 from odesteer_tl.data.activations import Origin
+from odesteer_tl.methods.calibrated import positions_name, strengths_used
 from odesteer_tl.portable.decoder_blocks import check_biases
 from odesteer_tl.portable.sites import Site
 
@@ -36,15 +38,15 @@ def real_number(name: str, value: Any, least: float = 0.0) -> float:
 
 
 def check_place(model: Any, remote: bool | str, blocks: Any) -> None:
-    """Raises ValueError for `remote` or `blocks` with a model that runs where it is, or names its own blocks;
-    RuntimeError for a model that another thread or task is steering."""
+    """Raises ValueError for a `remote` or `blocks` that the model's library does not support; RuntimeError for a model
+    that another thread or task is steering."""
     if not remote:
         check_free(model)
     backend_of(model).check_place(model, remote, blocks)
 
 
 def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
-    """Raises ValueError for a layer that the model has not."""
+    """Raises ValueError for a layer that the model does not have."""
     count = layers_of(model, blocks)
     if not isinstance(layer, int) or isinstance(layer, bool):
         raise ValueError(f"layer is a block index, an integer from 0 to {count - 1}, got {layer!r}.")
@@ -52,8 +54,8 @@ def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
         raise ValueError(f"layer={layer!r} does not exist: this model has layers 0 to {count - 1}, counted from 0.")
 
 
-def check_there(model: Any, sites: Iterable[Site], blocks: Any = None) -> None:
-    """Raises ValueError for a site that the model has not, or that cannot be read or written in its library."""
+def check_sites(model: Any, sites: Iterable[Site], blocks: Any = None) -> None:
+    """Raises ValueError for a site that the model does not have, or that its library cannot read and write."""
     sites = list(sites)
     for site in sites:
         check_layer(model, site.layer, blocks)
@@ -61,27 +63,55 @@ def check_there(model: Any, sites: Iterable[Site], blocks: Any = None) -> None:
 
 
 def check_fit(model: Any, origin: Origin, sites: Sequence[Site], blocks: Any = None) -> None:
-    """Raises ValueError for a method fitted at another width or weight processing, or sites that the model has not."""
-    width, here = width_of(model), processing_of(model)
-    check_there(model, sites, blocks)
-    own = modules_of(model, blocks)
+    """Raises ValueError for a method fitted at another width or weight processing, or at sites that the model does not
+    have."""
+    width, processing = width_of(model), processing_of(model)
+    check_sites(model, sites, blocks)
+    block_list = modules_of(model, blocks)
     for site in sites:
-        check_biases(own[site.layer], site.name, origin.processing, here)
+        check_biases(block_list[site.layer], site.name, origin.processing, processing)
         if width is not None and origin.d_model not in (None, width) and site.name != "z":
             raise ValueError(
                 f"The method was fitted at d_model {origin.d_model}, this model has {width}: "
                 "fit it on activations of this model."
             )
-    if origin.processing != "unknown" and (here == "centred") != (origin.processing == "centred"):
+    if origin.processing != "unknown" and (processing == "centred") != (origin.processing == "centred"):
         raise ValueError(
-            f"The method was fitted on {origin.processing} weights, this model has {here} ones, so that its residual "
-            "stream differs: collect again on this model, or load it with the same processing (fold_ln, "
+            f"The method was fitted on {origin.processing} weights and this model has {processing} ones, so the "
+            "residual streams differ: collect again on this model, or load it with the same processing (fold_ln, "
             "center_writing_weights, enable_compatibility_mode)."
         )
 
 
+def warn_of_other_use(
+    model: Any, method: Any, T: Any, relative_T: Any, positions: Any, layer: int | None, stacklevel: int = 3
+) -> None:
+    """Warn where a calibrated method uses the strength that it carries on another model, at another layer, or at other
+    positions than it was calibrated for: the strength spends another KL there."""
+    here = model_name_of(model)
+    for calibrated in strengths_used(method, T, relative_T):
+        changes = []
+        if here and calibrated.model_name and not _same_name(here, calibrated.model_name):
+            changes.append(f"the model {calibrated.model_name}, and this is {here}")
+        if layer not in (None, calibrated.layer):
+            changes.append(f"layer {calibrated.layer}, and this is layer {layer}")
+        if positions_name(positions) != calibrated.positions:
+            changes.append(f"positions={calibrated.positions!r}, and these are {positions_name(positions)!r}")
+        if changes:
+            warnings.warn(
+                f"This {type(calibrated.method).__name__} carries the strength that spends {calibrated.kl:g} nats for "
+                f"{'; '.join(changes)}. Give a T, or type ot.calibrate(model, method, prompts) for this use.",
+                stacklevel=stacklevel,
+            )
+
+
+def _same_name(one: str, other: str) -> bool:
+    """Whether two names of models end alike: a model may be named by its place on the Hub or by a folder."""
+    return one.rstrip("/").rpartition("/")[2].lower() == other.rstrip("/").rpartition("/")[2].lower()
+
+
 def check_mask_taken(model: Any, mask: TokenMask) -> None:
-    """Raises ValueError for a batch with pads where the model's forward takes no attention_mask by that name: it would
-    swallow it and attend to the pads."""
+    """Raises ValueError for a batch with pads if the model's forward has no argument `attention_mask`: it would ignore
+    the mask and attend to the pads."""
     if not bool(mask.all()):
-        need_parameter(backend_of(model).root(model), "attention_mask", "which tells pads")
+        need_parameter(backend_of(model).root(model), "attention_mask", "which marks the pads")

@@ -1,4 +1,4 @@
-"""Calls of a module's forward, seen from their beginning to their end, whichever way they end.
+"""Wraps the forward of a module, so that code runs before and after every call, however the call ends.
 
 Torch's hooks are not enough: after a KeyboardInterrupt in a forward, torch calls none of them, not even those that are
 registered with always_call.
@@ -14,30 +14,32 @@ from typing import Any
 from weakref import ref
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Is given a forward with its arguments, calls it, and returns what it returned."""
+"""around(forward, args, kwargs): calls forward(*args, **kwargs) and returns its result."""
 
 
 @contextmanager
 def around_forward(module: Any, around: Around) -> Iterator[None]:
-    """Inside the block `around` stands for the module's forward. The last of several is the outermost."""
-    seen = module.__dict__.get("forward")
-    if not isinstance(seen, _Seen):
-        seen = module.__dict__["forward"] = _Seen(module)
-    seen.around = (*seen.around, around)
+    """Inside the block, calls of the module's forward go through `around`. The last of several is the outermost."""
+    wrapped = module.__dict__.get("forward")
+    if not isinstance(wrapped, _WrappedForward):
+        wrapped = module.__dict__["forward"] = _WrappedForward(module)
+    wrapped.around = (*wrapped.around, around)
     try:
         yield
     finally:
-        seen.around = tuple(other for other in seen.around if other is not around)
-        if not seen.around and module.__dict__.get("forward") is seen:  # else somebody has wrapped it, and calls it on
-            if seen.own is None:
+        wrapped.around = tuple(other for other in wrapped.around if other is not around)
+        if (
+            not wrapped.around and module.__dict__.get("forward") is wrapped
+        ):  # else somebody has wrapped it, and calls it on
+            if wrapped.own is None:
                 del module.__dict__["forward"]
             else:
-                module.__dict__["forward"] = seen.own
+                module.__dict__["forward"] = wrapped.own
 
 
-class _Seen:
-    """The forward of a module in whose calls others have a part. `own`: the forward that was set on the module itself,
-    as offloading and nnsight do; None where its class has it."""
+class _WrappedForward:
+    """The forward of a module, called through all of `around`. `own`: the forward that was set on the module itself, as
+    offloading and nnsight do; None if the class defines it."""
 
     def __init__(self, module: Any) -> None:
         functools.update_wrapper(self, type(module).forward)
@@ -48,15 +50,15 @@ class _Seen:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self._module()
         forward = MethodType(type(module).forward, module) if self.own is None else self.own
-        for each in self.around:
-            forward = functools.partial(_called, each, forward)
+        for around in self.around:
+            forward = functools.partial(_call_around, around, forward)
         return forward(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model is another model, in whose calls nobody has a part."""
-        twin: Any = copy.deepcopy(self._module(), memo)
-        return MethodType(type(twin).forward, twin) if self.own is None else copy.deepcopy(self.own, memo)
+        """A copy of the model is another model, so its forward is not wrapped."""
+        module: Any = copy.deepcopy(self._module(), memo)
+        return MethodType(type(module).forward, module) if self.own is None else copy.deepcopy(self.own, memo)
 
 
-def _called(around: Around, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call_around(around: Around, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return around(forward, args, kwargs)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Time, TimeOrStrength, TokenIds
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.checks import check_mask_taken, check_place, real_number, whole_number
+from odesteer_tl.backends.checks import check_mask_taken, check_place, real_number, warn_of_other_use, whole_number
 from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned
@@ -49,35 +49,38 @@ def generate(
     remote: bool | str = False,
     blocks: Any = None,
 ) -> Generation:
-    """Continue `prompts`, steered by `method` (see `steering`), or as the model alone does where it is None.
+    """Continue `prompts`, steered by `method` (see `steering`), or unsteered if it is None.
 
-    Greedy, unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling; temperature 0 is
-    greedy. `prompt_lengths` (real tokens, one number or one per prompt) moves the border between prompt and
-    continuation into the prompts, as where an instruction ends: with positions="generated" all tokens after it are
-    steered. Sampling starts from `seed` and leaves the global generators here as they were (a server's it sets); other
-    threads that sample meanwhile disturb it.
-    `num_beams` > 1 is not for HookedTransformer. `T` may hold one value per prompt. `batch_size` None takes all prompts
-    at once; greedy continuations do not depend on it. Prompts, `system`, `remote` and `blocks` as for `collect`.
+    Decoding is greedy unless `do_sample`, a `temperature` other than 1, `top_k` or `top_p` asks for sampling;
+    temperature 0 is greedy. `prompt_lengths` (in real tokens, one number or one per prompt) moves the border between
+    prompt and continuation into the prompts, for example to the end of an instruction: with positions="generated" all
+    tokens after it are steered. Sampling starts from `seed`, and leaves the global random generators here as they were;
+    on a server it sets them. Other threads that sample at the same time change the result.
+    `num_beams` > 1 does not work with HookedTransformer. `T` may hold one value per prompt. `batch_size` None takes all
+    prompts at once; greedy continuations do not depend on it. `prompts`, `system`, `remote` and `blocks` are as in
+    `collect`.
 
-    Raises ValueError as `tokenise` and `steering` do, for a T without a method, or values of another number than the
-    prompts, for a token budget (also one beyond the model's context), a temperature or beams that cannot be, and before
-    anything is sent for a method that cannot travel. ConnectionError where a server is not reached or lost,
-    RuntimeError where it fails, or sends back what was not asked for: other prompts, too many tokens, or such as the
-    vocabulary has not, counts that cannot be. A server that steers otherwise, or another model, is not noticed.
+    Raises ValueError as `tokenise` and `steering` do; for a T without a method, or with another number of values than
+    prompts; for a wrong number of tokens (also beyond the model's context), temperature or number of beams; and, before
+    anything is sent, for a method that cannot be sent. ConnectionError if a server is not reached or the connection is
+    lost. RuntimeError if the server fails, or sends back something else than was asked for: other prompts, too many
+    tokens, tokens outside the vocabulary, impossible counts. A server that steers differently, or another model, is not
+    noticed.
     """
     check_place(model, remote, blocks)
     if not remote:
         load_weights(model)
     if method is None and (T is not None or relative_T is not None):
-        raise ValueError("T was given without a method: ot.generate(model, prompts, method, T=...).")
+        raise ValueError("T was given without a method: type ot.generate(model, prompts, method, T=...).")
     pairs = [] if method is None else pairs_of(method, T, relative_T, layer)
+    warn_of_other_use(model, method, T, relative_T, positions, layer)
     max_new_tokens, num_beams = whole_number("max_new_tokens", max_new_tokens), whole_number("num_beams", num_beams)
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
     temperature, seed = real_number("temperature", temperature), whole_number("seed", seed, -(2**63))
     top_k = None if top_k is None else whole_number("top_k", top_k)
     top_p = None if top_p is None else real_number("top_p", top_p)
     if seed >= 2**63 or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"top_p lies in (0, 1] and seed below 2**63, got {top_p} and {seed}.")
+        raise ValueError(f"top_p must lie in (0, 1] and seed below 2**63, got {top_p} and {seed}.")
     backend_of(model).check_generates(model, num_beams)
     if do_sample is None:
         do_sample = temperature not in (0.0, 1.0) or top_k is not None or top_p is not None
@@ -97,37 +100,39 @@ def generate(
         options["num_beams"] = num_beams
     texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
     count = len(texts.tokens)
-    borders = None if prompt_lengths is None else lengths_of(prompt_lengths)
-    seeds = torch.Generator().manual_seed(seed)  # for a server, which has generators of its own: one seed per batch
+    lengths = None if prompt_lengths is None else lengths_of(prompt_lengths)
+    seeds = torch.Generator().manual_seed(seed)  # one seed per batch for a server, which has its own generators
     check_context(model, texts, max_new_tokens)
     generated: list[Tensor] = []
     reports: list[Report] = []
-    mine = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
-    with mine, _own_randomness(device_of(model), seed):
+    ownership = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
+    with ownership, _seeded(device_of(model), seed):
         for chosen in torch.arange(count).split(batch_size or count):
 
-            def own(value: Any, chosen: Tensor = chosen) -> Any:
-                """A value per prompt, cut to the prompts of this batch; anything else as it is."""
+            def rows_of_batch(value: Any, chosen: Tensor = chosen) -> Any:
+                """The part of a tensor of one value per prompt that belongs to this batch; other values unchanged."""
                 if not isinstance(value, Tensor) or value.ndim == 0:
                     return value
                 if len(value) != count:
-                    raise ValueError(f"{count} prompts need as many values per prompt, got {len(value)}.")
+                    raise ValueError(f"A tensor needs one value per prompt: {count} prompts, got {len(value)} values.")
                 return value[chosen]
 
             batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
-            chosen_pairs = [(each, strength.mapped(own)) for each, strength in pairs]
-            where = {
-                "positions": own(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions,
-                "prompt_lengths": own(borders),
+            batch_pairs = [(method, strength.mapped(rows_of_batch)) for method, strength in pairs]
+            intervene_args = {
+                "positions": rows_of_batch(positions)
+                if isinstance(positions, Tensor) and positions.ndim == 2
+                else positions,
+                "prompt_lengths": rows_of_batch(lengths),
                 "layer": layer,
                 "blocks": blocks,
             }
-            own_seed = int(torch.randint(2**62, (), generator=seeds))
+            batch_seed = int(torch.randint(2**62, (), generator=seeds))
             check_mask_taken(model, batch.mask)
-            tokens, report = _continued(model, batch, options, chosen_pairs, where, remote, own_seed)
+            tokens, report = _continued(model, batch, options, batch_pairs, intervene_args, remote, batch_seed)
             generated.append(tokens)
             reports += [] if report is None else [report]
-    report = _together(reports)
+    report = _merged_report(reports)
     if report is not None:
         check_report(report, positions)
     return finished(model, texts, generated, eos, report)
@@ -138,30 +143,31 @@ def _continued(
     batch: Tokenised,
     options: dict[str, Any],
     pairs: list[tuple[Any, Strength]],
-    where: dict[str, Any],
+    intervene_args: dict[str, Any],
     remote: bool | str,
     seed: int,
 ) -> tuple[TokenIds, Report | None]:
-    """One batch, by the library's own generate; `seed` is for a server."""
+    """Generate one batch by the library's own generate; `seed` is for a server."""
     backend, beams = backend_of(model), options.get("num_beams", 1)
-    runner = edit_runner_for(model, pairs, **where, beams=beams) if pairs else None
-    if remote:  # the runner has checked that the method fits; the steering itself is done there
+    runner = edit_runner_for(model, pairs, **intervene_args, beams=beams) if pairs else None
+    if remote:  # making the runner has checked that the method fits; the server does the steering
         written = () if runner is None else runner.tokens_steered
-        tokens, report = backend.generate_remotely(model, batch, options, pairs, where, remote, seed, written)
+        tokens, report = backend.generate_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
         if runner is not None and report is not None:
             report.tokens_steered = runner.tokens_steered | report.tokens_steered
         return tokens, report
     if runner is None:
         return backend.generate(model, batch, options), None
-    with attached(model, runner, where["blocks"]) as report:
+    with attached(model, runner, intervene_args["blocks"]) as report:
         tokens = backend.generate(model, batch, options)
     warn_of_limit(runner, stacklevel=4)
     return tokens, report
 
 
 @contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers from `seed` on the CPU and on `device`; the global generators are as before afterwards."""
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside the block random numbers on the CPU and on `device` start from `seed`; afterwards the global generators
+    continue as before."""
     cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
@@ -170,7 +176,7 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _together(reports: list[Report]) -> Report | None:
+def _merged_report(reports: list[Report]) -> Report | None:
     if not reports:
         return None
     layers = {layer: sum(report.tokens_steered[layer] for report in reports) for layer in reports[0].tokens_steered}

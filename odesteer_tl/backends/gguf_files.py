@@ -1,4 +1,4 @@
-"""GGUF files: read by transformers into plain float models, which every library then holds like any other."""
+"""GGUF files: transformers reads them into plain float models, which every library can wrap."""
 
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,36 @@ _MAGIC = b"GGUF"
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a model's name is that of a GGUF file."""
+    """Whether a model's name is the name of a GGUF file."""
     return name.lower().endswith(".gguf")
 
 
 def model_and_tokenizer(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The Hugging Face model of a GGUF file, all its numbers dequantised to `dtype`, and its tokenizer.
+    """The Hugging Face model of a GGUF file, its weights dequantised to `dtype`, and its tokenizer.
 
-    Raises ValueError where there is no such file or it is no GGUF, where the package that reads it is not installed,
-    and where transformers cannot read its architecture, its numbers or its tokenizer.
+    Raises ValueError if there is no such file or it is no GGUF, if the package `gguf` is not installed, and if
+    transformers cannot read its architecture, weights or tokenizer.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers import __version__ as version
 
     file = Path(name)
     check_gguf(file)
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-    except Exception as error:  # of many types, from two packages that read bytes
+            model = AutoModelForCausalLM.from_pretrained(**location, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(**location)
+    except Exception as error:  # transformers and gguf raise many types for broken bytes
         raise ValueError(
             f"{name} cannot be read by transformers {version} ({type(error).__name__}: {str(error)[:300]}): the file "
-            "may be damaged, or its architecture unknown there. Try the Hugging Face folder that it was made from."
+            "may be damaged, or its architecture not supported. Try the Hugging Face folder that it was made from."
         ) from error
     return _plain(model), tokenizer
 
 
 def check_gguf(file: Path) -> None:
-    """Raise ValueError where there is no such file, it is no GGUF, or the package that reads it is not installed."""
+    """Raise ValueError if there is no such file, it is no GGUF, or the package `gguf` is not installed."""
     if not file.is_file():
         raise ValueError(f"There is no file {file}.")
     with file.open("rb") as opened:
@@ -53,7 +53,8 @@ def check_gguf(file: Path) -> None:
 
 
 def _plain(model: Any) -> Any:
-    """The same weights in a model that does not count as quantised: transformers would neither save nor move it."""
+    """The same weights in a model that is not marked as quantised; transformers does not save or move a quantised
+    one."""
     if not getattr(model, "is_quantized", False):
         return model
     config = model.config

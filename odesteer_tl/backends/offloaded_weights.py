@@ -1,4 +1,4 @@
-"""Weights that are not where the model's tensors are: accelerate keeps them elsewhere until a module runs."""
+"""Offloaded weights: accelerate keeps them outside the model until a module runs; the model holds meta tensors."""
 
 from typing import Any
 
@@ -7,32 +7,32 @@ from torch import Tensor
 
 
 def device_under(module: Any) -> torch.device:
-    """Where a torch module takes its inputs: the device of its weights, or, where those are kept elsewhere (offloaded
-    by accelerate), the one that they are brought to."""
+    """The device on which a torch module takes its inputs: that of its weights, or, if accelerate offloads these, the
+    device that it loads them to."""
     device = next(module.parameters()).device
     if device.type != "meta":
         return device
     hooks = [getattr(part, "_hf_hook", None) for part in module.modules()]
-    found = [place for hook in hooks for place in _places(hook)]
-    return torch.device(found[0]) if found else torch.device("cpu")
+    devices = [device for hook in hooks for device in _places(hook)]
+    return torch.device(devices[0]) if devices else torch.device("cpu")
 
 
-def numbers_of(model: Any, parameter: Tensor) -> Tensor:
-    """A parameter of the model with its numbers, on the CPU, wherever they are kept.
+def weight_on_cpu(model: Any, parameter: Tensor) -> Tensor:
+    """The values of a parameter of the model, on the CPU, also if they are offloaded.
 
-    Raises ValueError where they are nowhere, as in a model that was made on the meta device.
+    Raises ValueError if there are none, as in a model that was made on the meta device.
     """
     if not parameter.is_meta:
         return parameter.detach().cpu()
     from accelerate.utils import align_module_device
 
     for module in model.modules():
-        for name, own in module.named_parameters(recurse=False):
-            if own is parameter:
+        for name, candidate in module.named_parameters(recurse=False):
+            if candidate is parameter:
                 with align_module_device(module):
-                    kept = getattr(module, name)
-                    if not kept.is_meta:
-                        return kept.detach().cpu()
+                    value = getattr(module, name)
+                    if not value.is_meta:
+                        return value.detach().cpu()
     raise ValueError(
         f"A weight of shape {tuple(parameter.shape)} has no numbers: the model was made without its weights (on the "
         "meta device). Load them, as ot.load_model(name) does."
@@ -40,7 +40,7 @@ def numbers_of(model: Any, parameter: Tensor) -> Tensor:
 
 
 def _places(hook: Any) -> list[Any]:
-    """Where accelerate's hooks run a module: a hook, or several in a row."""
+    """The devices on which accelerate's hook runs a module; it may be a sequence of hooks."""
     hooks = [hook, *getattr(hook, "hooks", ())]
-    found = [getattr(each, "execution_device", None) for each in hooks]
-    return [place for place in found if place is not None]
+    devices = [getattr(hook, "execution_device", None) for hook in hooks]
+    return [device for device in devices if device is not None]

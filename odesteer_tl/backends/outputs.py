@@ -1,4 +1,4 @@
-"""What was generated, in whole texts and parts, with every row cut after its end."""
+"""The result of `ot.generate`: tokens and texts, every row cut after its EOS."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,12 @@ from odesteer_tl.interventions.report import Report
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """What was generated. `texts`: prompt and continuation; `continuations`: the generated part, up to its EOS.
+    """The result of `ot.generate`. `texts`: prompt and continuation. `continuations`: the generated part, up to its
+    EOS.
 
-    `tokens`: prompts, left-padded, then the generated columns; `mask` tells the real tokens: no pads, and nothing after
-    a row's EOS. `prompt_lengths`: real tokens of each prompt. `report`: what was steered, None without a method.
-    Texts are empty where the model has no tokenizer.
+    `tokens` [batch, pos]: the left-padded prompts, then the generated columns. `mask` [batch, pos]: the real tokens,
+    without pads and without what follows a row's EOS. `prompt_lengths` [batch]: real tokens of each prompt. `report`:
+    what was steered, None without a method. The lists of texts are empty if the model has no tokenizer.
     """
 
     texts: list[str]
@@ -33,15 +34,15 @@ class Generation:
 def finished(
     model: Any, texts: Tokenised, generated: list[Tensor], eos: list[int], report: Report | None
 ) -> Generation:
-    """Batches put together, every row cut after its EOS."""
+    """The `Generation` of several batches, every row cut after its EOS."""
     rows: list[Tensor] = []
     for batch in generated:
         masks = texts.mask[len(rows) : len(rows) + len(batch)]
         rows += batch[:, int(masks.sum(1).max()) :].unbind(0)
     new = pad_sequence(rows, batch_first=True, padding_value=eos[0] if eos else 0)
-    there = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
-    ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)) & there
-    real = there & (ends.cumsum(1) - ends.long() == 0)
+    generated_mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)) & generated_mask
+    real = generated_mask & (ends.cumsum(1) - ends.long() == 0)
     prompts = [row[mask] for row, mask in zip(*texts, strict=True)]
     wholes, parts = _decoded(model, prompts, [row[mask] for row, mask in zip(new, real & ~ends, strict=True)])
     tokens, mask = torch.cat([texts.tokens, new], dim=1), torch.cat([texts.mask, real], dim=1)
@@ -50,13 +51,13 @@ def finished(
 
 def _decoded(model: Any, prompts: list[Tensor], continuations: list[Tensor]) -> tuple[list[str], list[str]]:
     """Whole texts and continuations, without special tokens. Many tokenizers drop the leading space of a part, so the
-    continuation is cut from the whole."""
+    continuation is cut from the whole text."""
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
         return [], []
-    before, wholes, alone = (
+    prompt_texts, texts, continuation_texts = (
         [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-        for rows in (prompts, [torch.cat(both) for both in zip(prompts, continuations, strict=True)], continuations)
+        for rows in (prompts, [torch.cat(pair) for pair in zip(prompts, continuations, strict=True)], continuations)
     )
-    triples = zip(before, wholes, alone, strict=True)
-    return wholes, [whole[len(start) :] if whole.startswith(start) else part for start, whole, part in triples]
+    triples = zip(prompt_texts, texts, continuation_texts, strict=True)
+    return texts, [text[len(start) :] if text.startswith(start) else part for start, text, part in triples]

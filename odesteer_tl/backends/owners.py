@@ -1,4 +1,4 @@
-"""Owners of steering blocks: edits on a model act on whoever runs it, so that a block belongs to one thread and one
+"""Owners of steering blocks. Edits on a model steer every thread that runs it. So a block belongs to one thread and one
 asyncio task, and others are refused while it is open."""
 
 import asyncio
@@ -15,17 +15,17 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import stack_of
 
 _PATIENCE = 1.0
-"""Seconds that the end of a generate is waited for: a streamer has its last word a moment before its thread returns."""
+"""Seconds to wait for the end of a generate: a streamer gives its last word a moment before its thread returns."""
 _LOCK = threading.RLock()
-_OPEN: "WeakKeyDictionary[Any, list[Owner]]" = WeakKeyDictionary()
+_OPEN_BLOCKS: "WeakKeyDictionary[Any, list[Owner]]" = WeakKeyDictionary()
 """The open blocks of each model."""
 
 
 class Owner:
-    """The thread and the task that opened a block of a model, whose `parts` are what others call.
+    """The thread and the task that opened a block on a model. `parts`: the modules whose forward or generate runs it.
 
-    With `alone` nobody else may run the model. Else one thread at a time may that was started after the block opened,
-    while no other is in a generate or forward of the model.
+    With `alone` no other thread may run the model. Otherwise a thread that was started after the block opened may run
+    it, while no other thread is in a generate or forward of the model.
     """
 
     def __init__(self, parts: list[Any], alone: bool) -> None:
@@ -35,31 +35,31 @@ class Owner:
         self._parts = parts
 
     def admit(self) -> None:
-        """A forward pass is about to begin here. Raises RuntimeError where it is not for this block to steer."""
+        """Called before a forward pass in this thread. Raises RuntimeError if the pass does not belong to the block."""
         me = threading.current_thread()
         if me is self.thread:
             if not self.is_here():
                 raise _refused("asyncio task")
             self.wait()
-        elif torch._C._current_graph_task_id() == -1:  # a backward pass computes anew in threads of its own
+        elif torch._C._current_graph_task_id() == -1:  # not in a backward pass, which recomputes in its own threads
             if self.alone or me in self._older:
                 raise _refused("thread")
             others = {self.thread, self.helper} - {me, None}
             if any(self._busy(other, _PATIENCE * (other is self.helper)) for other in others if other is not None):
-                raise _together()
+                raise _concurrent_use()
             self.helper = me
 
     def is_here(self) -> bool:
-        """Whether this is the thread and the task of the block. Without a task, all that its thread does is its own."""
+        """Whether the current thread and task are those of the block. A block without a task owns all of its thread."""
         return threading.current_thread() is self.thread and (self.task is None or self.task is _task())
 
     def wait(self) -> None:
-        """Wait for a thread that was started in the block. Raises RuntimeError where it goes on running the model."""
+        """Wait for a thread that was started in the block. Raises RuntimeError if it keeps running the model."""
         if self.helper is not None and self._busy(self.helper, _PATIENCE):
-            raise _together()
+            raise _concurrent_use()
 
     def _busy(self, thread: threading.Thread, patience: float = 0.0) -> bool:
-        """Whether `thread` is in a generate or forward of the model, and still is after so many seconds."""
+        """Whether `thread` is in a generate or forward of the model, and still is after `patience` seconds."""
         for _ in range(1 + int(patience * 100)):
             if not thread.is_alive() or not self._calls(sys._current_frames().get(thread.ident or 0)):
                 return False
@@ -70,8 +70,8 @@ class Owner:
         while frame is not None:
             code = frame.f_code
             if code.co_name in ("generate", "forward") and code.co_varnames[:1] == ("self",):
-                own = frame.f_locals.get("self")
-                if any(own is part for part in self._parts):
+                instance = frame.f_locals.get("self")
+                if any(instance is part for part in self._parts):
                     return True
             frame = frame.f_back
         return False
@@ -79,50 +79,50 @@ class Owner:
 
 @contextmanager
 def owned(model: Any, blocks: Any = None, alone: bool = False) -> Iterator[Owner]:
-    """The model belongs to this thread and task inside the block. Raises RuntimeError where another has it."""
+    """The model belongs to this thread and task inside the block. Raises RuntimeError if another one owns it."""
     root = backend_of(model).root(model)
     parts = [model, root, stack_of(model, blocks)]
     with _LOCK:
         check_free(model)
-        there = _OPEN.setdefault(root, [])
-        owner = Owner(parts, alone or any(other.alone for other in there))
-        there.append(owner)
+        open_blocks = _OPEN_BLOCKS.setdefault(root, [])
+        owner = Owner(parts, alone or any(other.alone for other in open_blocks))
+        open_blocks.append(owner)
     try:
         yield owner
     finally:
         with _LOCK:
-            there[:] = [other for other in there if other is not owner]
+            open_blocks[:] = [other for other in open_blocks if other is not owner]
 
 
 def check_free(model: Any) -> None:
-    """Raises RuntimeError where another thread or task has a steering block open on the model, or this one has and a
-    thread that it started runs the model."""
-    for owner in list(_OPEN.get(backend_of(model).root(model), ())):
+    """Raises RuntimeError if another thread or task has a steering block open on the model, or if a thread that was
+    started in an open block runs the model."""
+    for owner in list(_OPEN_BLOCKS.get(backend_of(model).root(model), ())):
         if not owner.is_here():
             raise _refused("asyncio task" if owner.thread is threading.current_thread() else "thread")
         owner.wait()
 
 
 def _task() -> Any:
-    """The asyncio task that runs here, or None."""
+    """The running asyncio task, or None."""
     try:
         return asyncio.current_task()
-    except RuntimeError:  # no loop runs
+    except RuntimeError:  # no event loop is running
         return None
 
 
 def _refused(who: str) -> RuntimeError:
-    lock, way = ("asyncio.Lock()", "async with") if who == "asyncio task" else ("threading.Lock()", "with")
+    lock, statement = ("asyncio.Lock()", "async with") if who == "asyncio task" else ("threading.Lock()", "with")
     return RuntimeError(
-        f"Another {who} has a block of ot.steering, or an ot.generate with a method, open on this model: what is "
-        f"computed here would be steered by it as well. Load one model per {who}, or share lock = {lock} and write "
-        f"`{way} lock:` around each steering block and each call of the model."
+        f"Another {who} has a block of ot.steering, or an ot.generate with a method, open on this model, which would "
+        f"steer this {who} as well. Load one model per {who}, or share lock = {lock} and write "
+        f"`{statement} lock:` around each steering block and each call of the model."
     )
 
 
-def _together() -> RuntimeError:
+def _concurrent_use() -> RuntimeError:
     return RuntimeError(
-        "Two threads run this model at the same time, in one steering block, which follows one text at a time: wait "
-        "for the thread that was started in the block, with thread.join(), before the model is called again and before "
-        "the block ends."
+        "Two threads run this model at the same time in one steering block, which can follow only one of them: call "
+        "thread.join() on the thread that was started in the block before you call the model again, and before the "
+        "block ends."
     )

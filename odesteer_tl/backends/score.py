@@ -1,4 +1,4 @@
-"""Score generated tokens by the unsteered model's log-likelihood."""
+"""Scores generated tokens by the log-likelihood of the unsteered model."""
 
 from typing import Any
 
@@ -14,10 +14,11 @@ from odesteer_tl.data.tokens import Tokenised
 
 @torch.no_grad()
 def token_losses(model: Any, out: Generation, batch_size: int = 32) -> tuple[Float[Tensor, "batch pos"], TokenMask]:
-    """−log p of every generated token given all before it, in nats, with the mask of the tokens that count.
+    """−log p of every generated token given all before it, in nats, and the mask of the tokens that count, [batch,
+    pos].
 
-    Outside a `steering` block that is the unsteered model; perplexity is exp(losses.sum() / mask.sum()). Prompt tokens,
-    pads and what follows an EOS do not count and have loss 0.
+    Call it outside a `steering` block for the losses of the unsteered model. Perplexity is
+    exp(losses.sum() / mask.sum()). Prompt tokens, pads and tokens after an EOS do not count and have loss 0.
     """
     backend = backend_of(model)
     counted = out.mask & (out.mask.long().cumsum(1) > out.prompt_lengths.unsqueeze(1))

@@ -1,4 +1,5 @@
-"""The steering block: edits on a model while it lasts. `apply_edits` says what they do, `positions` where."""
+"""The steering block: edits that act on a model inside a `with` block, and a hook for users who attach it
+themselves."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.checks import check_fit, check_place
+from odesteer_tl.backends.checks import check_fit, check_place, warn_of_other_use
 from odesteer_tl.backends.edit_runner import EditRunner, SiteValue
 from odesteer_tl.backends.model_info import dtype_of, pad_id_of
 from odesteer_tl.interventions.positions import Positions, PromptLengths, Tracker
@@ -37,37 +38,40 @@ def steering(
     layer: int | None = None,
     blocks: Any = None,
 ) -> Iterator[Report]:
-    """Steer everything that `model` computes inside the block; afterwards, error or not, it is as it was.
+    """Steer everything that `model` computes inside the block. Afterwards the model is as before, also after an error.
 
         with ot.steering(model, method, T=5.0) as report:
             model.generate(...)
 
-    Holds for generate, forward, run_with_cache (whose cache shows steered values), run_with_hooks, and a bridge's
-    hf_generate; on an nnsight model for every trace and generate that starts at the model itself and runs here, whose
-    reads show steered values; on a Hugging Face model for whatever calls its decoder. `method` may be a list of
-    (method, T). `T` is a number or a tensor of one value per batch row, that is per beam under a beam search;
-    `relative_T` means T = relative_T·‖a‖; in a list, ot.Strength(relative_T=…) stands for T. `positions` names the
-    tokens (see `interventions.positions`): the same ones with the KV cache on or off, alone or in a padded batch.
-    `prompt_lengths`, real tokens per row, tells prompt from continuation where one pass holds both, or a part of the
-    prompt. `layer` overrides the fitted layer, not the site within it. `blocks` says where a model of unknown
-    architecture (nnsight, Hugging Face) holds its decoder blocks, as in blocks="transformer.h". Blocks of steering
-    nest; the user's own hooks and edits stay. At one layer of an nnsight model, edits made before act first, then
-    steering, then edits made inside, and last what a trace does; of several nnsight models around one module, the one
-    that is traced acts first. On a Hugging Face model steering acts before the user's torch hooks, which see what it
-    made.
+    This covers generate, forward, run_with_cache (its cache holds steered values), run_with_hooks, and a bridge's
+    hf_generate. On an nnsight model it covers every trace and generate that starts at the model itself and runs here;
+    the values read there are steered. On a Hugging Face model it covers every call of its decoder.
 
-    A block belongs to the thread and the asyncio task that open it. A thread that is started while the block is open,
-    as for a streamer, may run the model while no other thread is in a generate or forward of it; join it before the
-    block ends. Any other thread or task that opens a block of the model, or runs it, gets a RuntimeError, and what the
-    block computes is as without it; ot.generate with a method lets no other thread in.
+    `method` may be a list of (method, T). `T` is a number or a tensor of one value per batch row (per beam in a beam
+    search); `relative_T` means T = relative_T·‖a‖; in a list, write ot.Strength(relative_T=…) in place of T.
+    `positions` chooses the tokens (see `interventions.positions`), the same with the KV cache on or off, alone or in a
+    padded batch. `prompt_lengths`, in real tokens per row, separates prompt and continuation if one pass holds both, or
+    only a part of the prompt. `layer` overrides the fitted layer, not the site within it. `blocks`, as in
+    blocks="transformer.h", is the path of the decoder blocks of an unknown architecture (nnsight, Hugging Face).
+
+    Steering blocks can be nested; the user's own hooks and edits stay. At one layer of an nnsight model the order is:
+    edits made before the block, steering, edits made inside, operations of the trace. If several nnsight models wrap
+    one module, the traced one acts first. On a Hugging Face model steering acts before the user's torch hooks, which
+    see steered values.
+
+    A block belongs to the thread and the asyncio task that open it. A thread started while the block is open, for
+    example for a streamer, may run the model while no other thread is in a generate or forward of it; join it before
+    the block ends. Any other thread or task that opens a block on the model, or runs it, gets a RuntimeError, and the
+    block is not affected. ot.generate with a method allows no other thread.
 
     Raises ValueError for a method that does not fit the model (width, layer, hook, weight processing), for pads that no
-    mask declares, for a remote trace inside the block, and on a clean exit where no token was steered. Warns where
-    reset_hooks() or clear_edits() inside the block removed the steering, and where T is too small for a 16-bit
-    residual stream. RuntimeError for another thread or task.
+    mask declares, for a remote trace inside the block, and, at an exit without error, if no token was steered. Raises
+    RuntimeError for another thread or task. Warns if reset_hooks() or clear_edits() inside the block removed the
+    steering, and if T is too small for a 16-bit residual stream.
     """
-    # two frames more than in generate: this generator and contextlib's __enter__
+    # stacklevel: two frames more than in generate, this generator and contextlib's __enter__
     pairs = pairs_of(method, T, relative_T, layer)
+    warn_of_other_use(model, method, T, relative_T, positions, layer, stacklevel=4)
     runner = edit_runner_for(model, pairs, positions, prompt_lengths, layer, blocks, stacklevel=5)
     with attached(model, runner, blocks) as report:
         yield report
@@ -82,29 +86,31 @@ def steering_hook(
     relative_T: Time | None = None,
     positions: Literal["last", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] = "last",
 ) -> Callable[..., SiteValue]:
-    """A plain TransformerLens hook (value, hook) -> value, for hooks that the user attaches at the method's site.
+    """A plain TransformerLens hook (value, hook) -> value, which the user attaches at the method's site.
 
-    That is `resid_post` of a layer, or `hook_z`, whose [batch, pos, n_heads, d_head] it steers as one activation.
+    The site is `resid_post` of a layer, or `hook_z`, where [batch, pos, n_heads, d_head] is steered as one activation
+    per token.
 
-    It keeps nothing between calls: `positions` picks columns of the chunk it sees, pads included: "last", "all", a
-    slice, or a bool mask ([pos], or [batch, pos]). With the KV cache on, "last" is the rule of `steering`; with it off
-    earlier generated tokens lose their steering. Raises ValueError for a method that reads or writes several sites.
+    The hook has no memory between calls. `positions` chooses columns of the value that it gets, pads included: "last",
+    "all", a slice, or a bool mask ([pos] or [batch, pos]). With the KV cache on, "last" steers the same tokens as
+    `steering`; with it off, tokens generated earlier are not steered. Raises ValueError for a method that reads or
+    writes several sites.
     """
-    own = None if getattr(method, "several", False) else method.origin.layer or 0
-    edits = method.edits(T=T, relative_T=relative_T, layer=own)
+    layer = None if getattr(method, "several", False) else method.origin.layer or 0
+    edits = method.edits(T=T, relative_T=relative_T, layer=layer)
     if len(edits) != 1 or edits[0].read != edits[0].write or edits[0].of_query is not None:
         raise ValueError(
-            "A single hook, which remembers nothing, carries a method that edits one site by what it finds there; use "
+            "A single hook has no memory, so it works only for a method that edits one site by the value there: use "
             "ot.steering(model, method, T) here."
         )
     if not isinstance(positions, (slice, Tensor)) and positions not in ("last", "all"):
         raise ValueError(f'positions of a hook must be "last", "all", a slice or a bool mask, got {positions!r}.')
 
-    def hook(value: SiteValue | torch.nn.Module, hook: Any = None, *more: Any) -> SiteValue:
+    def hook(value: SiteValue | torch.nn.Module, hook: Any = None, *args: Any) -> SiteValue:
         if isinstance(value, torch.nn.Module):
             raise ValueError(
-                "This is a hook of TransformerLens, (value, hook) -> value, and not of torch: use ot.steering(model, "
-                "method, T), or call it on the activations, output[0] where a block returns a tuple."
+                "This is a hook for TransformerLens, (value, hook) -> value, and not for torch: use ot.steering(model, "
+                "method, T), or call it on the activations, which are output[0] if a block returns a tuple."
             )
         chosen = torch.zeros(value.shape[:2], dtype=torch.bool)
         if isinstance(positions, Tensor):
@@ -115,16 +121,16 @@ def steering_hook(
             chosen[
                 :, {"last": slice(-1, None), "all": slice(None)}[positions] if isinstance(positions, str) else positions
             ] = True
-        where = tuple(index.to(value.device, non_blocking=True) for index in chosen.nonzero(as_tuple=True))
+        index = tuple(index.to(value.device, non_blocking=True) for index in chosen.nonzero(as_tuple=True))
         flat = value.flatten(2)
-        a = flat[where]
-        return flat.index_put(where, edits[0].apply(a, a, State(where[0])).to(value)).reshape(value.shape)
+        a = flat[index]
+        return flat.index_put(index, edits[0].apply(a, a, State(index[0])).to(value)).reshape(value.shape)
 
     return hook
 
 
 def attached(model: Any, runner: EditRunner, blocks: Any = None) -> AbstractContextManager[Report]:
-    """The carrier's edits act on the model inside the block, in the way of its library; nothing is left after it."""
+    """The runner's edits act on the model inside the block, and are removed after it; yields a `Report`."""
     return backend_of(model).attached(model, runner, blocks)
 
 
@@ -138,41 +144,41 @@ def edit_runner_for(
     beams: int = 1,
     stacklevel: int = 4,
 ) -> EditRunner:
-    """The edits of all methods (see `pairs_of`) in their order, checked against the model, with a tracker of its own.
+    """The `EditRunner` of all methods (see `pairs_of`) in their order, checked against the model, with a new tracker.
 
-    With `beams`, T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows for each.
+    T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows per prompt.
     """
     check_place(model, False, blocks)
     owned = []
-    for owner, (each, strength) in enumerate(pairs):
-        own = owned_edits(owner, each, strength, layer)
-        edits = [one.edit for one in own]
-        check_fit(model, each.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
+    for owner, (method, strength) in enumerate(pairs):
+        method_edits = owned_edits(owner, method, strength, layer)
+        edits = [owned_edit.edit for owned_edit in method_edits]
+        check_fit(model, method.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
         _check_order(edits)
-        _warn_of_rounding(model, each, strength, stacklevel)
-        owned += own
-    needs_prompt_end = any(each.edit.of_query is not None for each in owned)
+        _warn_of_rounding(model, method, strength, stacklevel)
+        owned += method_edits
+    needs_prompt_end = any(method.edit.of_query is not None for method in owned)
     return EditRunner(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams, needs_prompt_end))
 
 
 def check_report(report: Report, positions: Positions, stacklevel: int = 3) -> None:
-    """What a block that ended without an error has to say: see `steering`."""
+    """Warn or raise at the end of a block without an error, as `steering` documents."""
     if report.hooks_removed:
         warnings.warn(
             "reset_hooks() or clear_edits() inside the steering block removed the steering: what the model computed "
-            "after it is not steered. Call it before the block.",
+            "after that is not steered. Call it before the block.",
             stacklevel=stacklevel,
         )
     if not any(report.tokens_steered.values()):
         raise ValueError(
             f"No token was steered (positions={positions!r}): "
             + ("reset_hooks() or clear_edits() removed the steering, " if report.hooks_removed else "")
-            + "the model did not run inside the block, or nothing that it saw was chosen."
+            + "the model did not run inside the block, or positions= chose none of its tokens."
         )
 
 
 def warn_of_limit(runner: EditRunner, stacklevel: int = 3) -> None:
-    """Say where steered activations were cut at the largest number of float16."""
+    """Warn if steered activations were clamped to the largest number of float16."""
     if runner.at_limit:
         warnings.warn(
             f"Steered activations at {', '.join(runner.at_limit)} reached the largest number of float16, 65504, and "
@@ -190,11 +196,11 @@ def _check_order(edits: list[Edit]) -> None:
 def _warn_of_rounding(model: Any, method: Any, strength: Strength, stacklevel: int) -> None:
     if dtype_of(model) not in (torch.bfloat16, torch.float16):
         return
-    speed, usual = getattr(method, "speed", 1.0), method.origin.typical_norm
-    if speed is None or (strength.relative_T is None and not usual):
+    speed, typical_norm = getattr(method, "speed", 1.0), method.origin.typical_norm
+    if speed is None or (strength.relative_T is None and not typical_norm):
         return
     values = speed * torch.as_tensor(strength.value).abs().float()
-    values = values / usual if strength.relative_T is None else values
+    values = values / typical_norm if strength.relative_T is None else values
     smallest = values[values > 0].min() if bool((values > 0).any()) else None
     if smallest is not None and float(smallest) < _SMALLEST_RELATIVE_T:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Texts to tokens: one way for reading and for generating, left-padded, never with two BOS."""
+"""Texts to left-padded tokens, the same for reading and for generating, never with two BOS."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from odesteer_tl._shapes import AnyTokens, PerRow, TokenIds
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.chat_templates import Chat, ChatTemplate, all_of, chats_of, check_style, kinds, rendered
+from odesteer_tl.backends.chat_templates import Chat, ChatTemplate, all_of, chats_of, check_style, described, rendered
 from odesteer_tl.backends.model_info import context_of, pad_id_of, prepends_bos, vocabulary_of
 from odesteer_tl.data.activations import Tokenised
 from odesteer_tl.interventions.positions import uneven_pads
@@ -24,25 +24,25 @@ def tokenise(
     chat_template: ChatTemplate = False,
     system: str | None = None,
 ) -> Tokenised:
-    """Token ids of `texts`, left-padded, with the mask of the real ones.
+    """Token ids of `texts`, left-padded, with the mask of the real ones, both [batch, pos].
 
-    A chat, a list of messages with a role and a content, is one text, as the chat template writes it (the tokenizer's
-    own unless given): up to where the answer begins, or, where its last message is the assistant's, up to the end of
-    what that says. `system` stands before the text as a system message, and needs a template.
+    A chat (a list of messages with a role and a content) is one text, written by the chat template (by default the
+    tokenizer's). It ends where the answer begins, or, if its last message is the assistant's, after that message.
+    `system` becomes a system message before the text, and needs a template.
 
-    `prepend_bos` None follows TransformerLens' `cfg.default_prepend_bos` or the tokenizer of another model, or, with
-    a chat template, the template. A text that already begins with the BOS gets no second one. Token tensors and
-    `Tokenised` are taken as they are (a tensor without mask holds no pads), the latter moved to the left. Raises
-    ValueError for no text, a text without tokens, a missing tokenizer, template or BOS, tokens and mask that do not
-    fit, for a token that the model has not, a tensor whose rows begin or end in different numbers of pad tokens, and
-    for a template that is none, or that does not write a chat or its system prompt.
+    `prepend_bos` None follows TransformerLens's `cfg.default_prepend_bos`, the tokenizer of another model, or, with a
+    chat template, the template. A text that already begins with the BOS gets no second one. Token tensors are taken as
+    they are, and hold no pads; `Tokenised` is moved to left padding. Raises ValueError for no text, a text without
+    tokens, a missing tokenizer, template or BOS, tokens and mask of different shapes, a token that the model does not
+    have, a tensor whose rows begin or end in different numbers of pad tokens, a wrong template, and a template that
+    drops the chat or the system prompt.
     """
     check_style(texts, chat_template, system)
     if isinstance(texts, Tokenised):
-        mask = texts.mask.bool()  # Hugging Face's masks are integers, which would be read as indices
+        mask = texts.mask.bool()  # Hugging Face's masks are integers, which torch would use as indices
         if mask.shape != texts.tokens.shape or texts.tokens.ndim != 2 or not bool(mask.any(1).all()) or len(mask) == 0:
             raise ValueError(
-                f"Tokenised needs tokens and mask of one shape [batch, pos] and a real token in every row, got "
+                "Tokenised needs tokens and mask of one shape [batch, pos] and a real token in every row, got "
                 f"{tuple(texts.tokens.shape)} and {tuple(mask.shape)}."
             )
         rows = [row[real].tolist() for row, real in zip(texts.tokens, mask, strict=True)]
@@ -52,32 +52,33 @@ def tokenise(
     chats = chats_of(texts)
     if chats is None and not isinstance(texts, str) and not all_of(texts, str):
         raise ValueError(
-            f"Expected texts, chats, a token tensor [batch, pos] or ot.Tokenised(tokens, mask), got {kinds(texts)}; a "
-            'chat is a list of messages, [{"role": "user", "content": "…"}]; a tokenizer\'s output goes in as '
+            "Expected texts, chats, a token tensor [batch, pos] or ot.Tokenised(tokens, mask), got "
+            f"{described(texts)}; a chat is a list of messages, "
+            '[{"role": "user", "content": "…"}]; give a tokenizer\'s output as '
             "ot.Tokenised(out.input_ids, out.attention_mask.bool())."
         )
     tokenizer = backend_of(model).need_tokenizer(model)
-    listed: list[Any] = chats or ([texts] if isinstance(texts, str) else list(texts))
-    if not listed:
+    text_list: list[Any] = chats or ([texts] if isinstance(texts, str) else list(texts))
+    if not text_list:
         raise ValueError("No text was given.")
     chat_template = True if chats is not None and chat_template is False else chat_template
     if chat_template is not False:
-        listed = [rendered(tokenizer, text, chat_template, system) for text in listed]
-    wanted = prepend_bos
-    if wanted is None:
-        wanted = chat_template is False and prepends_bos(model)
-    if wanted and tokenizer.bos_token_id is None:
-        raise ValueError("prepend_bos=True, but this tokenizer has no BOS token; leave prepend_bos out.")
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in listed]
-    if wanted:
+        text_list = [rendered(tokenizer, text, chat_template, system) for text in text_list]
+    add_bos = prepend_bos
+    if add_bos is None:
+        add_bos = chat_template is False and prepends_bos(model)
+    if add_bos and tokenizer.bos_token_id is None:
+        raise ValueError("prepend_bos=True, but this tokenizer has no BOS token: leave prepend_bos out.")
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in text_list]
+    if add_bos:
         rows = [row if row[:1] == [tokenizer.bos_token_id] else [tokenizer.bos_token_id, *row] for row in rows]
     for number, row in enumerate(rows):
         if not row:
-            raise ValueError(f"Text {number} ({listed[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
+            raise ValueError(f"Text {number} ({text_list[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
     return _known(model, left_padded(rows, _filler(model)))
 
 
-def answered(
+def tokenise_answers(
     model: Any,
     queries: Texts,
     answers: Texts,
@@ -86,26 +87,30 @@ def answered(
     chat_template: ChatTemplate = False,
     system: str | None = None,
 ) -> tuple[Tokenised, PerRow]:
-    """The tokens of each query with those of its answer after them, and the number of the query's.
+    """The tokens of each query followed by its answer, and the number of query tokens [batch].
 
-    The template, the system prompt and the BOS are the query's. Raises ValueError as `tokenise` does, for another
-    number of answers, and for answers that are chats.
+    Template, system prompt and BOS apply to the query. Raises ValueError as `tokenise` does, for another number of
+    answers than queries, and for answers that are chats.
     """
     if chats_of(answers) is not None:
-        raise ValueError("With queries= the answers are plain texts, and the chats before them are the queries.")
-    first = tokenise(model, queries, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
-    then = tokenise(model, answers, prepend_bos=False)
-    if len(first.mask) != len(then.mask):
-        raise ValueError(f"Each query has one desired and one undesired answer: {len(first.mask)}, {len(then.mask)}.")
+        raise ValueError("With queries= the answers are plain texts: give the chats as queries=.")
+    query_tokens = tokenise(model, queries, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
+    answer_tokens = tokenise(model, answers, prepend_bos=False)
+    if len(query_tokens.mask) != len(answer_tokens.mask):
+        raise ValueError(
+            f"Each query has one desired and one undesired answer: {len(query_tokens.mask)}, {len(answer_tokens.mask)}."
+        )
     rows = [
         [*q[p].tolist(), *a[r].tolist()]
-        for q, p, a, r in zip(first.tokens, first.mask, then.tokens, then.mask, strict=True)
+        for q, p, a, r in zip(
+            query_tokens.tokens, query_tokens.mask, answer_tokens.tokens, answer_tokens.mask, strict=True
+        )
     ]
-    return left_padded(rows, _filler(model)), first.mask.sum(1)
+    return left_padded(rows, _filler(model)), query_tokens.mask.sum(1)
 
 
 def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:
-    """Raises ValueError where a text and `more` tokens after it are longer than the model's context."""
+    """Raises ValueError if a text with `more` tokens after it is longer than the model's context."""
     longest, context = int(texts.mask.sum(1).max()), context_of(model)
     if context is not None and longest + more > context:
         after = f" and {more} tokens to generate" if more else ""
@@ -121,13 +126,13 @@ def left_padded(rows: list[list[int]], filler: int) -> Tokenised:
 
 
 def trimmed(batch: Tokenised) -> Tokenised:
-    """Without the columns that no row needs."""
+    """The batch without the columns that are pads in every row."""
     first = int(batch.mask.any(0).int().argmax())
     return Tokenised(batch.tokens[:, first:], batch.mask[:, first:])
 
 
 def right_padded(batch: Tokenised, filler: int) -> Tokenised:
-    """The same texts with their pads on the right, where a causal model needs no positions to be told."""
+    """The same texts with their pads on the right, where a causal model needs no position ids."""
     rows = [row[real] for row, real in zip(*batch, strict=True)]
     tokens = pad_sequence(rows, batch_first=True, padding_value=filler)
     return Tokenised(tokens, torch.arange(tokens.shape[1]) < batch.mask.sum(1, keepdim=True))
@@ -138,8 +143,8 @@ def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
         raise ValueError(f"Tokens are integers [batch, pos], at least one, got {tokens.dtype} {tuple(tokens.shape)}.")
     if pad_id is not None and uneven_pads(tokens, pad_id):
         raise ValueError(
-            f"The rows begin or end in different numbers of the pad token {pad_id}: say which tokens are real with "
-            "ot.Tokenised(tokens, mask), a bool mask of the same shape."
+            f"The rows begin or end in different numbers of the pad token {pad_id}: give the real tokens as "
+            "ot.Tokenised(tokens, mask), with a bool mask of the same shape."
         )
     return Tokenised(tokens.cpu(), torch.ones(tokens.shape, dtype=torch.bool))
 

@@ -1,8 +1,8 @@
-"""Torch hooks that come off a module whatever happened meanwhile.
+"""Torch hooks that are always removed from their module.
 
-A handle of torch's finds its hook through weak references. Where a generator that holds a steering block is collected
-with a reference cycle, those are cleared before the block ends, and `handle.remove()` does nothing. These references
-are strong.
+A torch handle finds its hook through weak references. If a generator that holds a steering block is collected with a
+reference cycle, these are cleared before the block ends, and `handle.remove()` does nothing. The references here are
+strong.
 """
 
 from collections.abc import Callable
@@ -17,41 +17,42 @@ _HELD = (
 
 
 def removal(module: Any, handle: Any) -> Callable[[], None]:
-    """What takes the forward hook or pre-hook of `handle` off the module, once or several times."""
-    number, held = handle.id, [getattr(module, name) for name in _HELD]
+    """A function that removes the forward hook or pre-hook of `handle` from the module; it may be called repeatedly."""
+    number, hook_dicts = handle.id, [getattr(module, name) for name in _HELD]
 
     def remove() -> None:
-        for hooks in held:
+        for hooks in hook_dicts:
             hooks.pop(number, None)
 
     return remove
 
 
 def edit_hook(module: Any, side: Literal["input", "output"], edit: Callable[[Any], Any]) -> Callable[[], None]:
-    """`edit` is called with what enters a module, (args, kwargs), or with what leaves it, and returns what takes its
-    place (None: nothing does): before the user's own hooks, and after those of steering blocks around this one. A copy
-    of the module, which takes the hook along, is not edited. Returns what takes the hook off."""
+    """Call `edit` with the input of a module, (args, kwargs), or with its output. Its result replaces the value, unless
+    it is None. It runs before the user's own hooks, and after those of outer steering blocks. A copy of the module has
+    the hook too, but is not edited. Returns a function that removes the hook."""
 
-    def before(called: Any, args: Any, kwargs: Any) -> Any:
+    def pre_hook(called: Any, args: Any, kwargs: Any) -> Any:
         return edit((args, kwargs)) if called is module else None
 
-    def after(called: Any, args: Any, output: Any) -> Any:
+    def post_hook(called: Any, args: Any, output: Any) -> Any:
         return edit(output) if called is module else None
 
     if side == "input":
-        hooks, own = module._forward_pre_hooks, before
-        handle = module.register_forward_pre_hook(own, with_kwargs=True, prepend=True)
+        hooks, hook = module._forward_pre_hooks, pre_hook
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     else:
-        hooks, own = module._forward_hooks, after
-        handle = module.register_forward_hook(own, prepend=True)
-    own.__dict__["steers"] = True
-    for number in reversed([n for n, other in hooks.items() if other is not own and hasattr(other, "steers")]):
+        hooks, hook = module._forward_hooks, post_hook
+        handle = module.register_forward_hook(hook, prepend=True)
+    hook.__dict__["steers"] = True
+    for number in reversed([n for n, other in hooks.items() if other is not hook and hasattr(other, "steers")]):
         hooks.move_to_end(number, last=False)
     return removal(module, handle)
 
 
 def replacing(carry_out: Callable[[Any], Any], side: Literal["input", "output"]) -> Callable[[Any], Any]:
-    """What `edit_hook` needs for a function of the activations alone, which returns None to leave them as they are."""
+    """The `edit` for `edit_hook` from a function of the activations alone, which returns None to leave them
+    unchanged."""
 
     def at_input(value: Any) -> Any:
         new = carry_out(entering(value))

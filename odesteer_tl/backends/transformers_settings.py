@@ -1,5 +1,5 @@
-"""What a Hugging Face model says of itself in its configuration, and what its generate is told, for nnsight, which
-holds such a model, and for the model alone."""
+"""The configuration and the generation settings of a Hugging Face model, for nnsight, which wraps such a model, and for
+the model alone."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,24 +20,24 @@ def text_config(module: Any) -> Any:
     return inner() if callable(inner) else config
 
 
-def size_said(module: Any, name: Size) -> int | None:
-    """A number of the configuration. Warns where one with the rotary positions that every length goes with does not say
-    it, as where it was renamed."""
-    config, said = text_config(module), _NAMES[name]
-    found = getattr(config, said, None)
-    if found is None and getattr(config, "rope_parameters", None) is not None:
+def configured_size(module: Any, name: Size) -> int | None:
+    """A number of the configuration, or None. Warns if a configuration with rotary embeddings does not have it, because
+    transformers may have renamed it."""
+    config, config_name = text_config(module), _NAMES[name]
+    value = getattr(config, config_name, None)
+    if value is None and getattr(config, "rope_parameters", None) is not None:
         warnings.warn(
-            f"The configuration of this {made_by(module)} does not say its {said}: a method of another width, or a "
-            "text longer than the model holds, is not noticed.",
+            f"The configuration of this {made_by(module)} does not say its {config_name}: a method of another width, "
+            "or a text longer than the model holds, is not noticed.",
             stacklevel=5,
         )
-    return found
+    return value
 
 
-def eos_said(module: Any) -> Any:
-    """The tokens that end a text: those of the generation settings, else of the configuration."""
-    found = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-    return getattr(text_config(module), "eos_token_id", None) if found is None else found
+def configured_eos(module: Any) -> Any:
+    """The tokens that end a text: those of the generation settings, else those of the configuration."""
+    eos = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    return getattr(text_config(module), "eos_token_id", None) if eos is None else eos
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
@@ -47,36 +47,36 @@ def begins_with_bos(tokenizer: Any) -> bool:
 
 @contextmanager
 def settings_put_aside(module: Any) -> Iterator[None]:
-    """Inside the block a checkpoint's own generation settings (banned words, lengths, penalties) do not act."""
+    """Inside the block the checkpoint's own generation settings (banned words, lengths, penalties) do not act."""
     if hasattr(module, "generate"):
-        need(module, "generation_config", "whose own settings would act in place of those asked for")
-    own = getattr(module, "generation_config", None)
+        need(module, "generation_config", "whose own settings would override the arguments of generate")
+    settings = getattr(module, "generation_config", None)
     try:
-        if own is not None:
-            module.generation_config = type(own)(bos_token_id=own.bos_token_id)
+        if settings is not None:
+            module.generation_config = type(settings)(bos_token_id=settings.bos_token_id)
         yield
     finally:
-        if own is not None:
-            module.generation_config = own
+        if settings is not None:
+            module.generation_config = settings
 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """transformers shows no progress bars inside the block."""
+    """Inside the block transformers shows no progress bars."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 
 def generation_options(options: dict[str, Any], pad_id: int | None) -> dict[str, Any]:
-    """The options of ot.generate in Hugging Face's words. What checkpoints usually come with a setting of is said, so
-    that a text does not depend on where the weights are from."""
+    """The options of ot.generate under Hugging Face's names. Every setting that checkpoints usually bring is given a
+    value, so that the text does not depend on the checkpoint's settings."""
     sampling = options["do_sample"]
     eos = options.get("eos_token_id")
     return {
@@ -96,7 +96,7 @@ def generation_options(options: dict[str, Any], pad_id: int | None) -> dict[str,
         "num_return_sequences": 1,
         "return_dict_in_generate": False,
         "use_cache": options["use_past_kv_cache"],
-        # A token that no vocabulary holds: the tokens that end a text are then tokens like others.
+        # No vocabulary has this token, so no token ends a text.
         "eos_token_id": _NEVER if eos is None else eos,
         "pad_token_id": 0 if pad_id is None else pad_id,
     }

@@ -1,8 +1,8 @@
-"""What this package reads by name from transformers, TransformerLens and nnsight, and what it says where one is gone.
+"""The names that this package reads from transformers, TransformerLens and nnsight, and the errors if one is missing.
 
-A library may rename what is not its promise. `NAMES` lists every such name and what happens without it;
-`tests/backends/test_upstream_names.py` looks for each in the versions installed. `need` and `need_parameter` raise
-where a missing one would steer the wrong tokens.
+A library may rename names that are not in its public interface. `NAMES` lists every such name and what happens without
+it; `tests/backends/test_upstream_names.py` looks for them in the installed versions. `need` and `need_parameter` raise
+if a missing name would steer the wrong tokens.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 _DISTRIBUTIONS = {"transformer_lens": "transformer-lens"}
-_version = cache(version)  # which parses a file each time, and each steering block asks
+_version = cache(version)  # `version` parses a file at every call, and every steering block calls it
 
 
 def made_by(thing: Any) -> str:
@@ -23,16 +23,16 @@ def made_by(thing: Any) -> str:
 
 
 def library(package: str) -> str:
-    """A package and its version, as in "transformers 5.24.0"; its name alone where it has none."""
+    """A package and its version, as in "transformers 5.24.0"; the name alone if it has no version."""
     try:
         return f"{package} {_version(_DISTRIBUTIONS.get(package, package))}"
     except PackageNotFoundError:
-        found = getattr(sys.modules.get(package), "__version__", None)
-        return package if found is None else f"{package} {found}"
+        module_version = getattr(sys.modules.get(package), "__version__", None)
+        return package if module_version is None else f"{package} {module_version}"
 
 
 def need(thing: Any, name: str, why: str) -> Any:
-    """`thing.name`. Raises ValueError, naming library, version and remedy, where it is not there."""
+    """`thing.name`. Raises ValueError, naming library, version and remedy, if it is missing."""
     try:
         return getattr(thing, name)
     except AttributeError:
@@ -40,7 +40,7 @@ def need(thing: Any, name: str, why: str) -> Any:
 
 
 def need_parameter(owner: Any, name: str, why: str) -> None:
-    """Raises ValueError where the forward of `owner`, a module, does not take an argument of this name."""
+    """Raises ValueError if the forward of the module `owner` has no argument of this name."""
     if name not in inspect.signature(type(owner).forward).parameters:
         raise _gone(owner, f"takes no argument {name}", why)
 
@@ -53,7 +53,7 @@ def _gone(thing: Any, what: str, why: str) -> ValueError:
 
 
 class Name(NamedTuple):
-    """`names` of `owner`, a dotted path; `without`: what happens here where one is gone."""
+    """`names` of `owner`, a dotted path; `without`: what happens here if one is missing."""
 
     library: str
     owner: str
@@ -62,7 +62,7 @@ class Name(NamedTuple):
 
 
 _LOUD = "AttributeError or ImportError at the first use"
-_UNREAD = "ValueError: the cache does not say its length (caches.py)"
+_UNREAD = "ValueError: the cache does not say its length (kv_caches.py)"
 NAMES = (
     Name("transformers", "cache_utils.DynamicCache", "get_seq_length layers", _UNREAD),
     Name("transformers", "cache_utils.DynamicLayer", "get_seq_length", "ValueError: no layer says how much it holds"),
@@ -102,7 +102,7 @@ NAMES = (
     Name("nnsight", "modeling.huggingface", "_ID_CACHE", _LOUD),
     Name("nnsight", "CONFIG.API", "HOST", _LOUD),
 )  # fmt: skip
-"""Names beyond the arguments of calls, which the libraries check themselves, and beyond what models carry as parts."""
+"""Names in the libraries, without the arguments of calls (the libraries check these) and without parts of models."""
 
 CARRIED = (
     Name("nnsight", "model", "_edits _module interleaver tokenizer repo_id dispatched get", _LOUD),
@@ -113,11 +113,11 @@ CARRIED = (
     Name("transformer_lens", "model.cfg", "n_layers d_model n_ctx model_name default_prepend_bos", _LOUD),
     Name("transformer_lens", "block.ln1", "w", "ValueError: by which folded weights are told from raw ones"),
 )
-"""What models carry: "model", its first "block", and their parts."""
+"""Attributes of model objects: of "model", its first "block", and their parts."""
 
 PARAMETERS = (
     Name("transformers", "LlamaModel", "input_ids inputs_embeds attention_mask position_ids use_cache",
          "ValueError: neither input_ids nor inputs_embeds is given, or takes no attention_mask"),
     Name("transformers", "MambaModel", "input_ids inputs_embeds attention_mask use_cache", "the same"),
 )  # fmt: skip
-"""Arguments of a forward that are read by name."""
+"""Arguments of a forward that this package reads by name."""

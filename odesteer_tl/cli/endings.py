@@ -1,4 +1,4 @@
-"""How a command ends: an exit code, and at most one line that says why; a traceback only for who asks for one."""
+"""The end of a command: an exit code, and at most one line with the reason. ODESTEER_TL_DEBUG=1 adds the traceback."""
 
 import dis
 import os
@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from odesteer_tl._interrupts import raised_at_work
-from odesteer_tl.cli.messages import in_own_words, on_one_line
+from odesteer_tl.cli.messages import in_cli_words, on_one_line
 from odesteer_tl.cli.streams import PACKAGE, forget_output, prepare_streams, warnings_in_a_line
 
 DONE, WRONG, REFUSED, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 70, 130, 141
@@ -20,32 +20,32 @@ DONE, WRONG, REFUSED, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 70, 130, 141
 EXIT_CODES = {
     DONE: "done",
     WRONG: "parity found a cell that is wrong or empty",
-    REFUSED: "not done, for a reason that you can mend; one line on standard error says what",
+    REFUSED: "not done, for a reason that you can fix; one line on standard error says which",
     BUG: "a fault of odesteer_tl; ODESTEER_TL_DEBUG=1 shows the traceback",
     INTERRUPTED: "interrupted by Ctrl-C",
-    BROKEN_PIPE: "whoever read the output closed it",
+    BROKEN_PIPE: "the reader of the output closed it",
 }
-"""All there are; those from 128 on are what a shell reports of the signals of the same name."""
+"""All exit codes. Those above 128 are the codes that a shell reports for SIGINT and SIGPIPE."""
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
 
 class Ending(TyperGroup):
-    """The commands, each of which ends in one of `EXIT_CODES`, whatever happens in it."""
+    """The group of commands. Every command ends with one of `EXIT_CODES`."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command line, then leave the process with its exit code."""
         run = super().main
-        sys.exit(ended(lambda: run(*args, standalone_mode=False, **extra)))
+        sys.exit(exit_code_of(lambda: run(*args, standalone_mode=False, **extra)))
 
 
-def ended(run: Callable[[], Any]) -> int:
-    """The exit code of `run`, after the line that says why where it is not 0."""
+def exit_code_of(run: Callable[[], Any]) -> int:
+    """Run, and return the exit code; if it is not 0, first print the line with the reason."""
     prepare_streams()
     with warnings_in_a_line():
         code = _code_of(run)
     try:
-        sys.stdout.flush()  # a pipe that is closed, or a disc that is full, shows here and not after us
+        sys.stdout.flush()  # so that a closed pipe or a full disc raises here and not when Python exits
     except OSError as error:
         forget_output()
         if isinstance(error, BrokenPipeError):
@@ -60,7 +60,7 @@ def _code_of(run: Callable[[], Any]) -> int:
         with raised_at_work():
             code = run()
         return code if isinstance(code, int) else DONE
-    except SystemExit as error:  # from click, where the reader of its help has gone
+    except SystemExit as error:  # from click, if the reader of its help closed the pipe
         broken = isinstance(error.__context__, BrokenPipeError)
         return BROKEN_PIPE if broken else error.code if isinstance(error.code, int) else REFUSED
     except BrokenPipeError:
@@ -72,13 +72,13 @@ def _code_of(run: Callable[[], Any]) -> int:
 
 
 def _failed(error: BaseException) -> int:
-    """Say what failed in one line."""
+    """Print in one line what failed, and return the exit code."""
     debug = os.environ.get("ODESTEER_TL_DEBUG", "") not in ("", "0")
     if debug:
         traceback.print_exception(error)
     why = reason(error)
     if why is not None:
-        print(f"Error: {on_one_line(in_own_words(why))}", file=sys.stderr)
+        print(f"Error: {on_one_line(in_cli_words(why))}", file=sys.stderr)
         return REFUSED
     hint = "" if debug else "; ODESTEER_TL_DEBUG=1 before the command shows where"
     print(
@@ -90,32 +90,36 @@ def _failed(error: BaseException) -> int:
 
 
 def reason(error: BaseException) -> str | None:
-    """Why a command could not be done, where that is no fault of the code; None for anything unexpected.
+    """The reason for which a command failed, if it is not a fault of the code; None for an unexpected error.
 
-    What this package raises on purpose is for the user, as are files, networks and memory; what a library raises on
-    its own is not, as it speaks of its arguments and not of ours.
+    Errors that this package raises on purpose, and errors of files, networks and memory, are shown to the user. Other
+    errors of a library are not: they name its arguments and not those of the command.
     """
-    usage = getattr(error, "format_message", None)  # of click, which typer holds as its own since 0.26
+    usage = getattr(error, "format_message", None)  # a method of click's errors, which typer includes since 0.26
     if callable(usage):
         context = getattr(error, "ctx", None)
         hint = "" if context is None else f" See {context.command_path} --help."
         return f"{usage()}{hint}"
-    said = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
-        return "The memory does not suffice: take a smaller model, shorter or fewer texts, or fewer tokens."
-    if isinstance(error, RuntimeError) and "probability tensor contains" in said:
-        return "The model's next-token probabilities are not finite: steer with less, a smaller --T or --relative-T."
-    if isinstance(error, IndexError) and "out of range in self" in said:  # of torch's embedding
-        return "A token lies beyond the model's vocabulary: the tokenizer in its folder belongs to another model."
+    message = str(error)
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in message
+    ):
+        return "There is not enough memory: use a smaller model, shorter or fewer texts, or fewer tokens."
+    if isinstance(error, RuntimeError) and "probability tensor contains" in message:
+        return "The model's next-token probabilities are not finite: give a smaller --T or --relative-T."
+    if isinstance(error, IndexError) and "out of range in self" in message:  # torch's message for an embedding
+        return "A token is outside the model's vocabulary: the tokenizer in its folder belongs to another model."
     if isinstance(error, OSError) and error.strerror:
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
     if isinstance(error, OSError) or (isinstance(error, (ValueError, RuntimeError)) and raised_here(error)):
-        return said or type(error).__name__
+        return message or type(error).__name__
     return None
 
 
 def raised_here(error: BaseException) -> bool:
-    """Whether a `raise` statement of this package raised it: a built-in that fails in a line of ours is not meant."""
+    """Whether a `raise` statement of this package raised it; False for a built-in that fails in the package's code."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,8 +1,8 @@
-"""Messages on the command line: in its own words, and on one line."""
+"""Messages on the command line: with the names of its options, and on one line."""
 
 import re
 
-OWN_WORDS = {
+CLI_WORDS = {
     r"paired=True": "--paired",
     r"\bqueries=(\[[^\]]*\])?": "--queries FILE",
     r"\bposition=": "--position ",
@@ -18,22 +18,25 @@ OWN_WORDS = {
         r"the model gives NaN or inf for \2 \1 texts: its weights are not finite"
     ),
 }
-"""What the messages of the package call things, and what those are on the command line."""
+"""Names in the messages of the package (patterns), and the same on the command line."""
 
-MOST_CHARACTERS = 900
+MAX_CHARACTERS = 900
 
 
-def in_own_words(message: str) -> str:
-    """A message of the package, with what it calls arguments as options."""
-    for theirs, own in OWN_WORDS.items():
-        message = re.sub(theirs, own, message)
+def in_cli_words(message: str) -> str:
+    """A message of the package, with the names of arguments replaced by those of options."""
+    for pattern, option in CLI_WORDS.items():
+        message = re.sub(pattern, option, message)
     return message
 
 
-def on_one_line(message: str, most: int = MOST_CHARACTERS) -> str:
-    """A message without line ends and control characters, which may come from a file or a server; its middle left out
-    where it is longer than `most` characters."""
+def on_one_line(message: str, max_characters: int = MAX_CHARACTERS) -> str:
+    """A message without line ends and control characters, which may come from a file or a server. If it is longer than
+    `max_characters`, its middle is left out."""
     line = "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in " ".join(message.split())
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in " ".join(message.split())
     )
-    return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 + 3 :]}"
+    return (
+        line if len(line) <= max_characters else f"{line[: max_characters // 2]} … {line[-max_characters // 2 + 3 :]}"
+    )

@@ -1,4 +1,4 @@
-"""The arguments and options of the commands: what each may be, and what `--help` says of it."""
+"""The arguments and options of the commands: their allowed values and their help texts."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,13 +8,13 @@ from typer import Argument, Option
 
 from odesteer_tl.cli import values
 
-MOST_SEED = 2**31 - 1
-"""Rows of a comparison draw from multiples of the seed, which torch holds in 64 bit."""
-MOST_SEEDS = 1_000
-MOST_TOKENS = 1_000_000
-MOST_LAYER = 10_000
-MOST_TIME = 1e9
-"""Of T and of relative T: what float32 adds to an activation, and squares."""
+MAX_SEED = 2**31 - 1
+"""The rows of a comparison use multiples of the seed, and torch's seeds have 64 bits."""
+MAX_SEEDS = 1_000
+MAX_TOKENS = 1_000_000
+MAX_LAYER = 10_000
+MAX_TIME = 1e9
+"""The largest T and relative T: float32 can still add it to an activation and square it."""
 
 
 class Direction(StrEnum):
@@ -36,29 +36,38 @@ ModelName = Annotated[
     ),
 ]
 OtherModelName = Annotated[
-    str | None, Option(parser=values.name, metavar="NAME", help="As for fit; the model of the fit unless given.")
+    str | None, Option(parser=values.name, metavar="NAME", help="As for fit. Default: the model of the fit.")
 ]
 Layer = Annotated[
     int | None,
     Option(
-        parser=values.whole(0, MOST_LAYER),
+        parser=values.whole(0, MAX_LAYER),
         metavar="INTEGER",
         help="Block, from 0. Default: a third of the way.",
     ),
 ]
 FitLayer = Annotated[
     int,
-    Option(parser=values.whole(0, MOST_LAYER), metavar="INTEGER", help="Block whose resid_post is read, from 0."),
+    Option(parser=values.whole(0, MAX_LAYER), metavar="INTEGER", help="Block whose resid_post is read, from 0."),
 ]
 Towards = Annotated[Direction, Option(help="Towards praise or towards its opposite.")]
 Seed = Annotated[
-    int, Option(parser=values.whole(0, MOST_SEED), metavar="INTEGER", help="Repeats exactly, timings apart.")
+    int,
+    Option(
+        parser=values.whole(0, MAX_SEED),
+        metavar="INTEGER",
+        help="The same seed gives the same output, except for timings.",
+    ),
 ]
 Seeds = Annotated[
     int | None,
-    Option(parser=values.whole(1, MOST_SEEDS), metavar="INTEGER", help="How many; 3 unless given, 2 with --quick."),
+    Option(
+        parser=values.whole(1, MAX_SEEDS), metavar="INTEGER", help="Number of seeds. Default: 3, or 2 with --quick."
+    ),
 ]
-Picture = Annotated[Path, Option(parser=values.path, metavar="FILE", help="Where the PNG or other picture goes.")]
+Picture = Annotated[
+    Path, Option(parser=values.path, metavar="FILE", help="File for the picture, PNG or another format.")
+]
 Desired = Annotated[
     Path,
     Argument(
@@ -73,7 +82,7 @@ Queries = Annotated[
     Option(
         parser=values.path,
         metavar="FILE",
-        help="A text file: line i of both files goes on where its line i ends. Begin answers with a space.",
+        help="A text file: line i of both files continues its line i. Begin answers with a space.",
     ),
 ]
 Out = Annotated[Path, Argument(parser=values.path, metavar="OUT", help="Folder for the fitted method.")]
@@ -84,25 +93,33 @@ Position = Annotated[
 ]
 Paired = Annotated[bool, Option("--paired", help="Line i of both files answers the same query.")]
 IntegrationTime = Annotated[
-    float | None, Option("--T", parser=values.number(-MOST_TIME, MOST_TIME), metavar="NUMBER", help="Integration time.")
+    float | None, Option("--T", parser=values.number(-MAX_TIME, MAX_TIME), metavar="NUMBER", help="Integration time.")
 ]
 RelativeTime = Annotated[
     float | None,
     Option(
         "--relative-T",
-        parser=values.number(-MOST_TIME, MOST_TIME),
+        parser=values.number(-MAX_TIME, MAX_TIME),
         metavar="NUMBER",
         help="T as a part of ‖a‖, such as 0.25.",
     ),
 ]
-MaxNewTokens = Annotated[int, Option(parser=values.whole(1, MOST_TOKENS), metavar="INTEGER")]
+MaxNewTokens = Annotated[int, Option(parser=values.whole(1, MAX_TOKENS), metavar="INTEGER")]
 Temperature = Annotated[
     float | None,
-    Option(parser=values.temperature, metavar="NUMBER", help="Samples; 0, or without it and --top-p, greedy."),
+    Option(
+        parser=values.temperature,
+        metavar="NUMBER",
+        help="Turns on sampling. 0 is greedy, as are no --temperature and no --top-p.",
+    ),
 ]
 TopP = Annotated[
     float | None,
-    Option(parser=values.number(0.0, 1.0, above=True), metavar="NUMBER", help="Samples from the likeliest tokens."),
+    Option(
+        parser=values.number(0.0, 1.0, above=True),
+        metavar="NUMBER",
+        help="Turns on sampling, from the likeliest tokens.",
+    ),
 ]
 Remote = Annotated[
     str | None,
@@ -110,6 +127,6 @@ Remote = Annotated[
 ]
 Others = Annotated[
     list[Path] | None,
-    Option("--with", parser=values.path, metavar="FILE", help="JSON of another installation to join."),
+    Option("--with", parser=values.path, metavar="FILE", help="JSON output of another installation, to join."),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print the numbers as JSON and nothing else.")]

@@ -1,4 +1,4 @@
-"""The method in a folder and the model that it was fitted on, or in words why it cannot be used."""
+"""Loads the method in a folder and the name of its model, or raises an error that says why it cannot be used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,25 +6,25 @@ from typing import Any
 
 
 def saved_method(folder: Path, model: str | None) -> tuple[Any, str]:
-    """The method that `fit` wrote into `folder`, and the name of its model, or else `model`.
+    """The method that `fit` wrote into `folder`, and `model`, or if that is None the name of the method's model.
 
-    Raises ValueError where the folder holds no method, or one that nothing can be made of, and where neither says a
-    name: the embedded model is not taken for another one.
+    Raises ValueError if the folder holds no method that works, and if neither gives a name: the embedded model is never
+    used instead of another one.
     """
     import odesteer_tl as ot
 
-    method = _read(lambda: ot.load(folder), folder)
-    name = model if model is not None else _read(lambda: method.origin.model_name, folder)
+    method = _attempt(lambda: ot.load(folder), folder)
+    name = model if model is not None else _attempt(lambda: method.origin.model_name, folder)
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{folder} does not say which model it was fitted on: name it with --model.")
-    _read(lambda: [edit.write.hook_name for edit in method.edits(T=0.0)], folder)
+        raise ValueError(f"{folder} does not say which model it was fitted on: give it with --model.")
+    _attempt(lambda: [edit.write.hook_name for edit in method.edits(T=0.0)], folder)
     return method, name
 
 
-def _read(what: Callable[[], Any], folder: Path) -> Any:
-    """A file may hold values of any type in any place, so that anything may fail, in any way."""
+def _attempt(action: Callable[[], Any], folder: Path) -> Any:
+    """The result of `action`. A damaged file may hold values of any type, so every error becomes a ValueError."""
     try:
-        return what()
+        return action()
     except MemoryError:
         raise
     except Exception as error:
@@ -33,5 +33,5 @@ def _read(what: Callable[[], Any], folder: Path) -> Any:
             raise
         raise ValueError(
             f"{folder} holds no method that can be used: one of its files is damaged, or holds a value of another kind "
-            f"than `fit` writes ({type(cause).__name__})."
+            f"than `fit` writes ({type(cause).__name__}). Fit it again."
         ) from error

@@ -1,4 +1,4 @@
-"""Standard output is the command's own, standard error is for people, and libraries are quiet in both."""
+"""Standard output is for the command's result alone, standard error for messages; libraries print to neither."""
 
 import io
 import logging
@@ -10,26 +10,26 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from odesteer_tl.cli.messages import in_own_words, on_one_line
+from odesteer_tl.cli.messages import in_cli_words, on_one_line
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("transformers", "huggingface_hub", "nnsight", "transformer_lens", "matplotlib")
-"""Whose warnings are for who writes code."""
+"""Libraries whose warnings are for programmers, and are not shown."""
 
 
 def prepare_streams() -> None:
-    """Streams that can be written whatever the terminal knows, and that are there where the caller closed them."""
+    """Make standard output and error writable with any character, also if the caller closed them."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that has no ‖ shows \\u2016
+            stream.reconfigure(errors="backslashreplace")  # a terminal without ‖ shows \\u2016
 
 
 @contextmanager
-def own_output() -> Iterator[Callable[[str], None]]:
-    """Yields `say`, which alone writes to standard output: whatever else is printed goes to standard error.
+def command_output() -> Iterator[Callable[[str], None]]:
+    """Yields `say`, the only function that writes to standard output; everything else printed goes to standard error.
 
-    `say` raises OSError, with standard output as its file, where nobody reads or the disc is full.
+    `say` raises OSError, with standard output as its file, if the pipe is closed or the disc is full.
     """
     out = sys.stdout
 
@@ -46,14 +46,14 @@ def own_output() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def warnings_in_a_line() -> Iterator[None]:
-    """Warnings of this package as one line each, and none of the libraries'."""
+    """Inside the block warnings of this package are printed in one line each, and those of libraries are hidden."""
 
     def show(message: Any, category: Any, filename: str, *_: Any) -> None:
         if Path(filename).is_relative_to(PACKAGE):
-            print(f"Warning: {on_one_line(in_own_words(str(message)))}", file=sys.stderr)
+            print(f"Warning: {on_one_line(in_cli_words(str(message)))}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("default")  # also where PYTHONWARNINGS would make errors of them
+        warnings.simplefilter("default")  # also if PYTHONWARNINGS turns warnings into errors
         warnings.showwarning = show
         yield
 
@@ -61,21 +61,21 @@ def warnings_in_a_line() -> Iterator[None]:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LIBRARIES]
-    before = [logger.level for logger in loggers]
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is first imported
+    levels = [logger.level for logger in loggers]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reads it at its first import
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
 def forget_output() -> None:
-    """Python would write what is left in its buffer when it ends, and fail again."""
+    """Redirect standard output to nowhere: otherwise Python would flush its buffer at exit, and fail again."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (AttributeError, OSError, ValueError):  # no file behind it, as in a test
+    except (AttributeError, OSError, ValueError):  # it is not a file, as in a test
         pass

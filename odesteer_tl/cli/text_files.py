@@ -1,4 +1,4 @@
-"""Text files with one text per line, from any editor: what they hold, or in words why it cannot be read."""
+"""Reads text files with one text per line, from any editor, or raises an error that says why they cannot be read."""
 
 import codecs
 import os
@@ -6,59 +6,61 @@ import stat
 import sys
 from pathlib import Path
 
-MOST_BYTES = 2**28
-"""More than that is no file of texts to fit on, and some devices never end."""
+MAX_BYTES = 2**28
+"""The largest file that is read; some devices never end."""
 
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
-"""What other encodings begin with; UTF-32 first, whose little-endian mark begins with that of UTF-16."""
+"""The byte order marks of other encodings. UTF-32 is first: its little-endian mark begins with that of UTF-16."""
 
 
 def lines_of(file: Path, aligned: bool = False) -> list[str]:
     """The lines that are not blank; `-` reads standard input. `aligned`: line i belongs to line i of other files, so
-    that only the last may be blank; an answer keeps the space that it begins with, as it goes on where its query ends.
+    only the last lines may be blank; an answer keeps its leading space, because it directly follows its query.
 
-    Raises ValueError for what is no file, too long, empty or no UTF-8 text, and for a blank line where aligned.
+    Raises ValueError for a path that is no file, for a file that is too long, empty or not UTF-8, and, if aligned, for
+    a blank line.
     """
     name = "Standard input" if str(file) == "-" else str(file)
     text = _decoded(_bytes_of(file, name), name)
-    # Line ends of Windows and of old Macs; no others, as str.splitlines would also split at U+2028.
+    # Line ends of Windows and of old Macs. str.splitlines would also split at others, such as U+2028.
     read = text.replace("\r\n", "\n").replace("\r", "\n").rstrip().split("\n")
     if read == [""]:
         raise ValueError(f"{name} is empty; it should hold one text per line.")
     lines = [line.rstrip() if aligned else line.strip() for line in read]
     if aligned and "" in lines:
         raise ValueError(
-            f"Line {lines.index('') + 1} of {name} is blank: line i of one file answers to line i of another, so "
+            f"Line {lines.index('') + 1} of {name} is blank: line i of one file belongs to line i of the others, so "
             "remove that line from all of them."
         )
     return [line for line in lines if line]
 
 
 def check_readable(*files: Path | None) -> None:
-    """Raise ValueError where standard input is read twice, or a file is none."""
-    given = [file for file in files if file is not None]
-    if sum(str(file) in ("-", "/dev/stdin") for file in given) > 1:
-        raise ValueError("Standard input can be read once: keep the other texts in a file.")
-    for file in given:
+    """Raise ValueError if standard input or a pipe is given twice, or if a path is no file."""
+    files_given = [file for file in files if file is not None]
+    if sum(str(file) in ("-", "/dev/stdin") for file in files_given) > 1:
+        raise ValueError("Standard input can be read once: put the other texts into a file.")
+    for file in files_given:
         if str(file) != "-":
             _check_kind(file)
-    pipes = [pipe for pipe in map(_pipe, given) if pipe is not None]
+    pipes = [pipe for pipe in map(_pipe, files_given) if pipe is not None]
     if len(set(pipes)) < len(pipes):
-        raise ValueError("A pipe can be read once, and one was given twice: keep the other texts in a file.")
+        raise ValueError("A pipe can be read once, and one was given twice: put the other texts into a file.")
 
 
 def _pipe(file: Path) -> tuple[int, int] | None:
-    """Which pipe a file is, under whatever name, such as /dev/fd/0; None for what can be read again."""
+    """The identity of a pipe, under any name, such as /dev/fd/0; None for a file that can be read again."""
     try:
-        found = os.fstat(0) if str(file) == "-" else os.stat(file)
+        status = os.fstat(0) if str(file) == "-" else os.stat(file)
     except OSError:  # standard input is closed
         return None
-    return (found.st_dev, found.st_ino) if stat.S_ISFIFO(found.st_mode) else None
+    return (status.st_dev, status.st_ino) if stat.S_ISFIFO(status.st_mode) else None
 
 
 def _check_kind(file: Path) -> None:
-    """A pipe and standard input are read as files are; a folder or a disc is not."""
+    """Raise ValueError for a path that does not exist, and for a folder or a disc. Files, pipes and terminals can be
+    read."""
     try:
         kind = os.stat(file).st_mode
     except FileNotFoundError:
@@ -70,20 +72,20 @@ def _check_kind(file: Path) -> None:
 
 def _bytes_of(file: Path, name: str) -> bytes:
     if str(file) == "-":
-        read = getattr(sys.stdin, "buffer", None)
-        if read is None:
+        buffer = getattr(sys.stdin, "buffer", None)
+        if buffer is None:
             raise ValueError("Standard input is closed: name a file.")
-        data = read.read(MOST_BYTES + 1)
+        data = buffer.read(MAX_BYTES + 1)
     else:
         _check_kind(file)
         with file.open("rb") as stream:
             try:
-                data = stream.read(MOST_BYTES + 1)
+                data = stream.read(MAX_BYTES + 1)
             except OSError as error:
-                error.filename = name  # which only opening says
+                error.filename = name  # an error in reading does not have it
                 raise
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"{name} is larger than {MOST_BYTES // 2**20} MiB: fit on fewer texts.")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name} is larger than {MAX_BYTES // 2**20} MiB: fit on fewer texts.")
     return data
 
 
@@ -92,11 +94,11 @@ def _decoded(data: bytes, name: str) -> str:
         if data.startswith(mark):
             raise ValueError(f"{name} is {encoding}, not UTF-8: {_conversion(encoding.lower(), name)}.")
     try:
-        text = data.decode("utf-8-sig")  # without the mark that Windows sets first
+        text = data.decode("utf-8-sig")  # drops the byte order mark that Windows writes
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}): "
-            f"{_conversion('latin1', name)}, with the encoding that it has."
+            f"{_conversion('latin1', name)}, with its actual encoding in place of latin1."
         ) from None
     if "\0" in text:
         raise ValueError(f"{name} holds a NUL character at {text.index(chr(0))}: it is not a text file.")

@@ -1,4 +1,4 @@
-"""Values as they are typed: read from their text, or refused before any work, under the option's name."""
+"""Parsers of typed values. A wrong value is refused before any work, and the error names the option."""
 
 import math
 import re
@@ -18,7 +18,7 @@ def whole(low: int, high: int) -> Callable[[Any], int]:
         text = str(given)
         if not re.fullmatch(r"[+-]?[0-9]+", text):
             raise typer.BadParameter(f"{text!r} is not a whole number.")
-        number = int(text) if len(text) <= 20 else math.inf  # Python refuses to read thousands of digits
+        number = int(text) if len(text) <= 20 else math.inf  # int() raises for thousands of digits
         if not low <= number <= high:
             raise typer.BadParameter(f"{text} is not from {low} to {high}.")
         return int(number)
@@ -46,7 +46,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
 
 
 def temperature(given: Any) -> float:
-    """Reads 0 or what logits can be divided by: by less, they leave float32."""
+    """Reads 0, or a temperature of at least 1e-6: logits divided by less would overflow float32."""
     value = number(0.0)(given)
     if 0 < value < 1e-6:
         raise typer.BadParameter(f"{given} is neither 0 nor at least 1e-06.")
@@ -66,7 +66,7 @@ def method(given: Any) -> str:
 
 
 def position(given: Any) -> Literal["last", "mean", "all"] | int:
-    """Reads which tokens of a text are read: by name, or the index of one."""
+    """Reads a token position: a name or an index."""
     text = str(given)
     if text in ("last", "mean", "all"):
         return text  # type: ignore[return-value]
@@ -76,7 +76,7 @@ def position(given: Any) -> Literal["last", "mean", "all"] | int:
 
 
 def text(given: Any) -> str:
-    """Reads a text that tokenizers can read: bytes that are not UTF-8 arrive as surrogates."""
+    """Reads a text that tokenizers accept. Bytes that are not UTF-8 come as surrogates, and are refused."""
     try:
         str(given).encode()
     except UnicodeEncodeError:
@@ -94,7 +94,7 @@ def name(given: Any) -> str:
 
 
 def path(given: Any) -> Path:
-    """Reads a path; the empty one would be the current folder."""
+    """Reads a path; an empty one is refused, because it would be the current folder."""
     if not str(given).strip():
         raise typer.BadParameter("it is empty; '.' is the current folder.")
     if "\0" in str(given):

@@ -1,4 +1,4 @@
-"""Control: steering as feedback over the layers; a fit needs the model, so that it comes after the backends."""
+"""Control: steering as feedback over the layers. A fit runs the model, so this folder imports the backends."""
 
 from odesteer_tl.control.a_lqr import ALQR
 from odesteer_tl.control.diagnostics.bound import Bound, tracking_bound

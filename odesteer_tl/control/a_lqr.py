@@ -1,18 +1,18 @@
-"""A-LQR (arXiv:2604.19018): a linear-quadratic regulator over the layers, tracking a set-point at each.
+"""A-LQR (arXiv:2604.19018): a linear-quadratic regulator over the layers, which tracks a set-point at each.
 
-State z_k: what enters block k. Near its states a block is nearly linear, δz_{k+1} = A_k δz_k + u_k, A_k the mean of
+State z_k: the input of block k. Near its states a block is nearly linear, δz_{k+1} = A_k δz_k + u_k, A_k the mean of
 its last-token-to-last-token Jacobians over desired prompts. The nearest state at the set-point is z + α v, with
-α_k = Tλ‖e_k‖ − v_kᵀz_k, so that the error is −α v, and the regulator of `riccati` answers with
+α_k = Tλ‖e_k‖ − v_kᵀz_k. So the error is −α v, and the regulator of `riccati` gives the control
 
-    u_k = α_k w_k,   w_k = K_k v_k,   added to what leaves block k.
+    u_k = α_k w_k,   w_k = K_k v_k,   added to the output of block k.
 
-Two vectors a layer are the whole controller. h = −δzᵀS_k δz, the cost that is still to come, is its Lyapunov function.
-The reference is taken anew at every layer and token from the state there; α has a sign, and pushes back beyond β*.
-Every token steered with positions="all" is the paper's A-LQR+.
+The controller is two vectors per layer. h = −δzᵀS_k δz, minus the remaining cost, is its Lyapunov function. The
+reference is computed anew from the state at every layer and token; α has a sign, so u pushes back beyond β*. With
+positions="all", which steers every token, it is the paper's A-LQR+.
 
-Beside the source: the weights are scaled identities, as there, but only w is kept; S is symmetrised, in float64; the
-buffers of its sparing collector, which keep one prompt's Jacobian and add those of other tokens, are not followed.
-Where only some layers are controlled, the others are part of the dynamics and of the cost, with u = 0.
+Compared with the source: the weights are scaled identities, as there, but only w is kept; S is symmetrised, in float64.
+The buffers of the source's memory-saving collector, which keep one prompt's Jacobian and add those of other tokens, are
+not reproduced. If only some layers are controlled, the others are part of the dynamics and of the cost, with u = 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,9 +40,9 @@ from odesteer_tl.portable.feedback import linear_quadratic
 class ALQR(FeedbackController):
     """u_k = Σ (T·β*_k − v_kᵀz_k) w_k over the features, at each of `layers`.
 
-    `directions` v, `set_points` β* at T = 1 and `answers` w = K v, per layer and feature; q, r, q_f of the cost;
-    `gains` K [layers, d_model, d_model] where they were asked for. Raises ValueError where these do not belong
-    together, and for weights that are not positive.
+    `directions` v, `set_points` β* at T = 1 and `answers` w = K v, per layer and feature; the weights q, r, q_f of the
+    cost; `gains` K [layers, d_model, d_model] if the fit kept them. Raises ValueError for shapes that do not match, and
+    for weights that are not positive.
     """
 
     view: ClassVar[View] = View(
@@ -94,75 +94,77 @@ class ALQR(FeedbackController):
         progress: bool | None = None,
         blocks: Any = None,
     ) -> "ALQR":
-        """Means of all texts at the inputs of the blocks, Jacobians of `n_jacobians` desired ones, then the gains.
+        """Compute the means of all texts at the block inputs, Jacobians of `n_jacobians` desired texts, and the gains.
 
-        Only the ratios q : r : q_f matter: of the error on the way, of the control, of the error at the end; a larger r
-        steers less. `layers` None: all blocks. `also`: more features (desired, undesired), each with a direction and a
-        set-point of its own, answered by the same gains, those of the first feature's texts. The texts for Jacobians
-        are chosen by `seed` and cut to their first `context` tokens (None: whole; the source has 25 to 50 of them, and
-        16 to 24 tokens). `chunk` rows of a Jacobian are computed at once. At its peak the fit holds a few matrices of
-        d_model × d_model, and never one per layer but in `gains`, which `keep_gains` keeps. `matrix_free` holds none:
-        it takes products with the Jacobians instead, to a relative error of 1e-6, at the cost of more passes. The rest
-        as for `ot.collect`; the model runs on this machine.
+        Only the ratios q : r : q_f matter; they weigh the error at the layers, the control, and the error at the end. A
+        larger r steers less. `layers` None: all blocks. `also`: more features (desired, undesired), each with its own
+        direction and set-point; all use the gains of the first feature's texts. The texts for Jacobians are chosen by
+        `seed` and cut to their first `context` tokens (None: whole; the source takes 25 to 50 texts of 16 to 24
+        tokens). `chunk` rows of a Jacobian are computed at once. The fit holds a few matrices of d_model × d_model at a
+        time, and one per layer only with `keep_gains`. `matrix_free` holds none: it takes products with the Jacobians
+        instead, to a relative error of 1e-6, with more passes. The other arguments are those of `ot.collect`; the model
+        runs on this machine.
 
-        Raises ValueError as `ot.collect` does, for weights that are not positive, and for `n_jacobians`, `context` or
-        `chunk` below 1, `keep_gains` without matrices, or matrices that do not fit into the memory.
+        Raises ValueError as `ot.collect` does, for weights that are not positive, for `n_jacobians`, `context` or
+        `chunk` below 1, for `keep_gains` with `matrix_free`, and for matrices that do not fit into the memory.
         """
         check_weights(q, r, q_f)
         for name, value in (("n_jacobians", n_jacobians), ("chunk", chunk), ("context", context)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if matrix_free and keep_gains:
-            raise ValueError("keep_gains=True keeps matrices, and matrix_free=True makes none: choose one of them.")
+            raise ValueError("keep_gains=True keeps matrices, but matrix_free=True makes none: pass one of them.")
         style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
         reading = {"batch_size": batch_size, "progress": progress}
-        found = contrastive_signal(model, desired, undesired, also, layers, blocks, **reading, **style)
+        signal = contrastive_signal(model, desired, undesired, also, layers, blocks, **reading, **style)
         texts = tokenise(model, desired, **style)
         chosen = torch.randperm(len(texts.mask), generator=torch.Generator().manual_seed(seed))[:n_jacobians].sort()[0]
         prompts = [texts.tokens[i][texts.mask[i]][:context].unsqueeze(0) for i in chosen.tolist()]
-        span = range(found.layers[0], layers_of(model, blocks))
-        kept = None
-        d_model = found.directions.shape[-1]
+        span = range(signal.layers[0], layers_of(model, blocks))
+        kept_gains = None
+        d_model = signal.directions.shape[-1]
         if matrix_free:
             linear = Linearised(model, prompts, list(span), chunk, blocks)
-            w = _without_matrices(linear, found, len(span), q, r, q_f, progress)
+            w = _without_matrices(linear, signal, len(span), q, r, q_f, progress)
         else:
             check_room(
                 4 * 8 * d_model**2, device_of(model), f"A-LQR by matrices of {d_model} × {d_model}",
-                "pass matrix_free=True, which makes none.",
+                "pass matrix_free=True, which needs no matrices.",
             )  # fmt: skip
             jacobians = mean_jacobians(model, prompts, list(reversed(span)), chunk, blocks, progress)
-            w, kept = _with_matrices(jacobians, found, span, q, r, q_f, keep_gains)
-        return cls(found.directions, found.sizes, w, found.layers, float(q), float(r), float(q_f), found.origin, kept)
+            w, kept_gains = _with_matrices(jacobians, signal, span, q, r, q_f, keep_gains)
+        return cls(
+            signal.directions, signal.sizes, w, signal.layers, float(q), float(r), float(q_f), signal.origin, kept_gains
+        )
 
     def _law(self) -> tuple[Any, tuple[Any, ...], bool]:
         return linear_quadratic, (self.directions, self.set_points, self.answers), False
 
 
 def _with_matrices(
-    jacobians: Iterable[Tensor], found: Signal, span: range, q: float, r: float, q_f: float, keep: bool
+    jacobians: Iterable[Tensor], signal: Signal, span: range, q: float, r: float, q_f: float, keep: bool
 ) -> tuple[PerFeature, Float[Tensor, "layers d_model d_model"] | None]:
-    """w = K v, and the K where they are to be kept. `jacobians` of the blocks in `span`, the last one first."""
-    w, kept = torch.zeros_like(found.directions), []
-    at = {layer: number for number, layer in enumerate(found.layers)}
+    """w = K v, and all K if `keep`. `jacobians` are those of the blocks in `span`, the last one first."""
+    w, kept_gains = torch.zeros_like(signal.directions), []
+    at = {layer: number for number, layer in enumerate(signal.layers)}
     solved = gains(jacobians, q, r, q_f, [layer in at for layer in reversed(span)])
     for layer, (K, _) in zip(reversed(span), solved, strict=True):
         if K is not None:
-            v = found.directions[at[layer]].to(K)
+            v = signal.directions[at[layer]].to(K)
             w[at[layer]] = (v @ K.T).to(w)
-            kept += [K.float().cpu()] if keep else []
-    return w, torch.stack(kept[::-1]) if keep else None
+            kept_gains += [K.float().cpu()] if keep else []
+    return w, torch.stack(kept_gains[::-1]) if keep else None
 
 
 def _without_matrices(
-    linear: Linearised, found: Signal, depth: int, q: float, r: float, q_f: float, progress: bool | None
+    linear: Linearised, signal: Signal, n_blocks: int, q: float, r: float, q_f: float, progress: bool | None
 ) -> PerFeature:
-    """The same w by products with the Jacobians of `depth` blocks from the first that is controlled to the last."""
-    at = [layer - found.layers[0] for layer in found.layers]
-    v = found.directions.to(linear.device)
+    """The same w by products with the Jacobians of `n_blocks` blocks, from the first controlled one to the last."""
+    at = [layer - signal.layers[0] for layer in signal.layers]
+    v = signal.directions.to(linear.device)
     v = v if v.device.type == "mps" else v.double()
-    w = conjugate_answers(linear.pushed, linear.pulled, v, at, depth, q, r, q_f, progress=progress)
-    return w.to(found.directions)
+    w = conjugate_answers(linear.jvp, linear.vjp, v, at, n_blocks, q, r, q_f, progress=progress)
+    return w.to(signal.directions)
 
 
 register(

@@ -1,8 +1,8 @@
-"""Loop: what the closed loops over layers have in common; and the signal that both follow.
+"""The base of closed loops over layers, and the contrastive signal that they track.
 
-State: what enters block k at the token that is steered. Its feature is β_k = v_kᵀz_k, v_k = e_k/‖e_k‖, e_k the
-difference of the means of desired and undesired text there, at the last token. The set-point is β*_k = T‖e_k‖, or a
-schedule of one's own. What is added leaves the same block, and is first felt by the next.
+State z_k: the input of block k at the steered token. Its feature is β_k = v_kᵀz_k, v_k = e_k/‖e_k‖, e_k the difference
+of the means of desired and undesired texts there, at the last token. The set-point is β*_k = T‖e_k‖, or a schedule of
+the user's. The control is added to the output of the same block, so the next block is the first to read it.
 """
 
 from abc import abstractmethod
@@ -28,13 +28,13 @@ from odesteer_tl.portable.sites import check_index
 from odesteer_tl.portable.strength import Strength
 from odesteer_tl.remote.packing import packed
 
-Some = TypeVar("Some", bound="FeedbackController")
+SomeController = TypeVar("SomeController", bound="FeedbackController")
 PerFeature = Float[Tensor, "layers features d_model"]
 SetPoints = Float[Tensor, "layers features"]
 
 
 class Signal(NamedTuple):
-    """v and ‖e‖ of each layer and feature, and where they were read."""
+    """v and ‖e‖ of each layer and feature, with the layers and the origin."""
 
     directions: PerFeature
     sizes: SetPoints
@@ -43,10 +43,10 @@ class Signal(NamedTuple):
 
 
 class FeedbackController(Method):
-    """A method that measures at the inputs of blocks and writes at their outputs, at `layers` (ascending).
+    """A method that reads the inputs of blocks and writes to their outputs, at `layers` (ascending).
 
-    T multiplies the set-points. T = 0 is not "no steering": it holds the features at 0. `layer` is None and there is no
-    map of one activation: `steer` and `vector_field` are not to be had.
+    T multiplies the set-points. T = 0 is not "no steering": it drives the features to 0. `layer` is None. A single
+    activation has no map, so `steer` and `vector_field` raise ValueError.
     """
 
     directions: PerFeature
@@ -69,44 +69,47 @@ class FeedbackController(Method):
                 f"features], got {shape} and {tuple(self.set_points.shape)}."
             )
         if self.origin.d_model not in (None, shape[2]):
-            raise ValueError(f"The directions have {shape[2]} numbers, their origin d_model {self.origin.d_model}.")
+            raise ValueError(
+                f"The directions have {shape[2]} numbers, but d_model of their origin is {self.origin.d_model}."
+            )
 
     @property
     def barrier(self) -> None:
-        """None: h is of the state at each layer, and needs what is known of it."""
+        """None: h is a function of the state at each layer, not of one activation."""
         return None
 
-    def tracking(self: Some, set_points: Tensor | Sequence[Any] | float) -> Some:
-        """The same loop after a schedule of one's own: β*_k at T = 1, [layers], [layers, features], or one number.
+    def tracking(self: SomeController, set_points: Tensor | Sequence[Any] | float) -> SomeController:
+        """The same loop with other set-points β*_k at T = 1: [layers], [layers, features], or one number.
 
-        `method.tracking(2 * method.set_points)` doubles λ. Raises ValueError for another shape, or what is not finite.
+        `method.tracking(2 * method.set_points)` doubles λ. Raises ValueError for another shape, and for numbers that
+        are not finite.
         """
-        given = torch.as_tensor(set_points, dtype=self.set_points.dtype, device=self.set_points.device)
+        values = torch.as_tensor(set_points, dtype=self.set_points.dtype, device=self.set_points.device)
         count, features = self.set_points.shape
-        if given.shape not in ((), (count,), (count, features)) or not bool(torch.isfinite(given).all()):
+        if values.shape not in ((), (count,), (count, features)) or not bool(torch.isfinite(values).all()):
             raise ValueError(
                 f"A schedule holds a finite number per layer [{count}], or per layer and feature [{count}, "
-                f"{features}]; got {tuple(given.shape)}."
+                f"{features}]; got {tuple(values.shape)}."
             )
-        given = given.unsqueeze(1) if given.ndim == 1 else given
-        return replace(self, set_points=given.expand(count, features).clone())  # type: ignore[type-var]
+        values = values.unsqueeze(1) if values.ndim == 1 else values
+        return replace(self, set_points=values.expand(count, features).clone())  # type: ignore[type-var]
 
     def edits(
         self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
     ) -> list[Edit]:
         """For each layer: read `resid_pre`, add to `resid_post` of the same block, on the same tokens.
 
-        Raises ValueError for relative_T and for `layer`, which mean nothing here, and for a T that is not finite.
+        Raises ValueError for relative_T and `layer`, which have no meaning here, and for a T that is not finite.
         """
         return self._feedback.edits(T, relative_T=relative_T, layer=layer)
 
     def portable(self) -> Feedback:
-        """The law and its numbers."""
+        """The control law and its parameters, as plain tensors."""
         own = self._feedback
         return Feedback(own.law, packed(own.params), *own.init_args()[2:])
 
     def steer(self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None) -> NoReturn:
-        """Raises ValueError: what is added depends on another site than the one that it is added to."""
+        """Raises ValueError: the control depends on another site than the one that it is added to."""
         Strength.of(T, relative_T)
         raise self._of_a_model("steer")
 
@@ -116,19 +119,19 @@ class FeedbackController(Method):
 
     def _of_a_model(self, verb: str) -> ValueError:
         return ValueError(
-            f"{type(self).__name__} has no {verb}: it measures what enters a block and adds to what leaves it, layer "
-            "after layer. Steer the model: ot.steering(model, method, T), ot.generate or ot.intervene."
+            f"{type(self).__name__} has no {verb}: it reads the input of each block and adds to its output. "
+            "Steer the model: ot.steering(model, method, T), ot.generate or ot.intervene."
         )
 
     @cached_property
     def _feedback(self) -> Feedback:
-        law, numbers, carries = self._law()
+        law, params, remembers = self._law()
         origin = self.origin
-        return Feedback(law, numbers, self.layers, origin.d_model, origin.processing, carries)
+        return Feedback(law, params, self.layers, origin.d_model, origin.processing, remembers)
 
     @abstractmethod
     def _law(self) -> tuple[Any, tuple[Any, ...], bool]:
-        """What `Feedback` takes: the law, its numbers, and whether it remembers from pass to pass."""
+        """For `Feedback`: the law, its parameters, and whether it keeps a state from pass to pass."""
 
 
 def contrastive_signal(
@@ -140,32 +143,35 @@ def contrastive_signal(
     blocks: Any,
     **reading: Any,
 ) -> Signal:
-    """v and ‖e‖ for each feature, read at the input of each of `layers` (None: all), at the last token. v = 0 where
-    e = 0 to rounding, as before the first block of prompts that end alike.
+    """v and ‖e‖ of each feature at the input of each of `layers` (None: all), at the last token. v = 0 where e = 0 to
+    rounding, for example before the first block for texts with the same last token.
 
-    Raises ValueError as `collect_layers` does, for no layers, for `also` that is no list of pairs, and where the sides
-    are alike at every layer.
+    Raises ValueError as `collect_layers` does, for no layers, for an `also` that is not a list of pairs, and for sides
+    with equal means at every layer.
     """
     if not isinstance(also, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in also):
         raise ValueError("also is a list of pairs, one for each further feature: also=[(desired2, undesired2)].")
-    wanted = sorted(layers_chosen(model, layers, blocks))
-    found, usual, acts = [], [], []
+    chosen = sorted(layers_chosen(model, layers, blocks))
+    differences, typical_norms, acts = [], [], []
     for sides in ((desired, undesired), *also):
-        acts = collect_layers(model, *sides, wanted, site="resid_pre", blocks=blocks, **reading)
-        found.append(torch.stack([each.desired.double().mean(0) - each.undesired.double().mean(0) for each in acts]))
-        usual.append(torch.tensor([each.origin.typical_norm for each in acts], dtype=torch.float64))
-    e = torch.stack(found, dim=1)
+        acts = collect_layers(model, *sides, chosen, site="resid_pre", blocks=blocks, **reading)
+        differences.append(
+            torch.stack([of_layer.desired.double().mean(0) - of_layer.undesired.double().mean(0) for of_layer in acts])
+        )
+        typical_norms.append(torch.tensor([of_layer.origin.typical_norm for of_layer in acts], dtype=torch.float64))
+    e = torch.stack(differences, dim=1)
     sizes = e.norm(dim=-1)
-    sizes = torch.where(sizes > ROUNDING * torch.stack(usual, dim=1), sizes, 0.0)  # texts that are the same ones
+    rounding = ROUNDING * torch.stack(typical_norms, dim=1)
+    sizes = torch.where(sizes > rounding, sizes, 0.0)
     if not bool((sizes > 0).any(0).all()):
         raise ValueError(
-            "The means of desired and undesired texts are the same at every layer: there is nothing to track."
+            "The means of desired and undesired texts are the same at every layer: pass other texts for one side."
         )
     directions = torch.where(sizes.unsqueeze(-1) > 0, e / sizes.unsqueeze(-1), 0.0)
     origin = replace(acts[0].origin, layer=None, hook_name=None, typical_norm=None)
-    return Signal(directions.float(), sizes.float(), tuple(wanted), origin)
+    return Signal(directions.float(), sizes.float(), tuple(chosen), origin)
 
 
-def doubled(loop: Some) -> Some:
-    """The loop with its set-points far enough from what the blocks do by themselves to show a mistake: for parity."""
+def doubled(loop: SomeController) -> SomeController:
+    """The loop with doubled set-points, for the parity table: far from the unsteered states a mistake shows."""
     return loop.tracking(2 * loop.set_points)

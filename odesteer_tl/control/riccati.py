@@ -4,7 +4,7 @@ For δz_{k+1} = A_k δz_k + u_k and the cost Σ (q‖δz_k‖² + r‖u_k‖²) 
 
     S_ℓ = q_f I,   K_k = (S_{k+1} + rI)⁻¹ S_{k+1} A_k,   S_k = qI + r A_kᵀ K_k,
 
-and with no control at a layer S_k = qI + A_kᵀ S_{k+1} A_k. δzᵀ S_k δz is the cost that is still to come.
+and with no control at a layer S_k = qI + A_kᵀ S_{k+1} A_k. δzᵀ S_k δz is the remaining cost.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,20 +19,20 @@ Square = Float[Tensor, "d_model d_model"]
 def gains(
     jacobians: Iterable[Square], q: float, r: float, q_f: float, controlled: Iterable[bool] | None = None
 ) -> Iterator[tuple[Square | None, Square]]:
-    """(K_k, S_k) for the A_k given, last layer first, in float64 where the device has it; K_k None where there is no
-    control, as `controlled` says in the same order (None: everywhere).
+    """(K_k, S_k) for each A_k, last layer first, in float64 if the device supports it. K_k is None at layers where
+    `controlled`, in the same order, is False (None: all are controlled).
 
-    Each A_k is asked for when its turn comes and then let go, so that only a few matrices exist at any time. K depends
-    on the ratios q : r : q_f alone. Raises ValueError for weights that are not positive.
+    Each A_k is computed when it is needed and then dropped, so only a few matrices exist at a time. K depends only on
+    the ratios q : r : q_f. Raises ValueError for weights that are not positive.
     """
     check_weights(q, r, q_f)
     S: Tensor | None = None
-    acts = None if controlled is None else iter(controlled)
-    for given in jacobians:
-        A = given if given.device.type == "mps" else given.double()
+    is_controlled = None if controlled is None else iter(controlled)
+    for jacobian in jacobians:
+        A = jacobian if jacobian.device.type == "mps" else jacobian.double()
         S = q_f * torch.eye(len(A), dtype=A.dtype, device=A.device) if S is None else S
         K: Tensor | None = None
-        if acts is None or next(acts):
+        if is_controlled is None or next(is_controlled):
             P = S.clone()
             P.diagonal().add_(r)
             K = torch.cholesky_solve(S @ A, torch.linalg.cholesky(P))
@@ -48,4 +48,4 @@ def check_weights(q: float, r: float, q_f: float) -> None:
     """Raise ValueError unless all three are positive, finite numbers."""
     for name, value in (("q", q), ("r", r), ("q_f", q_f)):
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise ValueError(f"{name} weighs a cost: a positive number, got {value!r}.")
+            raise ValueError(f"{name} is a weight of the cost, a positive number; got {value!r}.")

@@ -2,14 +2,14 @@
 
     u_k = K_p e_k + K_i Σ_{j≤k} e_j + K_d (e_k − e_{k−1}),   e_k = α_k v_k,   α_k = Tλ‖e_k‖ − v_kᵀz_k,
 
-measured at what enters block k, added to what leaves it; sum and difference run over the layers that are steered, from
-0 in every forward pass. There is no model of the blocks: h = −½α², and a proportional controller alone, K_i = K_d = 0,
-is activation addition that knows where it is to arrive.
+measured at the input of block k and added to its output; sum and difference run over the steered layers and start from
+0 in every forward pass. There is no model of the blocks: h = −½α². A proportional controller, K_i = K_d = 0, is
+activation addition towards a set-point.
 
-`parity=True` is the released code: the sum is set to 0, with the error of that layer, at layers 0, 10, 20, …, and
-neither sum nor error is reset between tokens, so that the first layer's difference is to the last layer's error of the
-pass before. What is remembered lasts as long as a block of `ot.steering` or an `ot.generate`, between passes that steer
-as many tokens, as they do with the KV cache on; in a graph, `ot.intervene` begins anew with every pass.
+`parity=True` is the released code: at layers 0, 10, 20, … the sum is set to 0, including the error of that layer.
+Neither sum nor error is reset between tokens, so the difference at the first layer is to the error of the last layer in
+the previous pass. This state lasts for a block of `ot.steering` or one `ot.generate`, between passes that steer equally
+many tokens, as with the KV cache on. In a graph, `ot.intervene` starts anew in every pass.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,15 +24,15 @@ from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import SET_POINTS, View
 from odesteer_tl.portable.feedback import proportional_integral_derivative
 
-FORGETS_EVERY = 10
-"""Layers after which the released code sets its sum to 0."""
+RESET_EVERY = 10
+"""The number of layers after which the released code sets its sum to 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class SPID(FeedbackController):
     """u_k = kp·e_k + ki·Σe + kd·Δe at each of `layers`, e_k = Σ (T·β*_k − v_kᵀz_k) v_k over the features.
 
-    Raises ValueError for coefficients that are not finite numbers, and where the tensors do not belong together.
+    Raises ValueError for coefficients that are not finite numbers, and for tensors whose shapes do not match.
     """
 
     view: ClassVar[View] = View(
@@ -72,21 +72,24 @@ class SPID(FeedbackController):
         progress: bool | None = None,
         blocks: Any = None,
     ) -> "SPID":
-        """Means of all texts at the inputs of the blocks: no Jacobians. The defaults are the source's for gemma-2-2b.
+        """Compute the means of all texts at the block inputs. The defaults are the source's for gemma-2-2b.
 
-        `layers` None: all blocks. `also`: more features (desired, undesired), whose errors are summed. The rest as for
-        `ot.collect`, which also says what is raised; ValueError too for coefficients that are not finite.
+        `layers` None: all blocks. `also`: more features (desired, undesired), whose errors are summed. The other
+        arguments are those of `ot.collect`. Raises ValueError as `ot.collect` does, and for coefficients that are not
+        finite.
         """
         _check_coefficients(kp, ki, kd)
         reading = {"batch_size": batch_size, "progress": progress}
         style = {"prepend_bos": prepend_bos, "chat_template": chat_template}
-        found = contrastive_signal(model, desired, undesired, also, layers, blocks, **reading, **style)
-        return cls(found.directions, found.sizes, found.layers, float(kp), float(ki), float(kd), found.origin, parity)
+        signal = contrastive_signal(model, desired, undesired, also, layers, blocks, **reading, **style)
+        return cls(
+            signal.directions, signal.sizes, signal.layers, float(kp), float(ki), float(kd), signal.origin, parity
+        )
 
     def _law(self) -> tuple[Any, tuple[Any, ...], bool]:
-        forgets = tuple(self.parity and layer % FORGETS_EVERY == 0 for layer in self.layers)
-        numbers = (self.directions, self.set_points, float(self.kp), float(self.ki), float(self.kd), forgets)
-        return proportional_integral_derivative, numbers, self.parity
+        resets = tuple(self.parity and layer % RESET_EVERY == 0 for layer in self.layers)
+        params = (self.directions, self.set_points, float(self.kp), float(self.ki), float(self.kd), resets)
+        return proportional_integral_derivative, params, self.parity
 
 
 def _check_coefficients(kp: float, ki: float, kd: float) -> None:

@@ -1,4 +1,4 @@
-"""Contrastive activations: what the model holds at one site on desired and on undesired text."""
+"""Contrastive activations: the activations at one site of desired and of undesired text."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from odesteer_tl._shapes import Position, Samples
-from odesteer_tl.data.degeneracy import check_apart, doubts
+from odesteer_tl.data.degeneracy import check_apart, warnings_about
 from odesteer_tl.data.field_types import check_fields
 from odesteer_tl.data.storage import read_tree, write_tree
-from odesteer_tl.data.tokens import Met, Tokenised, mask_of_lengths, read_sites, warn_of_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, mask_of_lengths, read_sites, warn_of_sinks
 
 Processing = Literal["raw", "folded", "centred", "unknown"]
-"""What was done to the weights. `centred` (TransformerLens' center_writing_weights) changes the residual stream:
-its mean over d_model is removed. `folded` (fold_ln, fold_value_biases) leaves it as it is."""
+"""How the weights were processed. `centred` (TransformerLens' center_writing_weights) changes the residual stream: it
+removes the mean over d_model. `folded` (fold_ln, fold_value_biases) does not change it."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where fitted numbers are valid: site, model, weight processing, and the usual length of an activation there."""
+    """Where a fit is valid: site, model and weight processing, with the median activation norm at that site."""
 
     d_model: int | None = None
     layer: int | None = None
@@ -36,14 +36,15 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class ContrastiveActivations:
-    """Desired and undesired activations at one site, with where they came from.
+    """Desired and undesired activations at one site, with their model, site and tokens.
 
     `desired` [n_desired, d_model] and `undesired` [n_undesired, d_model]: finite, any float dtype.
     `paired`: row i of both sides answers the same query. `groups`: per side, an id per row; rows of one id stay on one
     side of a `split`. `rewards`: per side, a score per row. `queries` [n_pairs, d_model]: the activation of each
-    pair's query. `tokens`: what was read, per side, so that another backend can read the same.
+    pair's query. `tokens`: the texts as they were read, per side, so that another backend can read the same.
 
-    Raises ValueError: empty side, unequal widths, NaN or inf, pairs, groups, rewards or queries of another length.
+    Raises ValueError for an empty side, unequal widths, NaN or inf, and pairs, groups, rewards or queries of another
+    length.
     """
 
     desired: Float[Tensor, "n_desired d_model"]
@@ -60,7 +61,7 @@ class ContrastiveActivations:
     tokens: tuple[Tokenised, Tokenised] | None = None
 
     _checked: ClassVar[bool] = False
-    """Whether `check` has passed, for these activations or for those that they are a part of."""
+    """Whether `check` has passed for these activations, or for those that they were split from."""
 
     def __post_init__(self) -> None:
         for name in ("desired", "undesired"):
@@ -86,8 +87,8 @@ class ContrastiveActivations:
                 sides = tuple(torch.as_tensor(side) for side in sides)
                 object.__setattr__(self, name, sides)
             if sides is not None and tuple(len(side) for side in sides) != sizes:
-                found = tuple(len(side) for side in sides)
-                raise ValueError(f"{name} needs one value per row of (desired, undesired): {sizes}, got {found}.")
+                lengths = tuple(len(side) for side in sides)
+                raise ValueError(f"{name} needs one value per row of (desired, undesired): {sizes}, got {lengths}.")
         if self.queries is not None and (not self.paired or self.queries.shape != self.desired.shape):
             shape = tuple(self.queries.shape)
             raise ValueError(
@@ -100,13 +101,13 @@ class ContrastiveActivations:
 
     @property
     def origin(self) -> Origin:
-        """The site and model of these activations, with their median norm, as fitted methods remember it."""
+        """Site, model and median norm of these activations, as fitted methods keep them."""
         norms = torch.cat([side.float().norm(dim=1) for side in (self.desired, self.undesired)])
         shared = {f.name: getattr(self, f.name) for f in fields(Origin) if hasattr(self, f.name)}
         return Origin(d_model=self.desired.shape[1], typical_norm=float(norms.median()), **shared)
 
     def check(self, name: str = "A fit", least: int = 1, stacklevel: int = 3) -> None:
-        """What every fit asks first, by the `name` of its method: that there is something to be fitted.
+        """Check that the two sides can be told apart. Every fit calls this first; `name` is its method in the errors.
 
         Raises ValueError for fewer than `least` activations on a side, and for sides that are the same. Warns, once for
         these activations, of sides without spread, repeated rows, norms of another size and rows on both sides.
@@ -121,8 +122,8 @@ class ContrastiveActivations:
             return
         check_apart(self.desired, self.undesired)
         object.__setattr__(self, "_checked", True)
-        for doubt in doubts(self.desired, self.undesired):
-            warnings.warn(doubt, stacklevel=stacklevel)
+        for text in warnings_about(self.desired, self.undesired):
+            warnings.warn(text, stacklevel=stacklevel)
 
     @classmethod
     def from_caches(
@@ -141,17 +142,17 @@ class ContrastiveActivations:
     ) -> "ContrastiveActivations":
         """Read two `ActivationCache`s of `run_with_cache` at `blocks.{layer}.hook_resid_post`.
 
-        A cache carries no mask, and lists of texts are right-padded by default, so that index -1 of a shorter row is
-        a pad. A cache of more than one row therefore needs its rows' numbers of real tokens (`*_lengths`,
-        right-padded) or masks, or an index as `position`, which then counts columns. `position` is "last" unless said.
-        Attention sinks are treated as in `ot.collect`; a mask that is False at the first token leaves that out.
-        `provenance` sets `paired`, `groups`, `model_name`, `processing` and the other fields. Reading with "all" makes
-        each text a group. Raises ValueError where the site is not in a cache or the lengths are missing or do not fit.
+        A cache carries no mask, and lists of texts are right-padded by default, so index -1 of a shorter row is a
+        pad. A cache of several rows therefore needs the number of real tokens per row (`*_lengths`, right-padded),
+        masks, or an index as `position`, which then counts columns. The default `position` is "last". Attention sinks
+        are treated as in `ot.collect`; a mask that is False at the first token leaves that token out. `provenance`
+        sets `paired`, `groups`, `model_name`, `processing` and the other fields. With "all" each text is a group.
+        Raises ValueError where the site is not in a cache, and where the lengths are missing or do not fit.
         """
         hook_name = f"blocks.{layer}.hook_resid_post"
         explicit = isinstance(position, int)
         position = "last" if position is None else position
-        sides, rows, met = [], [], []
+        sides, rows, sites = [], [], []
         for name, cache, lengths, mask in (
             ("desired", desired_cache, desired_lengths, desired_mask),
             ("undesired", undesired_cache, undesired_lengths, undesired_mask),
@@ -167,43 +168,42 @@ class ContrastiveActivations:
             elif mask.shape != values.shape[:2]:
                 raise ValueError(f"{name}_mask is {tuple(mask.shape)}, the cache {tuple(values.shape[:2])}.")
             mask = mask.bool().cpu()
-            (samples,), row, (seen,) = read_sites([values], mask, mask, position, keep_sinks)
+            (samples,), row, site = read_sites([values], mask, mask, position, keep_sinks)
             sides.append(samples)
             rows.append(row)
-            met.append(seen)
+            sites += site
         if not keep_sinks:
-            both = Met(*(torch.cat(part) for part in zip(*met, strict=True)))
+            both = SiteTokens(*(torch.cat(parts) for parts in zip(*sites, strict=True)))
             warn_of_sinks([both], [hook_name], position, lambda hit, most: "", stacklevel=2)
         if position == "all":
-            apart = 0 if provenance.get("paired") else int(rows[0].max()) + 1
-            provenance.setdefault("groups", (rows[0], rows[1] + apart))
+            offset = 0 if provenance.get("paired") else int(rows[0].max()) + 1
+            provenance.setdefault("groups", (rows[0], rows[1] + offset))
         cfg = getattr(getattr(desired_cache, "model", None), "cfg", None)
         provenance.setdefault("model_name", str(getattr(cfg, "model_name", "") or ""))
         provenance.setdefault("processing", processing_seen_in(torch.cat(sides), desired_cache[hook_name].dtype))
         return cls(*sides, layer=layer, hook_name=hook_name, position=position, **provenance)
 
     def split(self, seed: int = 0, fraction: float = 0.8) -> tuple["ContrastiveActivations", "ContrastiveActivations"]:
-        """Part the rows at random into (fit, held out), `fraction` of them in the first.
+        """Split the rows at random into (fit, held out), with `fraction` of them in the first part.
 
-        Pairs stay together, and so do the rows of a group. Same seed, same parting; the global generator is not moved.
-        Raises ValueError where a part would have an empty side.
+        Pairs and groups stay together. `seed` alone decides. Raises ValueError where a part would have an empty side.
         """
         generator = torch.Generator().manual_seed(seed)
 
-        def chosen(ids: Int[Tensor, " n"]) -> Int[Tensor, " chosen"]:
+        def draw(ids: Int[Tensor, " n"]) -> Int[Tensor, " chosen"]:
             unique = ids.unique()
             order = unique[torch.randperm(len(unique), generator=generator)]
             return order[: round(fraction * len(unique))]
 
         if self.groups is not None:
-            kept = chosen(torch.cat(self.groups))
-            masks = [torch.isin(side, kept) for side in self.groups]
+            fit_ids = draw(torch.cat(self.groups))
+            masks = [torch.isin(side, fit_ids) for side in self.groups]
             if self.paired and not torch.equal(*masks):
                 raise ValueError("The two members of a pair carry different groups: give each pair one group.")
         else:
             ids = [torch.arange(len(side)) for side in (self.desired, self.undesired)]
-            first = torch.isin(ids[0], chosen(ids[0]))
-            masks = [first, first if self.paired else torch.isin(ids[1], chosen(ids[1]))]
+            first = torch.isin(ids[0], draw(ids[0]))
+            masks = [first, first if self.paired else torch.isin(ids[1], draw(ids[1]))]
         if any(bool(mask.all()) or not bool(mask.any()) for mask in masks):
             raise ValueError(f"fraction={fraction} leaves a part without desired or undesired rows.")
         return self._take(*masks), self._take(*(~mask for mask in masks))
@@ -223,13 +223,13 @@ class ContrastiveActivations:
         return part
 
     def save(self, folder: str | Path) -> None:
-        """Write everything to `folder` as safetensors and JSON, all of it or nothing; raises as `ot.save` does."""
+        """Write all fields to `folder` as safetensors and JSON, or nothing at all. Raises as `ot.save` does."""
         check_fields(type(self), values := {f.name: getattr(self, f.name) for f in fields(self)})
         write_tree(folder, {"class": "ContrastiveActivations"} | values)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ContrastiveActivations":
-        """Read what `save` wrote. Raises ValueError where the folder holds something else, or was changed since."""
+        """Read what `save` wrote. Raises ValueError where the folder holds something else or was changed after that."""
         tree = read_tree(folder)
         if tree.pop("class", None) != "ContrastiveActivations" or set(tree) != {f.name for f in fields(cls)}:
             raise ValueError(f"{folder} holds no ContrastiveActivations; fitted methods are read with ot.load.")

@@ -1,4 +1,4 @@
-"""Whether plain values read from a file are of the kinds that a dataclass says of its fields."""
+"""Check that plain values read from a file have the types that a dataclass declares for its fields."""
 
 import types
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (s
 
 
 def check_fields(cls: type, values: Mapping[str, Any]) -> None:
-    """Raise ValueError for a value of another kind than its field: a string for a number, true for 1. Tensors and
-    objects are judged by the classes themselves."""
+    """Raise ValueError for a value of another type than its field: a string for a number, true for 1. Tensors and
+    objects are checked by the classes themselves."""
     hints = get_type_hints(cls)
     for name, value in values.items():
         if name in hints and not _fits(value, hints[name]):
@@ -19,9 +19,9 @@ def check_fields(cls: type, values: Mapping[str, Any]) -> None:
 def _fits(value: Any, hint: Any) -> bool:
     kind = get_origin(hint)
     if kind in (Union, types.UnionType):
-        return any(_fits(value, each) for each in get_args(hint))
+        return any(_fits(value, option) for option in get_args(hint))
     if kind is Literal:
-        return any(value == each and type(value) is type(each) for each in get_args(hint))
+        return any(value == option and type(value) is type(option) for option in get_args(hint))
     if hint in (None, types.NoneType):
         return value is None
     if hint in _PLAIN:

@@ -1,4 +1,4 @@
-"""What a tree of plain values and tensors may hold when it is kept in a file, and how its text is read."""
+"""Checks of a tree of plain values and tensors before it is written to a file, and reading its JSON text."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 MOST_DEPTH = 64
-"""Of values within values."""
+"""The deepest nesting of values that is written or read."""
 
 
 def parsed(text: str) -> Any:
-    """What JSON says. Raises ValueError for names that stand twice, and for NaN and Infinity, which are no JSON."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    """The value of a JSON text. Raises ValueError for names given twice, and for NaN and Infinity."""
+    return json.loads(text, object_pairs_hook=_with_unique_names, parse_constant=_refuse_constant)
 
 
 def check_finite(plain: Any, tensors: dict[str, Tensor], whose: str) -> None:
@@ -28,7 +28,7 @@ def check_finite(plain: Any, tensors: dict[str, Tensor], whose: str) -> None:
             numbers = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
             finite = not tensor.is_floating_point() or bool(torch.isfinite(numbers).all())
         except RuntimeError as error:  # 65 axes, or a type of numbers that torch can only hold
-            raise ValueError(f"{whose} holds {tensor.dtype} in {where}, which torch cannot look at: {error}") from error
+            raise ValueError(f"{whose} holds {tensor.dtype} in {where}, which torch cannot check: {error}") from error
         if not finite:
             raise ValueError(f"{whose} holds NaN or inf in {where}: fit again on finite numbers.")
 
@@ -42,20 +42,19 @@ def check_finite(plain: Any, tensors: dict[str, Tensor], whose: str) -> None:
 
 
 def check_depth(plain: Any, whose: str | Path) -> None:
-    """Raise ValueError, beginning with `whose`, for values within values deeper than `MOST_DEPTH`; needs no recursion
-    of its own."""
+    """Raise ValueError, beginning with `whose`, for values nested deeper than `MOST_DEPTH`. It does not recurse."""
     level, depth = [plain], 0
     while level:
         if depth > MOST_DEPTH:
-            raise ValueError(f"{whose} holds values within values deeper than {MOST_DEPTH}, the most that is read.")
+            raise ValueError(f"{whose} holds values nested deeper than {MOST_DEPTH}, the most that is read.")
         inner = [value.values() if isinstance(value, dict) else value for value in level if type(value) in (dict, list)]
         level, depth = [value for values in inner for value in values], depth + 1
 
 
 def as_kept(tensor: Tensor, name: str) -> Tensor:
-    """A tensor as it goes into a file: on the CPU, whole, sharing its memory with no other.
+    """A copy of the tensor to be written: on the CPU, contiguous, sharing memory with no other tensor.
 
-    Raises ValueError for one that has no numbers of its own (meta), or not all of them (sparse, nested, quantised).
+    Raises ValueError for a tensor without numbers (meta) and for sparse, nested and quantised ones.
     """
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else str(tensor.layout)
@@ -64,16 +63,16 @@ def as_kept(tensor: Tensor, name: str) -> Tensor:
 
 
 def tree_digest(plain: Any) -> str:
-    """SHA-256 of the plain values, whatever the order of their names."""
+    """SHA-256 of the plain values; the order of their names does not matter."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one place")
-    return found
+def _with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name occurs twice in one place")
+    return values
 
 
-def _no_number(text: str) -> None:
+def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is no number")

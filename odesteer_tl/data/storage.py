@@ -1,8 +1,8 @@
-"""Folders of numbers: a tree of plain values and tensors, kept as `config.json` beside one file of tensors.
+"""Saved folders: a tree of plain values and tensors, kept as `config.json` beside one file of tensors.
 
-Nothing here pickles, and nothing that is read can execute. A save is whole or has not happened: the tensors go into a
-file of a new name, then `config.json`, which names that file, takes the place of the old one at once. Digests of both
-tell a damaged folder at load.
+Nothing is pickled, and reading executes nothing. A save is atomic: the tensors go into a file of a new name, then
+`config.json`, which names that file, replaces the old one in one step. Digests of both files reveal a damaged folder
+at load.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from odesteer_tl.data.plain_trees import as_kept, check_depth, check_finite, par
 from odesteer_tl.data.targets import MOST_BYTES, TENSORS, UNFINISHED, check_target, is_format, readable_name
 
 FORMAT = 2
-"""Version of the layout; a reader refuses what it does not know. 1 had no digests, and tensors.safetensors."""
+"""Version of the layout; unknown versions are refused. Version 1 had no digests, and tensors in tensors.safetensors."""
 
 MOST_TENSORS = 10_000
-"""Of a file of them that is written or read."""
+"""The most tensors in a file that is written or read."""
 
-_FORGOTTEN = 3600.0
-"""Seconds after which a file that no save has finished, or none names, is taken away by the next save."""
+_ABANDONED_AFTER = 3600.0
+"""Seconds. A save deletes unfinished and unnamed files of this package that are older than that."""
 
 
 def write_tree(folder: str | Path, tree: dict[str, Any], try_out: Callable[[], Any] | None = None) -> None:
     """Write `tree` (dicts, lists, str, int, float, bool, None, tensors) into `folder`, in place of the one there.
 
-    Raises ValueError as `check_target` does and for what `read_tree` would refuse, such as a number that is not finite;
-    OSError where the disc refuses; and whatever `try_out`, called before anything is written, raises. The tree that was
-    there is whole then.
+    Raises ValueError as `check_target` does, and for a tree that `read_tree` would refuse, for example one with a
+    number that is not finite; OSError where the disk refuses; and whatever `try_out` raises, which is called before
+    anything is written. After an error the old tree is still complete.
     """
     from safetensors.torch import save_file
 
@@ -60,7 +60,7 @@ def write_tree(folder: str | Path, tree: dict[str, Any], try_out: Callable[[], A
     folder.mkdir(parents=True, exist_ok=True)
     name = f"tensors-{secrets.token_hex(8)}.safetensors"
     unfinished = [folder / f".{secrets.token_hex(8)}.tmp" for _ in range(2)]
-    before = _named(folder)
+    before = _tensor_file(folder)
     try:
         try:
             save_file(tensors, unfinished[0])
@@ -83,14 +83,14 @@ def write_tree(folder: str | Path, tree: dict[str, Any], try_out: Callable[[], A
     finally:
         for file in unfinished:
             file.unlink(missing_ok=True)
-    _tidy(folder, {before} - {name, None})
+    _delete_old_files(folder, {before} - {name, None})
 
 
 def read_tree(folder: str | Path) -> dict[str, Any]:
     """Read what `write_tree` wrote.
 
-    Raises ValueError where the folder holds no such tree, or one of another format, where any of it was changed,
-    damaged, or larger than what is read (`MOST_BYTES`, `MOST_DEPTH`, `MOST_TENSORS`), and where the disc refuses.
+    Raises ValueError where the folder holds no such tree or one of another format, where any part was changed, is
+    damaged, or exceeds the limits (`MOST_BYTES`, `MOST_DEPTH`, `MOST_TENSORS`), and where the disk refuses.
     """
     try:
         return _read_tree(readable_name(folder))
@@ -99,12 +99,12 @@ def read_tree(folder: str | Path) -> dict[str, Any]:
 
 
 def _read_tree(folder: Path) -> dict[str, Any]:
-    for left in range(20, -1, -1):
+    for retries in range(20, -1, -1):
         plain, name, digest = _config(folder)
         try:
             tensors = _tensors(folder / name, digest)
-        except FileNotFoundError as gone:  # a save has put another in its place since
-            if not left or _config(folder)[1] == name:
+        except FileNotFoundError as gone:  # another save has replaced it meanwhile
+            if not retries or _config(folder)[1] == name:
                 raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no {name}.") from gone
             time.sleep(0.01)
         else:
@@ -133,7 +133,7 @@ def _read_tree(folder: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], str, str | None]:
-    """The tree without its tensors, the name of their file, and its digest, None in format 1."""
+    """The tree without its tensors, the name of the tensor file, and its digest (None in format 1)."""
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no config.json.")
@@ -146,15 +146,15 @@ def _config(folder: Path) -> tuple[dict[str, Any], str, str | None]:
         raise ValueError(f"{folder} cannot be read: {error}") from error
     if not is_format(config):
         raise ValueError(f"{folder} is not a saved odesteer_tl folder: its config.json is of something else.")
-    found = config["format"]
-    if found == 1 and isinstance(config.get("tree"), dict):
+    version = config["format"]
+    if version == 1 and isinstance(config.get("tree"), dict):
         plain, name, digest = config["tree"], "tensors.safetensors", None
-    elif found == FORMAT and set(config) == {"format", "tensors", "sha256", "tree", "tree_sha256"}:
+    elif version == FORMAT and set(config) == {"format", "tensors", "sha256", "tree", "tree_sha256"}:
         plain, name, digest = config["tree"], config["tensors"], config["sha256"]
         if not TENSORS.fullmatch(str(name)) or not isinstance(digest, str):
             raise ValueError(f"{file} is damaged: it names no tensors of this package. Save the method again.")
     else:
-        raise ValueError(f"{file} has format {found}; this version of odesteer_tl reads formats 1 and {FORMAT}.")
+        raise ValueError(f"{file} has format {version}; this version of odesteer_tl reads formats 1 and {FORMAT}.")
     check_depth(plain, file)
     if digest is not None and config["tree_sha256"] != tree_digest(plain):
         raise ValueError(f"{file} was changed or damaged since it was saved (its digest differs): save it again.")
@@ -173,29 +173,29 @@ def _tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
             names = list(opened.keys())
             if len(names) > MOST_TENSORS:
                 raise ValueError(f"it holds {len(names):,} tensors; the most that is read is {MOST_TENSORS:,}")
-            # Copies: what safetensors returns is the file itself, and changes or fails with it.
+            # Copies: the tensors of safetensors are views of the file, and change or fail with it.
             return {name: opened.get_tensor(name).clone() for name in names}
-    except Exception as error:  # safetensors has an error of its own for a file that is gone
+    except Exception as error:  # safetensors raises its own error for a missing file
         if not file.exists():
             raise FileNotFoundError(file) from error
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
-def _tidy(folder: Path, done: set[Any]) -> None:
-    """Take away the tensors of the save before, and what saves that were killed have left."""
-    kept, now = _named(folder), time.time()
+def _delete_old_files(folder: Path, old_files: set[Any]) -> None:
+    """Delete the tensors of the previous save, and files that killed saves have left."""
+    current, now = _tensor_file(folder), time.time()
     for file in folder.iterdir():
-        ours = TENSORS.fullmatch(file.name) or UNFINISHED.fullmatch(file.name)
+        is_ours = TENSORS.fullmatch(file.name) or UNFINISHED.fullmatch(file.name)
         try:
-            forgotten = ours and file.name != kept and now - file.lstat().st_mtime > _FORGOTTEN
-            if forgotten or (file.name in done and file.name != kept):
+            abandoned = is_ours and file.name != current and now - file.lstat().st_mtime > _ABANDONED_AFTER
+            if abandoned or (file.name in old_files and file.name != current):
                 file.unlink()
-        except OSError:  # another save was faster, or a reader holds it open: the next save will
+        except OSError:  # another save has deleted it, or a reader holds it open: the next save tries again
             continue
 
 
-def _named(folder: Path) -> str | None:
-    """The file of tensors that the folder's `config.json` names."""
+def _tensor_file(folder: Path) -> str | None:
+    """The tensor file that the folder's `config.json` names; None where it names none."""
     try:
         return _config(folder)[1]
     except ValueError:
@@ -203,7 +203,7 @@ def _named(folder: Path) -> str | None:
 
 
 def _check_size(plain: Any, tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError for more than is read, before the folder is touched."""
+    """Raise ValueError for a tree that exceeds the limits of reading, before the folder is touched."""
     whose = "What is to be saved"
     check_depth(plain, whose)
     try:

@@ -1,4 +1,4 @@
-"""Which folders a save may write to: none that holds what another program has put there."""
+"""Which folders a save may write to: never one that holds files of another program."""
 
 import json
 import os
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 2**24
-"""Of a `config.json` that is written or read."""
+"""The largest `config.json` that is written or read."""
 
 MOST_FOLDERS = 100
-"""Within folders, of a folder that is written to: making them takes Python a call each."""
+"""The most parent folders of a folder that is written to: Python makes them by recursion."""
 
 TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp|\.tmp[0-9A-Za-z]{6}")
-"""What a save that was killed leaves: a file of ours, or the one that safetensors writes before it takes its name."""
+"""Unfinished files of a killed save: one of this package, or the temporary file of safetensors."""
 
 
 def check_target(folder: str | Path) -> None:
-    """Raise ValueError where a tree is not to be written: no name, a file, or a folder of something else, such as a
-    model, whose own `config.json` would be lost. Raises OSError where the disc does not let it be looked at."""
+    """Raise ValueError where a tree must not be written: for no name, a file, and a folder of something else, such as a
+    model, whose own `config.json` would be lost. Raises OSError where the disk refuses to be read."""
     folder = readable_name(folder)
     if len(folder.parts) > MOST_FOLDERS:
         raise ValueError(f"{folder} lies within more than {MOST_FOLDERS} folders: choose another folder.")
@@ -31,7 +31,7 @@ def check_target(folder: str | Path) -> None:
     if os.path.lexists(config):
         if not config.is_file() or not _is_ours(config):
             raise ValueError(f"{folder} holds a config.json of something else, such as a model: choose another folder.")
-    elif folder.is_dir() and any(map(_of_others, folder.iterdir())):
+    elif folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise ValueError(f"{folder} holds other files: choose a new folder, or an empty one.")
 
 
@@ -43,18 +43,18 @@ def _is_ours(config: Path) -> bool:
 
 
 def is_format(config: Any) -> bool:
-    """Whether what a `config.json` holds is of this package, in any version of the layout."""
+    """Whether a `config.json` was written by this package, in any version of the layout."""
     return isinstance(config, dict) and type(config.get("format")) is int and isinstance(config.get("tree"), dict)
 
 
-def _of_others(file: Path) -> bool:
-    """Whether a file of a folder is none that a save, which may be at work, has put there."""
+def _is_foreign(file: Path) -> bool:
+    """Whether no save of this package, finished or not, has written the file."""
     name = file.name
     return name != "config.json" and not TENSORS.fullmatch(name) and not UNFINISHED.fullmatch(name)
 
 
 def readable_name(folder: str | Path) -> Path:
-    """The folder, where it has a name that all readers take. Raises ValueError where it has none."""
+    """The folder as a path. Raises ValueError for an empty name, and for one that safetensors cannot open."""
     if not str(folder):
         raise ValueError('The folder has no name: "" was given. For the current folder type ".".')
     try:

@@ -1,4 +1,4 @@
-"""Tokens of a batch of texts, and which of them is read: decided once, here. Padding is never read."""
+"""Tokens of a batch of texts, and which of them are read. Only this file decides that. Padding is never read."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from odesteer_tl.portable.attention_sinks import kept_of, norms_of, sinks_among
 
 
 class Tokenised(NamedTuple):
-    """Token ids with the mask of the real ones: pads are False, on whichever side they are."""
+    """Token ids, and the mask of the real ones: False at pads, on either side."""
 
     tokens: TokenIds
     mask: TokenMask
 
 
-class Met(NamedTuple):
-    """What was met at one site, the real tokens of all texts in a row: their norms, which are attention sinks, which
-    `position` names, and which were read."""
+class SiteTokens(NamedTuple):
+    """The real tokens of all texts at one site, concatenated: the norm of each, and whether it is an attention sink,
+    is `named` by the position, and was `read`."""
 
     norms: Float[Tensor, " n"]
     sinks: Bool[Tensor, " n"]
@@ -29,10 +29,10 @@ class Met(NamedTuple):
     read: Bool[Tensor, " n"]
 
 
-def named(mask: TokenMask, position: Position) -> TokenMask:
-    """The tokens of `mask` that `position` names: "last" and an index one of each row, "mean" and "all" all of them.
+def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
+    """The tokens of `mask` that `position` names: one per row for "last" and an index, all for "mean" and "all".
 
-    Raises ValueError for a row without tokens or too short for the index, and for another position.
+    Raises ValueError for a row without tokens, a row too short for the index, and an unknown position.
     """
     lengths = mask.sum(1)
     if (lengths == 0).any():
@@ -50,19 +50,19 @@ def named(mask: TokenMask, position: Position) -> TokenMask:
     return mask & (mask.cumsum(1) == nth.unsqueeze(1))
 
 
-def taken(values: Residual, where: TokenMask, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:
-    """The activations of the tokens of `where`, or with "mean" the mean of each row's, and the row of each."""
+def select(values: Residual, mask: TokenMask, position: Position) -> tuple[Samples, Int[Tensor, " n"]]:
+    """The activations at the tokens of `mask`, and the row of each; with "mean" the mean over each row's tokens."""
     if position == "mean":
-        real = values.masked_fill(~where.unsqueeze(-1), 0)  # a pad may hold NaN, which no weight of 0 removes
-        return real.sum(1) / where.sum(1, keepdim=True).to(values.dtype), torch.arange(len(where), device=where.device)
-    found = where.nonzero(as_tuple=True)
-    return values[found], found[0]
+        real = values.masked_fill(~mask.unsqueeze(-1), 0)  # a pad may hold NaN, which no weight of 0 removes
+        return real.sum(1) / mask.sum(1, keepdim=True).to(values.dtype), torch.arange(len(mask), device=mask.device)
+    rows, columns = mask.nonzero(as_tuple=True)
+    return values[rows, columns], rows
 
 
 def mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) -> TokenMask:
-    """The real tokens of a cache whose rows are padded on the right; `name` is the side's.
+    """The mask of real tokens of a cache whose rows are padded on the right; `name` is that of the side.
 
-    Raises ValueError for lengths that do not fit, or that are missing where more than one row is not read at an
+    Raises ValueError for lengths that do not fit, and for missing lengths where several rows are read without an
     `explicit` index.
     """
     batch, pos, _ = values.shape
@@ -81,62 +81,68 @@ def mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) -
 
 def without_sinks(
     norms: Sequence[Float[Tensor, "batch pos"]], mask: TokenMask, read: TokenMask, position: Position, keep: bool
-) -> tuple[list[TokenMask], list[Met]]:
-    """Which tokens are read at each site of a batch, by their norms there, and what was met.
+) -> tuple[list[TokenMask], list[SiteTokens]]:
+    """Per site of a batch, the tokens to read and the `SiteTokens`; attention sinks are told by their norms.
 
-    `mask`: the real tokens, `read`: those of them that may be read. "mean" leaves out the sinks of its own site; "all",
-    whose rows are to be the same at all sites, what is a sink at any of them. `keep`: nothing is left out.
+    `mask`: the real tokens; `read`: those of them that may be read. "mean" leaves out the sinks of each site. "all"
+    leaves out the sinks of any site, as its rows must be the same at all sites. `keep`: no sink is left out.
     """
-    wanted = named(read, position)
-    sinks = [sinks_among(each, mask) for each in norms]
-    where = [wanted for _ in sinks]
+    named = tokens_at(read, position)
+    sinks = [sinks_among(of_site, mask) for of_site in norms]
+    masks = [named for _ in sinks]
     if position == "all" and not keep:
-        where = [kept_of(wanted, torch.stack(sinks).any(0)) for _ in sinks]
+        masks = [kept_of(named, torch.stack(sinks).any(0)) for _ in sinks]
     elif position == "mean" and not keep:
-        where = [kept_of(wanted, each) for each in sinks]
-    met = [
-        Met(*(each[mask] for each in parts)) for parts in zip(norms, sinks, [wanted] * len(where), where, strict=True)
-    ]
-    return where, met
+        masks = [kept_of(named, of_site) for of_site in sinks]
+    columns = zip(norms, sinks, [named] * len(masks), masks, strict=True)
+    return masks, [SiteTokens(*(values[mask] for values in column)) for column in columns]
 
 
 def read_sites(
     values: Sequence[Residual], mask: TokenMask, read: TokenMask, position: Position, keep: bool
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-    """The activations at several sites of one batch, as `without_sinks` says, the row of each, and what was met."""
-    where, met = without_sinks([norms_of(each) for each in values], mask, read, position, keep)
-    found = [taken(each, chosen, position) for each, chosen in zip(values, where, strict=True)]
-    return [samples for samples, _ in found], found[0][1], met
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+    """The activations at several sites of one batch without sinks, the row of each, and the `SiteTokens` per site."""
+    masks, tokens = without_sinks([norms_of(of_site) for of_site in values], mask, read, position, keep)
+    selected = [select(of_site, chosen, position) for of_site, chosen in zip(values, masks, strict=True)]
+    return [samples for samples, _ in selected], selected[0][1], tokens
 
 
 def warn_of_sinks(
-    met: Sequence[Met], places: Sequence[str], position: Position, shown: Callable[[Tensor, int], str], stacklevel: int
+    sites: Sequence[SiteTokens],
+    names: Sequence[str],
+    position: Position,
+    shown: Callable[[Tensor, int], str],
+    stacklevel: int,
 ) -> None:
-    """Warn of the sinks that `position` met at the site with most of them: how many, which, what norms, what to type.
+    """Warn of the attention sinks that `position` names, at the site with most of them: number, norms, what to type.
 
-    `shown` writes some of the tokens that a mask points at, such as " ('The', ' ')", or nothing.
+    `names` are those of the sites. `shown` writes some of the tokens of a mask, such as " ('The', ' ')", or nothing.
     """
-    counts = [int((each.sinks & each.named).sum()) for each in met]
-    most = max(range(len(met)), key=counts.__getitem__)
-    if counts[most] == 0:
+    counts = [int((site.sinks & site.named).sum()) for site in sites]
+    worst = max(range(len(sites)), key=counts.__getitem__)
+    if counts[worst] == 0:
         return
-    norms, sinks, wanted, read = met[most]
-    hit = sinks & wanted
-    sizes = f"of norm {float(norms[hit].median()):,.4g} where the others have {float(norms[~sinks].median()):,.4g}"
+    norms, sinks, named, read = sites[worst]
+    named_sinks = sinks & named
+    sizes = (
+        f"of norm {float(norms[named_sinks].median()):,.4g} where the others have {float(norms[~sinks].median()):,.4g}"
+    )
     others = sum(count > 0 for count in counts) - 1
-    where = places[most] + (f" (and {others} more of the sites read)" if others else "")
-    what = f"{int(hit.sum())} of the {int(wanted.sum())} tokens that position={position!r} names"
-    said = f"At {where} {what} are attention sinks{shown(hit, 3)}, {sizes}: "
+    place = names[worst] + (f" (and {others} more of the sites read)" if others else "")
+    share = f"{int(named_sinks.sum())} of the {int(named.sum())} tokens that position={position!r} names"
+    message = f"At {place} {share} are attention sinks{shown(named_sinks, 3)}, {sizes}: "
     if position in ("mean", "all"):
-        kept = int((hit & read).sum())
-        said += "they are left out. " if kept < counts[most] else "they are read all the same. "
-        said += f"{kept} of them are read, as their texts have nothing else. " if 0 < kept < counts[most] else ""
-        said += (
+        n_read = int((named_sinks & read).sum())
+        message += "they are left out. " if n_read < counts[worst] else "they are read all the same. "
+        message += (
+            f"{n_read} of them are read, as their texts have nothing else. " if 0 < n_read < counts[worst] else ""
+        )
+        message += (
             "keep_sinks=True reads them with the others; skip=1 leaves out the first token of every text, sink or not."
         )
     else:
-        said += (
-            "what is fitted on them is about the sink and not about the text. Read another position, or put text "
-            "before the token that is read; keep_sinks=True says that you mean it."
+        message += (
+            "a fit on them describes the sink and not the text. Read another position, or put text before the token "
+            "that is read; pass keep_sinks=True to read them without this warning."
         )
-    warnings.warn(said, stacklevel=stacklevel + 1)
+    warnings.warn(message, stacklevel=stacklevel + 1)

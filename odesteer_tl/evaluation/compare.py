@@ -1,4 +1,4 @@
-"""`ot.compare`: fit all, check each one's own conditions, and judge what they make a model write."""
+"""`ot.compare`: fit the methods, check them on held-out activations, and judge the texts that they generate."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,39 +30,40 @@ def compare(
     max_new_tokens: int = 32,
     progress: Callable[[str], None] = lambda said: None,
 ) -> Comparison:
-    """Fit `methods`, check them on held-out activations and, where there is a `judge`, on what the model writes.
+    """Fit `methods`, check them on held-out activations and, with a `judge`, on the texts that the model generates.
 
-    `data`: `ot.load_demo()` or an object with its fields, read at `layer` (a third of the way unless given); or
-    `ContrastiveActivations`, a fifth of them held out, for the checks alone (`model` may be None). `methods`: name to a
-    fitted method (whose AUC flatters it where it was fitted on what is held out here), or to what fits one: a class's
-    own `fit`, such as `ot.HPR.fit`, which gets texts, pairs or pairs with queries by what `odesteer-tl methods` says it
-    needs, and each seed where it takes one; or a function, which gets the texts' activations once, whatever the seeds.
-    None for the methods of the literature, closed loops (where a model read the data), and three controls (the
-    prompt-only one needs three `prefixes`, the weakest first). A closed loop's own fit gets the model and the texts;
-    A-LQR's goes back through every block: where that is too much, name the methods that you want.
+    `data`: `ot.load_demo()` or an object with its fields, read at `layer` (default: a third of the model's depth); or
+    `ContrastiveActivations`, of which a fifth is held out, for the checks alone (`model` may be None).
 
-    `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts:
-    median displacements .1, .2, .4 (a closed loop's as the model shows them at `layer`), or those that the unit of
-    a method's T names (.25, .5, 1 of a map), or the prefixes. Between them the rule of `evaluation.curve` takes the
-    strength that spends a budget of perplexity and variety, which is judged on the test prompts, once per seed:
-    sampling, networks, random directions and shuffled labels start from it. Checks are made with the fit of the first.
+    `methods`: a dict from names to fitted methods (the AUC of one that was fitted on the held-out rows is too high), or
+    to functions that fit one. A class's own `fit`, such as `ot.HPR.fit`, gets texts, pairs or pairs with queries, as
+    `odesteer-tl methods` lists, and each seed if it takes one; the `fit` of a closed loop gets the model and the texts.
+    Any other function gets the texts' activations once, whatever the seeds. None: the methods of the literature, closed
+    loops (if `data` are texts), and three controls (the prompt-only one needs three `prefixes`, the weakest first).
+    A-LQR's fit takes gradients through every block: if that is too slow, name the methods that you want.
 
-    Rows of the literature that the data do not serve are left out, and `left_out` says why. Raises ValueError for data
-    or methods of another kind, methods fitted at another site than the data are read at, a judge without prompts, no
-    seeds, `prefixes` beside `methods` or another number of them, a `layer` for activations, and as the methods' `fit`.
+    `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts: at
+    median displacements .1, .2, .4 (of a closed loop, in the model at `layer`), at the T that the unit of T names
+    (.25, .5, 1 of a map), or with each prefix. Between the trials the rule of `evaluation.curve` takes the strength
+    that spends a budget of perplexity and variety. That is judged on the test prompts, once per seed: the seed sets
+    sampling, networks, random directions and shuffled labels. The checks use the fit of the first seed.
+
+    Rows of the literature that the data cannot fit are left out, and `left_out` says why. Raises ValueError for data or
+    methods of another kind, methods fitted at another site than that of the data, a judge without prompts, no seeds,
+    `prefixes` together with `methods` or another number of them, a `layer` for activations, and as the methods' `fit`.
     """
     if judge is not None and not (hasattr(data, "prompts") and hasattr(data, "validation_prompts")):
         raise ValueError(
-            "A judge needs prompts and validation_prompts to be continued: pass data with the fields of ot.load_demo()."
+            "A judge needs data with prompts and validation_prompts: pass data with the fields of ot.load_demo()."
         )
     if isinstance(seeds, int) or not isinstance(methods, (Mapping, type(None))):
-        raise ValueError(f"seeds are numbers, such as (0, 1, 2), and methods a dict by name; got {seeds}, {methods}.")
+        raise ValueError(f"seeds is a sequence such as (0, 1, 2), and methods a dict by name; got {seeds}, {methods}.")
     if not len(seeds):
-        raise ValueError("compare needs at least one seed, got none.")
+        raise ValueError("compare needs at least one seed: pass seeds=(0,).")
     if methods is not None and len(prefixes):
         raise ValueError(
-            "prefixes are those of the prompt-only control, which stands beside the literature's methods: leave out "
-            "methods, or name a Prompted(prefixes) of odesteer_tl.evaluation.entries among them."
+            "prefixes are for the prompt-only control of the default rows: leave out methods, or add a "
+            "Prompted(prefixes) of odesteer_tl.evaluation.entries to them."
         )
     named = LITERATURE | LOOPS | controls(prefixes) if methods is None else methods
     entries = {name: entry_of(name, method) for name, method in named.items()}
@@ -84,9 +85,9 @@ def compare(
 def settings_of(
     model: Any, data: Any, material: Material, judge: Judge, seeds: Sequence[int], **counts: Any
 ) -> list[Setting]:
-    """A setting per seed, to continue the prompts of `data` where the material was read; `counts` are its fields."""
+    """A setting per seed for the prompts of `data`, at the layer of the material; `counts` are fields of `Setting`."""
     site = material.texts.layer
-    assert site is not None  # material_of has read the texts there
+    assert site is not None  # material_of has set it
     prompts, others = list(data.prompts), list(data.validation_prompts)
     return [Setting(model, site, prompts, others, judge, seed=seed, **counts) for seed in seeds]
 
@@ -100,11 +101,11 @@ def compared(
     progress: Callable[[str], None],
     optional: Collection[str] = (),
 ) -> Comparison:
-    """The rows of `entries` but those left out, the unsteered model first where texts are made.
+    """The rows of `entries` except those left out; the unsteered model comes first if texts are generated.
 
-    Of `optional` ones those that fail are left out, with the reason: what a model has no memory for, or cannot show.
-    Methods are checked with the fit of `seed`; there is one run per setting, and settings differ in their seed alone.
-    Raises ValueError where the material has not what an entry is fitted on.
+    `optional` rows that fail are left out with the reason, for example too little memory. Methods are checked with the
+    fit of `seed`. There is one run per setting, and settings differ in their seed alone. Raises ValueError where the
+    material lacks the data that an entry is fitted on.
     """
     bases = []
     for setting in settings:
@@ -124,7 +125,7 @@ def compared(
 
 
 def _not_served(entries: Mapping[str, Entry], material: Material) -> dict[str, str]:
-    """The rows that are fitted on what the data do not have, and the reason."""
+    """The rows whose data are missing, with the reason."""
     reasons = {}
     for name, entry in entries.items():
         try:
@@ -146,8 +147,8 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
     runs = []
     for base in bases:
         if entry.by_chance and base.setting.seed != seed:
-            own = _fitted(name, entry, acts, material, base.setting.seed)
-            runs.append(run_row(base, own, levels_at(base, own, entry.positions), entry.positions))
+            fitted = _fitted(name, entry, acts, material, base.setting.seed)
+            runs.append(run_row(base, fitted, levels_at(base, fitted, entry.positions), entry.positions))
         else:
             runs.append(run_row(base, steerer, levels, entry.positions))
     if isinstance(steerer, Prompted):
@@ -155,24 +156,24 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
     method = first_of(steerer)
     source, site = material.source, material.texts.layer
     if isinstance(method, FeedbackController):
-        assert source is not None and site is not None  # _fitted has asked for them
-        checked = closed_conditions_of(method, source.model, source.held_out, site, entry.positions)
+        assert source is not None and site is not None  # _fitted has checked that
+        conditions = closed_conditions_of(method, source.model, source.held_out, site, entry.positions)
     else:
-        checked = conditions_of(pointwise(method), material.held_out)
-    return ComparedRow(name, entry.on, method, seconds, checked, tuple(runs))
+        conditions = conditions_of(pointwise(method), material.held_out)
+    return ComparedRow(name, entry.on, method, seconds, conditions, tuple(runs))
 
 
 def _fitted(
     name: str, entry: Entry, acts: ContrastiveActivations | Source, material: Material, seed: int
 ) -> Steerer | Prompted:
-    """What `entry` fits. Raises ValueError, with the row's name, for what cannot be fitted or compared."""
+    """Fit `entry`. Raises ValueError, with the row's name, where it cannot be fitted or compared."""
     try:
         steerer = entry.fit(acts, seed)
         for method in steerer if isinstance(steerer, tuple) and steerer else (steerer,):
             if isinstance(method, Method):
                 check_place(method, material)
                 if isinstance(method, FeedbackController) and method is not steerer:
-                    raise ValueError("closed loops cannot take turns: at T = 0 they still act")
+                    raise ValueError("closed loops cannot take turns, as they act even at T = 0: name each on its own")
             elif not isinstance(method, Prompted):
                 raise ValueError(f"its function returns a fitted method, this one {method!r}")
     except ValueError as error:

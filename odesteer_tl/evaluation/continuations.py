@@ -1,4 +1,4 @@
-"""Continuing prompts, steered or not, and what is said of the continuations: judged, scored, counted."""
+"""Continuations of prompts, steered or not, with the scores of the judge, perplexity and variety."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ from odesteer_tl.methods import Method, PointwiseMethod
 UNSTEERED = "no steering"
 
 Judge = Callable[[Sequence[str]], Float[Tensor, " n"]]
-"""Texts to the probability that each is as desired."""
+"""A function from texts to the probability that each is as desired."""
 
 Steerer = Method | tuple[Method, ...]
-"""A method, or several of one kind that take turns over the continuations: one random direction can move
-the judge by chance, so the control averages over several."""
+"""A method, or several of one kind that take turns over the continuations. The control takes several random
+directions, as a single one can change the judge's scores by chance."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same for every row. Sampling is the paper's: temperature 0.7, top-p 0.9."""
+    """The settings that all rows share. Sampling is the paper's: temperature 0.7, top-p 0.9."""
 
     model: Any
     layer: int
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Continuations of one setting: `desired` [prompts, samples] is 1.0 where the judge gives more than one half."""
+    """Continuations under one setting: `desired` [prompts, samples] is 1.0 where the judge gives more than one half."""
 
     desired: Float[Tensor, "prompts samples"]
     perplexity: float
@@ -67,18 +67,20 @@ def continued(
     prefix: str = "",
     positions: Positions = "decoding",
 ) -> Outcome:
-    """Continue every prompt `samples` times, steered at `positions`. The judge sees continuations alone.
+    """Continue every prompt `samples` times, steered at `positions`. The judge reads the continuations alone.
 
-    With a `prefix` the model reads it and a space before each prompt; perplexity is still that of the continuation
-    after the prompt itself, so that rows with and without one are measured by the same yardstick.
+    With a `prefix` the model reads it and a space before each prompt. The perplexity is still that of the continuation
+    after the prompt alone, so that rows with and without a prefix are comparable.
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    each, strength = (method, T) if method is None or isinstance(method, Method) else _turns(method, T, len(repeated))
+    steerer, strength = (
+        (method, T) if method is None or isinstance(method, Method) else _turns(method, T, len(repeated))
+    )
     start = time.perf_counter()
     out = generate(
         setting.model,
         [f"{prefix} {prompt}" for prompt in repeated] if prefix else repeated,
-        each,
+        steerer,
         strength,
         positions=positions,
         layer=None if method is None or first_of(method).several else setting.layer,
@@ -107,7 +109,7 @@ def trial_of(
     prefix: str = "",
     positions: Positions = "decoding",
 ) -> Trial:
-    """What one strength, or one prefix, does on the validation prompts."""
+    """Try one strength, or one prefix, on the validation prompts."""
     strength = None if method is None else T
     out = continued(
         setting, setting.validation_prompts, setting.validation_samples, method, strength, prefix, positions
@@ -121,15 +123,15 @@ def first_of(method: Steerer) -> Method:
 
 
 def pointwise(method: Steerer) -> PointwiseMethod:
-    """The same, of methods that move activations by themselves. Raises ValueError for one that needs a model."""
+    """The first method, if it maps activations alone. Raises ValueError for one that needs a model."""
     first = first_of(method)
     if not isinstance(first, PointwiseMethod):
-        raise ValueError(f"{type(first).__name__} steers models, not activations: its strength is not sought here.")
+        raise ValueError(f"{type(first).__name__} steers models, not activations: compare it with ot.compare.")
     return first
 
 
 def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:
-    """The same generated tokens, after `prompts` instead of what they were generated after."""
+    """The same generated tokens, after `prompts` instead of the prompts that they were generated from."""
     read, width = tokenise(model, prompts), int(out.prompt_lengths.max())  # prompts are padded on the left
     tokens = torch.cat([read.tokens, out.tokens[:, width:]], dim=1)
     mask = torch.cat([read.mask, out.mask[:, width:]], dim=1)
@@ -137,20 +139,20 @@ def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:
 
 
 def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
-    """What the judge says, on the CPU. Raises ValueError for what is not one probability per text."""
-    found = torch.as_tensor(judge(texts)).cpu()
-    if found.shape != (len(texts),) or not bool(((found >= 0) & (found <= 1)).all()):
+    """The judge's probabilities, on the CPU. Raises ValueError where it does not return one per text."""
+    probabilities = torch.as_tensor(judge(texts)).cpu()
+    if probabilities.shape != (len(texts),) or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
         raise ValueError(
-            f"A judge gives one probability, from 0 to 1, for each of {len(texts)} texts; got {tuple(found.shape)}: "
-            f"{found.flatten()[:4].tolist()}."
+            f"A judge gives one probability, from 0 to 1, for each of {len(texts)} texts; got "
+            f"{tuple(probabilities.shape)}: {probabilities.flatten()[:4].tolist()}."
         )
-    return found
+    return probabilities
 
 
 def _turns(methods: tuple[Method, ...], T: float | None, rows: int) -> tuple[list[tuple[Method, Tensor]], None]:
-    """A strength per row, T for the method whose turn it is and 0 for the others.
+    """Per method a tensor with one strength per row: T where it is that method's turn, else 0.
 
-    Turns go on from prompt to prompt, so that all have theirs where a prompt has fewer continuations than methods.
+    The turns continue from prompt to prompt, so all methods are used even if a prompt has fewer continuations.
     """
     turn = torch.arange(rows) % len(methods)
     return [(method, (turn == number) * torch.as_tensor(T)) for number, method in enumerate(methods)], None

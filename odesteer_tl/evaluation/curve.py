@@ -1,9 +1,9 @@
-"""What steering gains and costs against how far it moves activations, interpolated between the strengths tried.
+"""Gain and cost of steering as functions of displacement, interpolated between the strengths tried.
 
-Displacement counts ‖a(T) − a‖/‖a‖. Between two trials the share, T, log perplexity and Dist-2 are lines; perplexity is
-taken as what it has risen to so far, Dist-2 as what it has fallen to. The unsteered model is the trial at 0. A rule
-that picks one of a few trials flips where one of them stands at a bound; what is read off a curve moves by no more than
-its trials do.
+Displacement is ‖a(T) − a‖/‖a‖. Between two trials the share, T, log perplexity and Dist-2 are linear. Perplexity is the
+running maximum and Dist-2 the running minimum over the trials so far. The unsteered model is the trial at 0. A rule
+that picks one of a few trials can jump when a trial crosses a bound; a point on the curve changes no more than the
+trials do.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY, Tri
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the curve. `perplexity` and `distinct2` are those of the unsteered model times this."""
+    """A point of the curve. `perplexity` and `distinct2` are ratios to those of the unsteered model."""
 
     displacement: float
     T: float
@@ -28,8 +28,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The trials of a row, in any order. `rests`: T = 0 moves nothing, so that the curve begins at the unsteered model;
-    a closed loop does not rest, and its curve begins at its first trial."""
+    """The trials of a row, in any order. `rests`: at T = 0 the method moves nothing, so the curve starts at the
+    unsteered model. A closed loop acts at T = 0, so its curve starts at its first trial."""
 
     trials: Sequence[Trial]
     unsteered: Trial
@@ -37,31 +37,31 @@ class Curve:
 
     @property
     def points(self) -> list[Point]:
-        """The trials by displacement, each of which is kept once, with what perplexity and Dist-2 have come to."""
-        base, found, tried = self.unsteered, list[Point](), [*self.trials]
+        """The trials sorted by displacement, one for each, with running maximum of perplexity and minimum of Dist-2."""
+        base, points, trials = self.unsteered, list[Point](), [*self.trials]
         if self.rests:
-            tried.append(Trial(0.0, 0.0, base.share, base.perplexity, base.distinct2))
-        for trial in sorted(tried, key=lambda each: each.displacement):
-            if found and trial.displacement <= found[-1].displacement:
+            trials.append(Trial(0.0, 0.0, base.share, base.perplexity, base.distinct2))
+        for trial in sorted(trials, key=lambda trial: trial.displacement):
+            if points and trial.displacement <= points[-1].displacement:
                 continue
             cost = trial.perplexity / base.perplexity
             variety = trial.distinct2 / base.distinct2 if base.distinct2 else 1.0
-            if found:
-                cost, variety = max(cost, found[-1].perplexity), min(variety, found[-1].distinct2)
-            found.append(Point(trial.displacement, trial.T, trial.share, cost, variety))
-        return found
+            if points:
+                cost, variety = max(cost, points[-1].perplexity), min(variety, points[-1].distinct2)
+            points.append(Point(trial.displacement, trial.T, trial.share, cost, variety))
+        return points
 
     def at(self, displacement: float) -> Point:
-        """The point at a displacement; at the nearest end of the curve where it does not reach so far."""
+        """The point at a displacement, or the nearest end of the curve."""
         points = self.points
         x = [point.displacement for point in points]
-        place = float(np.clip(displacement, x[0], x[-1]))
+        clipped = float(np.clip(displacement, x[0], x[-1]))
 
         def read(values: list[float]) -> float:
-            return float(np.interp(place, x, values))
+            return float(np.interp(clipped, x, values))
 
         return Point(
-            place,
+            clipped,
             read([point.T for point in points]),
             read([point.share for point in points]),
             exp(read([log(point.perplexity) for point in points])),
@@ -75,17 +75,17 @@ class Curve:
     @property
     def chosen(self) -> Point:
         """The strength that spends the budget: the farthest point with perplexity ≤ 1.3× and Dist-2 ≥ .95× of the
-        unsteered model. The first point of a curve that is nowhere within them, its last where it always is."""
+        unsteered model. If no point is within the bounds, the first point; if all are, the last."""
         varied = self._before([-point.distinct2 for point in self.points], -LEAST_DISTINCT)
         return min(self.at_perplexity(MOST_PERPLEXITY), varied, key=lambda point: point.displacement)
 
     @property
     def allowed(self) -> bool:
-        """Whether any part of the curve is within the bounds."""
+        """Whether the start of the curve is within the bounds; if not, no later point is."""
         return self.points[0].perplexity <= MOST_PERPLEXITY and self.points[0].distinct2 >= LEAST_DISTINCT
 
     def _before(self, rising: list[float], bound: float) -> Point:
-        """The point where values that only rise along the curve reach a bound."""
+        """The point where `rising`, values that never fall along the curve, reaches the bound."""
         points = self.points
         for number, value in enumerate(rising):
             if value > bound:

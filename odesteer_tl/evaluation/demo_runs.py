@@ -1,4 +1,4 @@
-"""The study behind `odesteer-tl demo`: every method at the strength that one rule chooses, judged on unseen prompts."""
+"""The study of `odesteer-tl demo`: every method at the strength of one common rule, judged on test prompts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """The rows, the unsteered one first, with what the plot needs."""
+    """The rows, the unsteered one first, with the trial and the trajectory that the plot shows."""
 
     rows: list[Row]
     unsteered_trial: Trial
@@ -101,7 +101,7 @@ def curve_table(study: Study) -> str:
 
 
 def as_json(study: Study) -> dict[str, Any]:
-    """The table as plain values, trials included, continuations left out."""
+    """The table as plain values, with the trials and without the continuations."""
     rows = [{k: v for k, v in vars(row).items() if k != "continuations"} for row in study.rows]
     return {
         "unsteered_trial": vars(study.unsteered_trial),

@@ -4,6 +4,7 @@ KL(p ‖ q) = Σ p (log p − log q) in nats at every steered token, p the unste
 steered one, both after the same text: a prompt and what the unsteered model made of it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,34 +53,36 @@ class SteeredTexts:
         return cls(model, texts, positions, named, layer, blocks)
 
     @torch.no_grad()
-    def divergences(self, method: Any, strengths: list[Strength], batch_size: int) -> Float[Tensor, "strengths tokens"]:
-        """KL(unsteered ‖ steered) at every steered token, in nats, for each strength; `batch_size` rows share a pass.
+    def divergences(
+        self, pairs: Callable[[Any], list[tuple[Any, Strength]]], values: Sequence[float], batch_size: int
+    ) -> Float[Tensor, "strengths tokens"]:
+        """KL(unsteered ‖ steered) at every steered token, in nats, for each of the `values` of a strength; `batch_size`
+        rows share a pass. `pairs(value)`: the methods with their strengths, of a tensor of one value per row.
 
         Raises ValueError as `steering` does.
         """
-        backend, found = backend_of(self.model), []
-        for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(strengths))):
+        backend, costs = backend_of(self.model), []
+        for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(values))):
             batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
             named = self.named[rows][:, -batch.mask.shape[1] :]
             if not bool(named.any()):
                 continue
             p = backend.logits(self.model, batch)[named].log_softmax(-1)
-            copies = torch.arange(len(rows)).repeat(len(strengths))  # all rows at the first strength, then the next
-            with self._steering(method, strengths, rows, copies):
+            copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
+            with self._steering(pairs, values, rows, copies):
                 logits = backend.logits(self.model, Tokenised(batch.tokens[copies], batch.mask[copies]))
-            q = logits.unflatten(0, (len(strengths), len(rows)))
-            found.append(torch.stack([_kl(p, each[named].log_softmax(-1)) for each in q]))
-        return torch.cat(found, dim=1)
+            steered = logits.unflatten(0, (len(values), len(rows)))
+            costs.append(torch.stack([_kl(p, q[named].log_softmax(-1)) for q in steered]))
+        return torch.cat(costs, dim=1)
 
-    def _steering(self, method: Any, strengths: list[Strength], rows: Tensor, copies: Tensor) -> Any:
+    def _steering(self, pairs: Any, values: Sequence[float], rows: Tensor, copies: Tensor) -> Any:
         """The block that steers every copy of a row by its own strength."""
-        values = torch.tensor([float(s.value) for s in strengths]).repeat_interleave(len(rows))
+        own = torch.tensor([float(value) for value in values]).repeat_interleave(len(rows))
         positions, lengths = self.positions, self.texts.prompt_lengths[rows][copies]
         if isinstance(positions, Tensor) and positions.ndim == 2:
             positions = positions[rows][copies]
-        own = strengths[0].mapped(lambda _: values)
         return steering(
-            self.model, method, own, positions=positions, prompt_lengths=lengths, layer=self.layer, blocks=self.blocks
+            self.model, pairs(own), positions=positions, prompt_lengths=lengths, layer=self.layer, blocks=self.blocks
         )
 
     def activations(self, site: Site, batch_size: int) -> Samples:

@@ -1,4 +1,4 @@
-"""The rows of a comparison: the methods of the paper's Table 2, closed loops, and three controls that know less."""
+"""The rows of a comparison: the methods of the paper's Table 2, closed loops, and three controls."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +12,11 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.data import On, Source
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method, ODESteer, RandomDirection, RepE
+from odesteer_tl.methods.calibrated import without_strength
 from odesteer_tl.methods.registry import registered
 
 TRIALS = 3
-"""How many strengths every row tries, or prefixes."""
+"""The number of strengths, or prefixes, that every row tries."""
 
 PRAISE = (
     "I enjoyed this film.",
@@ -27,25 +28,25 @@ PRAISE = (
 
 @dataclass(frozen=True)
 class Prompted:
-    """No steering: one of `prefixes`, the weakest first, stands before the prompt. Raises ValueError for others than
-    `TRIALS` of them."""
+    """No steering, but one of `prefixes`, the weakest first, before the prompt. Raises ValueError for another number of
+    them than `TRIALS`."""
 
     prefixes: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if len(self.prefixes) != TRIALS:
             raise ValueError(
-                f"{TRIALS} prefixes stand before the prompt in turn, the weakest first, as every row has {TRIALS} "
+                f"The prompt-only control needs {TRIALS} prefixes, the weakest first, as every row has {TRIALS} "
                 f"trials; got {len(self.prefixes)}."
             )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How a row comes to its method: `fit(acts, seed)`, on what, and whether `seed` changes it (else one fit serves).
+    """How a row fits its method: `fit(acts, seed)`, `on` which data, and `by_chance`: whether the seed changes the fit.
 
-    What `fit` returns is a method, several that take turns over a prompt's continuations, or `Prompted`. On "model" it
-    gets a `Source` instead of activations. `positions`: the tokens that the method steers.
+    `fit` returns a method, several methods that take turns over a prompt's continuations, or a `Prompted`. With
+    on="model" it gets a `Source` instead of activations. `positions`: the tokens that the method steers.
     """
 
     fit: Callable[[Any, int], Any]
@@ -55,16 +56,17 @@ class Entry:
 
 
 def entry_of(name: str, method: Any) -> Entry:
-    """The row for what a user names: an `Entry`, a fitted method, or a function of the activations that fits one.
+    """The entry for a value of `methods`: an `Entry`, a fitted method, or a function of activations that fits one.
 
-    The own `fit` of a method's class says on what it is fitted, by the class's `view`, and whether by a `seed`; the
-    class stands for its `fit`. Raises ValueError for anything else.
+    For the own `fit` of a method's class, the class's `view` names the data, and its signature whether it takes a
+    `seed`. A class means its `fit`. Raises ValueError for anything else.
     """
     if isinstance(method, type) and issubclass(method, Method):
         method = getattr(method, "fit", method)
     if isinstance(method, (Entry, Prompted)):
         return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
     if isinstance(method, Method):
+        method = without_strength(method)  # a comparison seeks the strengths
         return Entry(lambda acts, seed: method, "elsewhere")
     if callable(method) and not isinstance(method, type):
         owner = getattr(method, "__self__", None)
@@ -72,12 +74,12 @@ def entry_of(name: str, method: Any) -> Entry:
             return _own(name, owner, method)
         return Entry(lambda acts, seed: method(acts))
     raise ValueError(
-        f"{name!r} is a fitted method, such as ot.CAA.fit(acts), or what fits one, such as ot.CAA; got {method!r}."
+        f"{name!r} must be a fitted method, such as ot.CAA.fit(acts), or one to fit, such as ot.CAA; got {method!r}."
     )
 
 
 def _own(name: str, kind: type[Method], fit: Callable[..., Any]) -> Entry:
-    """The row of a class by its own `fit`; a class without a `view` is fitted on texts."""
+    """The entry of a class by its own `fit`; a class without a `view` is fitted on texts."""
     needs: dict[str, On] = {"pairs": "pairs", "pairs with queries": "queries", "texts and the model": "model"}
     on = needs.get(kind.view.needs, "texts") if hasattr(kind, "view") else "texts"
     seeded = "seed" in signature(fit).parameters
@@ -90,11 +92,13 @@ def _own(name: str, kind: type[Method], fit: Callable[..., Any]) -> Entry:
 
 LITERATURE: dict[str, Entry] = {
     entry.method.view.name: entry_of(entry.method.view.name, entry.method.fit) for entry in registered() if entry.row
-} | {RepE.view.name: Entry(lambda acts, seed: RepE.fit(acts), "pairs")}  # which it would rather have; it needs none
-"""The rows of Table 2 in its order, the unsteered one apart."""
+} | {
+    RepE.view.name: Entry(lambda acts, seed: RepE.fit(acts), "pairs")
+}  # it does not need pairs, but is better with them
+"""The rows of Table 2 in its order, without the unsteered one."""
 
 FEW: dict[str, Any] = {"n_jacobians": 5, "context": 16}
-"""Of A-LQR's rows: few Jacobians, of short beginnings, so that a comparison stays short."""
+"""For A-LQR's rows: few Jacobians of short texts, to save time."""
 
 
 def _closed(fit: Callable[..., Any], source: Source, **options: Any) -> Any:
@@ -110,10 +114,9 @@ LOOPS: dict[str, Entry] = {
 
 
 def controls(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
-    """What a method has to beat: any push, the same fit to labels that mean nothing, and words before the prompt.
+    """The controls: a random direction, ODESteer fitted to shuffled labels, and a prefix before the prompt.
 
-    Without `prefixes` there is nothing to say before the prompt, and the third is left out. Raises ValueError for
-    another number of them than `TRIALS`.
+    Without `prefixes` the third is left out. Raises ValueError for another number of them than `TRIALS`.
     """
     rows = {
         "random direction": Entry(lambda acts, seed: opposites(acts, seed, pairs=2), by_chance=True),
@@ -123,17 +126,17 @@ def controls(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
 
 
 def opposites(acts: ContrastiveActivations, seed: int, pairs: int) -> tuple[RandomDirection, ...]:
-    """Random directions, each followed by its opposite, to take turns over a prompt's continuations.
+    """Random directions, each followed by its opposite, that take turns over a prompt's continuations.
 
-    One direction alone moves the judge of a small model by up to 20 points either way; a pair cancels that and keeps
-    what any push of that length does.
+    A single direction changes the judged share of a small model by up to 20 points up or down. The two of a pair cancel
+    this, and what remains is the effect of any displacement of that length.
     """
     firsts = [RandomDirection.fit(acts, seed=2 * pairs * seed + turn) for turn in range(pairs)]
-    return tuple(each for one in firsts for each in (one, replace(one, direction=-one.direction)))
+    return tuple(method for one in firsts for method in (one, replace(one, direction=-one.direction)))
 
 
 def shuffled(acts: ContrastiveActivations, seed: int) -> ContrastiveActivations:
-    """The same activations with their sides drawn anew, as many on either side; neither pairs nor groups are left."""
+    """The same activations with sides drawn at random, of the same sizes, and without pairs and groups."""
     rows = torch.cat([acts.desired, acts.undesired])
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
     desired, undesired = rows[order].split([len(acts.desired), len(acts.undesired)])

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def json_text(tree: Any) -> str:
-    """`tree` as JSON: a number that is not finite, which JSON has no word for, is null."""
+    """`tree` as JSON. Numbers that are not finite, which JSON does not have, become null."""
     return json.dumps(_finite(tree), indent=1, allow_nan=False)
 
 

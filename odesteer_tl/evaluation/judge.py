@@ -1,6 +1,6 @@
 """A sentiment judge: TF-IDF and logistic regression, small enough to ship and to read.
 
-It knows nothing of the steered model, and never saw the texts that steering is fitted or validated on.
+It does not use the steered model, and was not trained on the texts that steering is fitted or validated on.
 scikit-learn is imported when a judge is first used.
 """
 
@@ -30,7 +30,7 @@ class Judge:
     ngram_range: tuple[int, int]
     sublinear_tf: bool
     trained_on: str
-    """In words, so that a table can say it."""
+    """A sentence on the training data, for tables."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Judge":

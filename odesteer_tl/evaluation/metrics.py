@@ -10,8 +10,8 @@ from torch import Tensor
 def distinct(texts: Sequence[str], n: int = 2) -> float:
     """Dist-n: distinct n-grams of whitespace words over all n-grams, pooled over the texts.
 
-    Pooling sees both a text that repeats itself and texts that repeat each other. Compare only between equal numbers
-    of texts of equal length. 0 where no text has n words. Source: Li et al., arXiv:1510.03055.
+    Pooling detects both repetition within a text and between texts. Compare only equal numbers of texts of equal
+    length. 0 where no text has n words. Source: Li et al., arXiv:1510.03055.
     """
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
@@ -22,7 +22,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the mean score, prompts resampled with replacement.
 
-    Continuations of one prompt are not independent, so whole prompts are drawn. The global generator is not moved.
+    Continuations of one prompt are not independent, so whole prompts are drawn. The global generator is not used.
     """
     generator = torch.Generator().manual_seed(seed)
     per_prompt = scores.double().mean(1)

@@ -1,4 +1,4 @@
-"""Pictures: h along trajectories, what strength buys and costs, and how closed loops keep to their set-points."""
+"""Plots: h along trajectories, gain and cost against strength, and the tracking of closed loops."""
 
 import os
 import tempfile
@@ -17,12 +17,12 @@ from odesteer_tl.flows.flow import Trajectory
 
 
 def check_picture(file: str | Path) -> None:
-    """Raise ValueError where a picture cannot be written to `file`: no suffix that matplotlib writes, a folder that is
-    not there or cannot be written, or a folder in its place."""
+    """Raise ValueError where a picture cannot be written to `file`: for a suffix that matplotlib cannot write, a
+    missing or read-only folder, and a folder of that name."""
     from matplotlib.figure import Figure
 
     file = Path(file)
-    known = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf"})  # which needs LaTeX
+    known = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf"})  # pgf needs LaTeX
     if file.suffix.removeprefix(".").lower() not in known:
         raise ValueError(f"{file} should end in .png, or in another of {', '.join(known)}.")
     if file.is_dir():
@@ -37,7 +37,7 @@ def check_picture(file: str | Path) -> None:
     except OSError:
         writable = False
     if not writable:
-        raise ValueError(f"{file} cannot be written: nothing may be written there.")
+        raise ValueError(f"{file} cannot be written: choose a file or folder with write permission.")
 
 
 def plot_study(study: Study, file: str | Path, title: str = "") -> None:
@@ -77,7 +77,7 @@ def plot_study(study: Study, file: str | Path, title: str = "") -> None:
 
 
 def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = "") -> None:
-    """Write a PNG, a line per row: gain and cost where texts were made, then the AUC of h, and length and angle."""
+    """Write a PNG, a line per row: gain and cost if texts were generated, the AUC of h, norm ratio and angle."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row.conditions is not None or row.runs]
@@ -93,12 +93,12 @@ def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = 
         axes[1].set(xlabel=f"perplexity / unsteered (trials allowed: ≤ {MOST_PERPLEXITY}×)")
     auc, length = axes[-2:]
     for y, row in enumerate(rows):
-        found = row.conditions
-        if found is not None:
-            length.plot(found.norm_ratio, y, "o", color="tab:orange")
-            length.annotate(f"{found.angle:.0f}°", (found.norm_ratio, y), (6, -3), textcoords="offset points")
-            if found.auc is not None:
-                auc.plot(found.auc, y, "o", color="tab:green")
+        conditions = row.conditions
+        if conditions is not None:
+            length.plot(conditions.norm_ratio, y, "o", color="tab:orange")
+            length.annotate(f"{conditions.angle:.0f}°", (conditions.norm_ratio, y), (6, -3), textcoords="offset points")
+            if conditions.auc is not None:
+                auc.plot(conditions.auc, y, "o", color="tab:green")
     auc.set(xlabel="held-out AUC of h")
     length.set(xlabel="‖a(T)‖/‖a‖, and the angle")
     length.margins(x=0.15)  # room for the angles
@@ -111,7 +111,7 @@ def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = 
 
 
 def plot_calibration(calibration: Any, file: str | Path) -> None:
-    """Write a picture: KL mean and 95 % quantile against strength, in logarithms, with the budget."""
+    """Write a picture: mean and 95 % quantile of the KL divergence against strength, log-log, with the budget."""
     from matplotlib.figure import Figure
 
     check_picture(file)
@@ -189,17 +189,17 @@ def plot_linearity(linearity: Linearity, file: str | Path, title: str = "") -> N
     _save(figure, file, title)
 
 
-def plot_bound(found: Bound, file: str | Path, title: str = "") -> None:
-    """Write a PNG: by layer, the mean error of the loop, its bound, and what is left of that without the drift."""
+def plot_bound(bound: Bound, file: str | Path, title: str = "") -> None:
+    """Write a PNG: by layer, the mean error of the loop, its bound, and the bound without the drift."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, values, style in (
-        ("‖δz‖", found.errors, "o-"), ("bound", found.bound, "s-"), ("without the drift", found.published, "x--"),
+        ("‖δz‖", bound.errors, "o-"), ("bound", bound.bound, "s-"), ("without the drift", bound.published, "x--"),
     ):  # fmt: skip
-        axes.plot(found.layers, values.mean(1), style, ms=4, label=name)
+        axes.plot(bound.layers, values.mean(1), style, ms=4, label=name)
     axes.set(xlabel="what enters layer", ylabel="in the weights P, mean over texts", yscale="log")
-    axes.set_xticks(found.layers)
+    axes.set_xticks(bound.layers)
     axes.legend(fontsize=8)
     _save(figure, file, title)

@@ -1,4 +1,4 @@
-"""One row under one seed: the same number of trials for each, the same rule, then the test prompts."""
+"""One row under one seed: a fixed number of trials, one rule for the strength, then the test prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from odesteer_tl._shapes import Samples
 from odesteer_tl.backends import read_site
 from odesteer_tl.control.base import FeedbackController
-from odesteer_tl.control.diagnostics.record import watched
+from odesteer_tl.control.diagnostics.record import recorded
 from odesteer_tl.evaluation.continuations import Outcome, Setting, Steerer, continued, first_of, pointwise, trial_of
 from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.entries import Prompted
@@ -29,18 +29,18 @@ from odesteer_tl.methods.view import FRACTION
 from odesteer_tl.portable.sites import Site
 
 DISPLACEMENTS = (0.1, 0.2, 0.4)
-"""The strengths tried, in median displacement of the validation prompts' last tokens."""
+"""The strengths tried, as median displacements of the validation prompts' last tokens."""
 FRACTIONS = FRACTION.tried or ()
-"""The strengths tried of a map, in fractions of its way."""
+"""The strengths tried for a map, as fractions of it."""
 PRECISION = 0.02
-"""Of a closed loop's T, relative; the model runs for each that is looked at."""
+"""The relative precision of a closed loop's T; the model runs once for every T tried."""
 SCAN = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Where the T is sought at which a closed loop moves least."""
+"""The T at which the smallest displacement of a closed loop is searched for."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """One trial to be made: T and its median displacement, or a prefix; `reached` says if the goal could be had."""
+    """One trial to make: T and its median displacement, or a prefix; `reached`: whether the goal can be reached."""
 
     T: float
     displacement: float
@@ -50,7 +50,7 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """The unsteered model under one seed, and the activations by which strengths are counted."""
+    """The unsteered model under one seed, and the activations that displacements are measured on."""
 
     setting: Setting
     trial: Trial
@@ -61,11 +61,11 @@ class Base:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What the test prompts gave under one seed.
+    """The results on the test prompts under one seed.
 
     `T` and `displacement` (mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens) are None for a prefix. `share` and `shift`
     are in [−1, 1], `shift` and `perplexity_ratio` against the unsteered model under the same seed. `allowed`: some
-    trial was within the rule's bounds. `reached`: all strengths could be had. `desired` is 1.0 where judged so.
+    trial was within the rule's bounds. `reached`: all displacements were reached. `desired`: 1.0 where judged desired.
     """
 
     seed: int
@@ -101,14 +101,14 @@ def unsteered(base: Base) -> Run:
 
 
 def run_row(base: Base, steerer: Steerer | Prompted, levels: Sequence[Level], positions: Positions = "decoding") -> Run:
-    """Try every level on the validation prompts, take the strength that the rule chooses between them (of prefixes, the
-    best one), and judge the test prompts."""
+    """Try every level on the validation prompts, choose a strength by the rule (of prefixes, the best one), and judge
+    the test prompts."""
     setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
     trials = [trial_of(setting, method, level.T, level.displacement, level.prefix, positions) for level in levels]
     if method is None:
-        picked = best(trials, base.trial)
-        allowed = picked.allowed(base.trial)
-        level = next(level for level, trial in zip(levels, trials, strict=True) if trial is picked)
+        chosen_trial = best(trials, base.trial)
+        allowed = chosen_trial.allowed(base.trial)
+        level = next(level for level, trial in zip(levels, trials, strict=True) if trial is chosen_trial)
     else:
         curve = Curve(trials, base.trial, rests=not isinstance(first_of(method), FeedbackController))
         allowed, level = curve.allowed, Level(curve.chosen.T, curve.chosen.displacement)
@@ -130,42 +130,47 @@ def levels_at(base: Base, steerer: Steerer | Prompted, positions: Positions = "d
 
 
 def _loop_levels(base: Base, steerer: Steerer, positions: Positions) -> list[Level]:
-    """Three strengths of a closed loop, from the T that moves least upwards.
+    """Three strengths of a closed loop, upwards from the T with the smallest displacement.
 
-    At T = 0 it holds its features at 0, wherever they were: with T what it moves first falls, then rises.
+    T = 0 drives the features to 0. So with growing T the displacement first falls, then rises.
     """
 
     def moved(T: float) -> float:
         return _moved(base, steerer, T, positions, test=False)
 
-    low = min(SCAN, key=moved)
-    found = [nearest(moved, goal, max(1.0, 2 * low), PRECISION, low) for goal in DISPLACEMENTS]
-    return [Level(T, reached, reached=reached == goal) for (T, reached), goal in zip(found, DISPLACEMENTS, strict=True)]
+    least = min(SCAN, key=moved)
+    nearest_levels = [nearest(moved, goal, max(1.0, 2 * least), PRECISION, least) for goal in DISPLACEMENTS]
+    return [
+        Level(T, reached, reached=reached == goal)
+        for (T, reached), goal in zip(nearest_levels, DISPLACEMENTS, strict=True)
+    ]
 
 
 def _moved(base: Base, steerer: Steerer, T: float, positions: Positions, test: bool) -> float:
-    """‖a(T) − a‖/‖a‖ of the prompts' last tokens: the mean for the test prompts, else the median; a closed loop's is
-    what the model shows at the comparison's layer while the loop acts at all of its own."""
+    """‖a(T) − a‖/‖a‖ of the prompts' last tokens: the mean for the test prompts, else the median. For a closed loop it
+    is measured in the model at the comparison's layer, while the loop acts at all its layers."""
     method, a = first_of(steerer), base.test if test else base.validation
     if isinstance(method, PointwiseMethod):
         end = method.steer(a, T=T)
     else:
         setting = base.setting
         prompts = setting.prompts if test else setting.validation_prompts
-        end = watched(setting.model, prompts, [Site(setting.layer)], method, T, positions=positions)[0].to(a)
-    found = displacements(a, end)
-    return float(found.mean() if test else found.median())
+        end = recorded(setting.model, prompts, [Site(setting.layer)], method, T, positions=positions)[0].to(a)
+    moved = displacements(a, end)
+    return float(moved.mean() if test else moved.median())
 
 
 def levels_of(steerer: Steerer | Prompted, a: Samples) -> list[Level]:
-    """Three strengths, the weakest first: displacements of `a`, those that its unit of T names, or prefixes."""
+    """Three strengths, the weakest first: by displacements of `a`, by the unit of T, or prefixes."""
     if isinstance(steerer, Prompted):
         return [Level(0.0, 0.0, prefix) for prefix in steerer.prefixes]
     method = pointwise(steerer)
     if (tried := strengths_tried(method)) is not None:
         return [Level(T, median_displacement(method, a, T)) for T in tried]
-    found = [reach(method, a, goal) for goal in DISPLACEMENTS]
-    return [Level(T, moved, reached=moved == goal) for (T, moved), goal in zip(found, DISPLACEMENTS, strict=True)]
+    reached_levels = [reach(method, a, goal) for goal in DISPLACEMENTS]
+    return [
+        Level(T, moved, reached=moved == goal) for (T, moved), goal in zip(reached_levels, DISPLACEMENTS, strict=True)
+    ]
 
 
 def _run(

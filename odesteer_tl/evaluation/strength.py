@@ -1,8 +1,10 @@
-"""One rule for the strength of every method, so that a table compares methods and not the care spent on each.
+"""One rule for the strength of every method, so that a table compares methods and not how well each was tuned.
 
-Strength is counted in median displacement: the T at which a method moves the validation prompts' activations by
-‖a(T) − a‖/‖a‖ = .05, .1, .2, .4, .8 in the median. Between these, perplexity and Dist-2 are interpolated (`curve`), and
-every method gets the strength that spends the same budget: perplexity 1.3× or Dist-2 .95× of the unsteered model's.
+Strength is measured by the displacement ‖a(T) − a‖/‖a‖, its median over the validation prompts. Some strengths are
+tried, and between them perplexity and Dist-2 are interpolated (`curve`). Every method gets the strength that spends the
+same budget: `MOST_PERPLEXITY` times the perplexity, or `LEAST_DISTINCT` times the Dist-2, of the unsteered model. Which
+strengths are tried depends on the caller: the demo tries the displacements of `GRID`, a comparison those of
+`runs.DISPLACEMENTS`, or the T that the unit of a method names (`strengths_tried`).
 """
 
 import math
@@ -16,13 +18,14 @@ from odesteer_tl._shapes import Samples
 from odesteer_tl.methods import Method, PointwiseMethod
 
 GRID = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""The median displacements that the demo tries."""
 MOST_PERPLEXITY = 1.3
 LEAST_DISTINCT = 0.95
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one strength did on the validation prompts."""
+    """The results of one strength on the validation prompts."""
 
     displacement: float
     T: float
@@ -37,8 +40,8 @@ class Trial:
 
 
 def best(trials: Sequence[Trial], unsteered: Trial) -> Trial:
-    """The allowed trial with the largest share, where nothing lies between trials, as between prefixes; the weakest one
-    where none is allowed."""
+    """The allowed trial with the largest share, or the weakest trial if none is allowed. It is for prefixes, which
+    cannot be interpolated."""
     allowed = [trial for trial in trials if trial.allowed(unsteered)]
     if not allowed:
         return min(trials, key=lambda trial: trial.displacement)
@@ -51,7 +54,7 @@ def median_displacement(method: PointwiseMethod, a: Samples, T: float) -> float:
 
 
 def strengths_tried(method: Method) -> tuple[float, ...] | None:
-    """The T that a method's unit has tried, the weakest first; None where strengths are counted in displacement."""
+    """The T to try by the unit of the method, the weakest first; None where displacements are tried."""
     view = getattr(method, "view", None)
     return None if view is None else view.T.tried
 
@@ -62,19 +65,19 @@ def displacements(a: Samples, end: Samples) -> Float[Tensor, " n"]:
 
 
 def time_for(method: PointwiseMethod, a: Samples, displacement: float, *, precision: float = 1e-3) -> float:
-    """The smallest T found at which `method` moves the activations by `displacement` in the median, by bisection.
+    """The smallest T, by bisection, at which the median displacement of the activations is `displacement`.
 
-    Raises ValueError where it never does: a bounded barrier can end before a far goal, and T may have a bound.
+    Raises ValueError where no T reaches it: a flow can end at a maximum of h, and T may have a bound.
     """
-    start, most = _guess(method, a, displacement)
-    return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision, most=most)
+    start, largest_T = _guess(method, a, displacement)
+    return least_T(lambda T: median_displacement(method, a, T), displacement, start, precision, largest_T=largest_T)
 
 
 def _guess(method: PointwiseMethod, a: Samples, displacement: float) -> tuple[float, float]:
-    """The T that a method of unit speed needs, and the largest that this one takes."""
+    """The T of a method with unit speed, as a first guess, and the largest T that the method allows."""
     view = getattr(method, "view", None)
-    most = math.inf if view is None or view.T.bounds is None else view.T.bounds[1]
-    return min(displacement * float(a.norm(dim=1).median()), most), most
+    largest_T = math.inf if view is None or view.T.bounds is None else view.T.bounds[1]
+    return min(displacement * float(a.norm(dim=1).median()), largest_T), largest_T
 
 
 def least_T(
@@ -83,10 +86,10 @@ def least_T(
     start: float,
     precision: float,
     low: float = 0.0,
-    most: float = math.inf,
+    largest_T: float = math.inf,
 ) -> float:
-    """The smallest T found from `low` to `most` with moved(T) ≥ displacement, to a relative `precision`; `start` is a
-    guess.
+    """The smallest T from `low` to `largest_T` with moved(T) ≥ displacement, by bisection to a relative `precision`;
+    `start` is the first guess.
 
     Raises ValueError where there is none.
     """
@@ -96,9 +99,9 @@ def least_T(
     for _ in range(40):
         if moved(high) >= displacement:
             break
-        if high == most:
+        if high == largest_T:
             raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
-        low, high = high, min(2 * high, most)
+        low, high = high, min(2 * high, largest_T)
     else:
         raise ValueError(f"No T up to {high:g} moves the activations by {displacement:g} of their norm.")
     while high - low > precision * high:
@@ -108,9 +111,9 @@ def least_T(
 
 
 def reach(method: PointwiseMethod, a: Samples, displacement: float) -> tuple[float, float]:
-    """(T, median displacement) of `time_for`, or, where a method never gets so far, of its farthest reach."""
-    start, most = _guess(method, a, displacement)
-    return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3, most=most)
+    """(T, median displacement) of `time_for`, or of the largest displacement if the method does not reach that."""
+    start, largest_T = _guess(method, a, displacement)
+    return nearest(lambda T: median_displacement(method, a, T), displacement, start, 1e-3, largest_T=largest_T)
 
 
 def nearest(
@@ -119,12 +122,12 @@ def nearest(
     start: float,
     precision: float,
     low: float = 0.0,
-    most: float = math.inf,
+    largest_T: float = math.inf,
 ) -> tuple[float, float]:
-    """T of `least_T` and `displacement`; or T and moved(T) at the farthest reach, or at `low` where that is further."""
+    """(T, displacement) of `least_T`; or (T, moved(T)) at the largest displacement, or at `low` if that is larger."""
     try:
-        T = least_T(moved, displacement, start, precision, low, most)
+        T = least_T(moved, displacement, start, precision, low, largest_T)
     except ValueError:
-        tried = [(T, moved(T)) for T in (min(start * 2.0**k, most) for k in range(-20, 21))]
-        return max(tried, key=lambda found: found[1])  # the smallest T of equal ones
+        tried = [(T, moved(T)) for T in (min(start * 2.0**k, largest_T) for k in range(-20, 21))]
+        return max(tried, key=lambda pair: pair[1])  # the first maximum: the smallest T
     return (T, displacement) if T > low else (low, moved(low))

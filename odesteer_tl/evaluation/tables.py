@@ -1,4 +1,4 @@
-"""A comparison and how it is shown: two tables, JSON, a picture."""
+"""A comparison, printed as two tables, as JSON or as a picture."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from odesteer_tl.evaluation.results import MARKS, ComparedRow, spread
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The rows in their order, with those that could not be had and why."""
+    """The rows in their order, and the names of rows that were left out, with the reasons."""
 
     rows: tuple[ComparedRow, ...]
     left_out: dict[str, str]
@@ -25,7 +25,7 @@ class Comparison:
         return {row.name: row for row in self.rows}[name]
 
     def table(self, names: Sequence[str] | None = None) -> str:
-        """What the texts are like, where they were made, and what the methods do to activations; all rows or some."""
+        """The table of texts, if any were generated, and the table of checks on activations; all rows or `names`."""
         rows = [row for row in self.rows if names is None or row.name in names]
         blocks = [texts_table(rows)] if any(row.runs for row in rows) else []
         if any(row.conditions is not None for row in rows):
@@ -35,22 +35,22 @@ class Comparison:
         return "\n\n".join([*blocks, *(["\n".join(map(wrapped, notes))] if notes else [])])
 
     def as_json(self) -> dict[str, Any]:
-        """The rows as plain values: a run per seed with its trials, continuations and judgements left out."""
+        """The rows as plain values: a run per seed with its trials, without continuations and judgements."""
         return {"rows": [_plain_row(row) for row in self.rows], "left_out": self.left_out}
 
     def plot(self, file: str | Path, title: str = "") -> None:
-        """Write a PNG: what each row gains and costs, and how well its h tells the sides apart."""
+        """Write a PNG: gain and cost of each row, and the AUC of its h."""
         plot_comparison(self.rows, file, title)
 
 
 def texts_table(rows: Sequence[ComparedRow]) -> str:
-    """A line per row that made texts: strength, then mean ± sd over the seeds."""
-    made = [row for row in rows if row.runs]
+    """A line per row with texts: strength, then mean ± sd over the seeds."""
+    rows_with_texts = [row for row in rows if row.runs]
     lines = [
         f"{'':<20}{'T':>8} {'moved':>7} {'desired %':>13} {'shift, points':>14} {'ppl ratio':>13} "
         f"{'Dist-1':>13} {'Dist-2':>13} {'Dist-3':>13}"
     ]
-    for row in made:
+    for row in rows_with_texts:
         run = row.typical
         strength = "prompt" if run.T is None else f"{run.T:.4g}"
         moved = "prompt" if run.displacement is None else f"{run.displacement:.3f}"
@@ -86,7 +86,7 @@ def conditions_table(rows: Sequence[ComparedRow]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A paragraph in lines of 118 characters."""
+    """The text in lines of at most 118 characters."""
     return textwrap.fill(text, width=118, subsequent_indent="  ")
 
 

@@ -1,4 +1,4 @@
-"""Barriers: scalar functions h on activation space, positive where we want to be.
+"""Barriers: scalar functions h on activation space, positive in the desired region.
 
 A barrier is any object with `value(a)`; `with_grad` supplies `grad(a)` by autograd where it is missing.
 """
@@ -32,13 +32,13 @@ from odesteer_tl.remote.packing import moved
 
 Inner = TypeVar("Inner")
 
-NOTHING = 1e-12
-"""A weight of that length or less was not fitted to anything: the regression stopped where it began."""
+ZERO_WEIGHT = 1e-12
+"""A weight of that length or less is 0: the regression stopped where it began."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subspace(Generic[Inner]):
-    """`inner` acts on the m + 1 coordinates of `basis` [d_model, m]; `elementwise`: it costs next to nothing."""
+    """`inner` acts on the m + 1 coordinates of `basis` [d_model, m]; `elementwise`: a step costs O(m)."""
 
     basis: Basis
     inner: Inner
@@ -59,7 +59,7 @@ class LogRatioBarrier:
     """Log density ratio of desired to undesired activations: h(a) = log p₊(a)/p₋(a) ≈ wᵀφ(a) + b.
 
     `fit` takes w and the intercept from a logistic regression and adds log(n₋/n₊), which turns posterior odds into a
-    density ratio; the gradient J_φ(a)ᵀw is not touched by it. Source: arXiv:2602.17560, section 4.
+    density ratio and leaves the gradient J_φ(a)ᵀw as it is. Source: arXiv:2602.17560, section 4.
     """
 
     features: FeatureMap
@@ -82,8 +82,8 @@ class LogRatioBarrier:
         """Logistic regression (scikit-learn, L2, lbfgs): min ½‖w‖² + C Σ log-loss, the intercept unpenalised.
 
         `tol=1e-4` is the paper's estimator. Features and regression are computed in float64, the barrier is float32.
-        Warns (scikit-learn's ConvergenceWarning) where `max_iter` ends it. Raises ValueError for features that are no
-        recipe, and where nothing tells the sides apart (`ContrastiveActivations.check`, or a weight of 0).
+        Warns (scikit-learn's ConvergenceWarning) where `max_iter` ends it. Raises ValueError for features that are not
+        a recipe, and for sides that cannot be told apart (`ContrastiveActivations.check`, or a weight of 0).
         """
         from sklearn.linear_model import LogisticRegression
 
@@ -95,10 +95,10 @@ class LogRatioBarrier:
         regression.fit(features_of(phi, acts.desired, acts.undesired).numpy(), [1] * n_desired + [0] * n_undesired)
         bias = float(regression.intercept_[0]) + math.log(n_undesired / n_desired)
         weight = torch.from_numpy(regression.coef_[0]).to(acts.desired.device)
-        if float(weight.norm()) < NOTHING:
+        if float(weight.norm()) < ZERO_WEIGHT:
             raise ValueError(
-                f"These features of the two sides ({type(features).__name__}) do not differ on average, and h is the "
-                "same everywhere: take others, such as ot.Polynomial(), or other texts."
+                f"These features of the two sides ({type(features).__name__}) do not differ on average, so h is "
+                "constant: pass other features, such as features=ot.Polynomial(), or other texts."
             )
         return cls(moved(phi, dtype=torch.float32), weight.float(), bias)
 
@@ -110,22 +110,22 @@ class LogRatioBarrier:
 
     @cached_property
     def gradient_function(self) -> GradientFunction:
-        """∇h in plain numbers."""
-        with torch.inference_mode(False), in_full(self.weight.device):  # kept beyond this call and its modes
+        """∇h as a plain function and its parameters."""
+        with torch.inference_mode(False), in_full(self.weight.device):  # it is cached, beyond the modes of this call
             return self.features.gradient_function(self.weight)
 
     def reduced(self) -> "Subspace[LogRatioBarrier] | None":
-        """The same h in other, isometric coordinates (features.Reduced), or None where there are none."""
-        found = self.features.reduced(self.weight)
-        if found is None:
+        """The same h in fewer, isometric coordinates (features.Reduced); None where the features have none."""
+        reduced = self.features.reduced(self.weight)
+        if reduced is None:
             return None
-        inner = LogRatioBarrier(found.features, found.weight, self.bias + found.bias)
-        return Subspace(found.basis, inner, elementwise=isinstance(found.features, (Linear, Squares)))
+        inner = LogRatioBarrier(reduced.features, reduced.weight, self.bias + reduced.bias)
+        return Subspace(reduced.basis, inner, elementwise=isinstance(reduced.features, (Linear, Squares)))
 
 
 @dataclass(frozen=True, eq=False)
 class Differentiated:
-    """A barrier of which only `value` is known; `grad` is the automatic derivative of it."""
+    """A barrier that has only `value`; autograd supplies `grad`."""
 
     barrier: Any
 
@@ -137,20 +137,21 @@ class Differentiated:
 
     @property
     def gradient_function(self) -> GradientFunction:
-        """∇h in plain numbers, and the barrier itself."""
+        """∇h by autograd, with the barrier as its parameter."""
         return GradientFunction(grad_by_autograd, (self.barrier,))
 
 
 def with_grad(barrier: Any) -> Barrier:
     """`barrier` itself where it has `value` and `grad`, else with a gradient by autograd.
 
-    Raises ValueError where there is no callable `value`, for a class and for a recipe of features.
+    Raises ValueError for an object without a callable `value`, for a class and for a recipe of features.
     """
     if isinstance(barrier, type):
-        raise ValueError(f"A barrier is an object; {barrier.__name__} is a class: make one, {barrier.__name__}(…).")
+        raise ValueError(f"A barrier is an object; {barrier.__name__} is a class: pass {barrier.__name__}(…).")
     if callable(getattr(barrier, "fit", None)) and not hasattr(barrier, "value"):
         raise ValueError(
-            f"A {type(barrier).__name__} is a recipe of features and no barrier: ot.LogRatioBarrier.fit(acts, recipe)."
+            f"A {type(barrier).__name__} is a recipe of features and no barrier: pass ot.LogRatioBarrier.fit(acts, "
+            "recipe)."
         )
     if not callable(getattr(barrier, "value", None)):
         raise ValueError(f"A barrier needs a method value(a) -> h; {type(barrier).__name__} has none.")
@@ -168,7 +169,7 @@ def mean_difference(acts: ContrastiveActivations) -> LogRatioBarrier:
 def auc(
     barrier: Barrier, desired: Float[Tensor, "n_desired d_model"], undesired: Float[Tensor, "n_undesired d_model"]
 ) -> float:
-    """Area under the ROC curve of h: the share of (desired, undesired) pairs in the right order, ties half."""
+    """Area under the ROC curve of h: the share of (desired, undesired) pairs in the right order; ties count half."""
     high, low = barrier.value(desired), barrier.value(undesired)
     order = torch.searchsorted(low.sort().values, high) + torch.searchsorted(low.sort().values, high, right=True)
     return float(order.double().mean() / 2 / len(low))

@@ -20,7 +20,7 @@ class Field(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """v(a) = ∇h(a). Raises ValueError for what is no barrier, as `with_grad` says."""
+    """v(a) = ∇h(a). Raises ValueError for an object that is not a barrier (see `with_grad`)."""
 
     barrier: Barrier
 
@@ -32,7 +32,7 @@ class Gradient:
 
     @property
     def gradient_function(self) -> GradientFunction:
-        """The field in plain numbers; a barrier of the user's is one of them."""
+        """The field as a plain function and its parameters; a barrier of the user's is itself a parameter."""
         if isinstance(self.barrier, (LogRatioBarrier, Differentiated, NetworkBarrier)):
             return self.barrier.gradient_function
         return GradientFunction(grad_given, (self.barrier,))
@@ -43,7 +43,7 @@ class Gradient:
 
 @dataclass(frozen=True, eq=False)
 class UnitGradient:
-    """v(a) = ∇h(a)/‖∇h(a)‖, and 0 where the gradient vanishes: dh/dt = ‖∇h‖ ≥ 0 at unit speed. Raises as Gradient."""
+    """v(a) = ∇h(a)/‖∇h(a)‖, and 0 where the gradient vanishes: dh/dt = ‖∇h‖ ≥ 0 at unit speed. Raises as `Gradient`."""
 
     barrier: Barrier
 
@@ -55,7 +55,7 @@ class UnitGradient:
 
     @cached_property
     def gradient_function(self) -> GradientFunction:
-        """The field in plain numbers, as Gradient's."""
+        """The field as a plain function and its parameters, as in `Gradient`."""
         return Gradient(self.barrier).gradient_function.at_unit_speed()
 
     def reduced(self) -> "Subspace[UnitGradient] | None":
@@ -64,7 +64,7 @@ class UnitGradient:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """v(a) = v, whatever a: a steering vector."""
+    """v(a) = v for every a: a steering vector."""
 
     direction: Direction
 
@@ -73,11 +73,11 @@ class Constant:
 
     @property
     def gradient_function(self) -> GradientFunction:
-        """The field in plain numbers: the slope of vᵀa."""
+        """The field as a plain function and its parameters: the gradient of vᵀa."""
         return GradientFunction(linear_grad, (self.direction,))
 
 
 def _reduced(field: type[Any], barrier: Barrier) -> Subspace[Any] | None:
-    reduce = getattr(barrier, "reduced", None)
-    found: Any = reduce() if callable(reduce) else None
-    return None if found is None else replace(found, inner=field(found.inner))
+    reduced_of = getattr(barrier, "reduced", None)
+    reduced: Any = reduced_of() if callable(reduced_of) else None
+    return None if reduced is None else replace(reduced, inner=field(reduced.inner))

@@ -1,8 +1,8 @@
-"""Flow: a field followed for a time, in the coordinates where that is cheapest.
+"""Flow: integrates a field for a time T, in the coordinates where that is cheapest.
 
 If h depends on a only through m directions and ‖a‖, a trajectory stays in their span plus the direction of the rest of
-a: with U an orthonormal basis of the span, a(t) = U y(t) + σ(t)(a − UUᵀa). So the ODE is solved for the m + 1 numbers
-(y, p), p = σ‖a − UUᵀa‖, and two thin matrix products pay for any number of steps. The result is the same, to rounding.
+a: with U an orthonormal basis of the span, a(t) = U y(t) + σ(t)(a − UUᵀa). The ODE is then solved for the m + 1 numbers
+(y, p), p = σ‖a − UUᵀa‖. Any number of steps costs two thin matrix products. The result is the same, to rounding.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from odesteer_tl.flows.barriers import Barrier, Subspace
 from odesteer_tl.flows.fields import Constant, Field, Gradient, UnitGradient
 from odesteer_tl.flows.solvers import Euler, Solver
 from odesteer_tl.portable.integrate import enter, euler, flowed, leave, midpoint, path, per_activation, rk4
-from odesteer_tl.remote.packing import held, packed
+from odesteer_tl.remote.packing import packed, tensor_bytes
 
 MOST_STEPS = 100_000
-"""More is a mistake: ten do for the paper, and each is a pass through h."""
+"""More steps are refused as a mistake: the paper takes ten, and each step evaluates the field."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Trajectory:
     """a(t) [steps + 1, *batch, d_model] and h [steps + 1, *batch] at equal fractions of T; h is None without a barrier.
 
     `chatters` [*batch]: h falls by more than rounding in some step (rises, where `forward` is False as T is negative),
-    so T/steps is too long for this activation: it has passed an extremum of h, and further time only adds norm.
+    so T/steps is too long for this activation: it has passed an extremum of h, and more time only adds norm.
     """
 
     activations: Float[Tensor, "times *batch d_model"]
@@ -67,10 +67,12 @@ class Flow:
     def __post_init__(self) -> None:
         for name, part in (("field", self.field), ("solver", self.solver)):
             if isinstance(part, type):
-                raise ValueError(f"The {name} of a flow is an object; {part.__name__} is a class: {part.__name__}(…).")
+                raise ValueError(
+                    f"The {name} of a flow is an object; {part.__name__} is a class: pass {part.__name__}(…)."
+                )
         if not callable(self.field):
             raise ValueError(
-                f"A field is v(a); a {type(self.field).__name__} is none, and ot.UnitGradient(barrier) is."
+                f"A field is a function v(a), such as ot.UnitGradient(barrier); got a {type(self.field).__name__}."
             )
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}. For no steering use T=0.")
@@ -99,10 +101,10 @@ class Flow:
         return Trajectory(torch.stack(points), h, forward.squeeze(-1) if forward.ndim else forward)
 
     def parts(self) -> tuple[Any, ...]:
-        """What `integrate.flowed` takes after a and T, packed for a journey: slope, step, steps, basis or None.
+        """The arguments of `integrate.flowed` after a and T, packed to be sent: gradient, step, steps, basis or None.
 
-        Of the direct and the reduced form it is the one with fewer bytes; the reduced one, which is faster, where they
-        are within a tenth of each other. Raises ValueError for a field or a solver that the package does not know.
+        The form with fewer bytes is sent, direct or reduced; if they differ by less than a tenth, the reduced one,
+        which is faster. Raises ValueError for a field or a solver that is not of this package.
         """
         if self.solver.step not in (euler, midpoint, rk4):
             raise ValueError(
@@ -115,33 +117,33 @@ class Flow:
                 "barrier of your own, or steer a model on this machine."
             )
         direct = packed((self.field.gradient_function, self.solver.step, self.steps, None))
-        found = self._reduced or self._found()
-        if found is None:
+        subspace = self._reduced or self._subspace()
+        if subspace is None:
             return direct
-        reduced = packed((found.inner.gradient_function, self.solver.step, self.steps, found.basis))
-        return reduced if held(reduced) <= 1.1 * held(direct) else direct
+        reduced = packed((subspace.inner.gradient_function, self.solver.step, self.steps, subspace.basis))
+        return reduced if tensor_bytes(reduced) <= 1.1 * tensor_bytes(direct) else direct
 
-    def _found(self) -> Subspace[Any] | None:
-        reduce = getattr(self.field, "reduced", None)
-        with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-            found: Any = reduce() if callable(reduce) and self.coordinates != "direct" else None
-        return found
+    def _subspace(self) -> Subspace[Any] | None:
+        reduced_of = getattr(self.field, "reduced", None)
+        with torch.inference_mode(False):  # it is cached, and this call may run in inference mode
+            subspace: Any = reduced_of() if callable(reduced_of) and self.coordinates != "direct" else None
+        return subspace
 
     @cached_property
     def _reduced(self) -> Subspace[Any] | None:
-        found = self._found()
-        if self.coordinates == "reduced" and found is None:
-            raise ValueError("This field has no reduced form; use coordinates='direct'.")
-        return found if found is None or self.coordinates == "reduced" or self._pays(found) else None
+        subspace = self._subspace()
+        if self.coordinates == "reduced" and subspace is None:
+            raise ValueError("This field has no reduced form: pass coordinates='direct' or 'auto'.")
+        return subspace if subspace is None or self.coordinates == "reduced" or self._is_cheaper(subspace) else None
 
     @cached_property
     def _rows(self) -> Tensor:
-        """The basis once more, row by row: see `integrate.leave`."""
+        """The basis transposed and contiguous, for `integrate.leave`."""
         assert self._reduced is not None
         with torch.inference_mode(False):
             return self._reduced.basis.T.contiguous()
 
-    def _pays(self, found: Subspace[Field]) -> bool:
-        """The way there and back costs what one direct step with m landmarks costs."""
-        d_model, m = found.basis.shape
-        return self.steps > 1 and (found.elementwise or m < d_model / 2)
+    def _is_cheaper(self, subspace: Subspace[Field]) -> bool:
+        """Whether reduced coordinates pay: entering and leaving them costs about one direct step with m landmarks."""
+        d_model, m = subspace.basis.shape
+        return self.steps > 1 and (subspace.elementwise or m < d_model / 2)

@@ -13,7 +13,7 @@ SolverName = Literal["euler", "midpoint", "rk4"]
 
 @runtime_checkable
 class Solver(Protocol):
-    """`order` p: the error at a fixed time shrinks like stepsᵖ. `dt` is a float or lines up with the rows of `a`."""
+    """`order` p: the error at a fixed time falls like 1/stepsᵖ. `dt` is a float, or a tensor with one value per row."""
 
     order: int
 
@@ -61,5 +61,5 @@ def path(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -
 
 
 def integrate(field: Field, a: Activations, T: Time, *, steps: int, solver: Solver) -> Activations:
-    """The flow map a(0) → a(T) of ȧ = v(a), in `steps` equal steps."""
+    """The flow map a(0) → a(T) of ȧ = v(a), in `steps` equal steps. Raises as `path` does."""
     return flowed(a, T, field, solver.step, steps)

@@ -1,7 +1,7 @@
 """Networks that are fitted: kept as plain tensors, trained by a plain loop.
 
-The numbers are all there is, so that a network moves, is saved and travels as any other part of a method; `networks`
-holds its formulas.
+A network is its tensors alone, so it is moved, saved and sent like any other part of a method. Its formulas are in
+`portable/networks.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,17 +23,17 @@ from odesteer_tl.portable.networks import network, network_grad
 from odesteer_tl.portable.precision import in_full
 
 Kind = Literal["relu", "gelu"]
-"""What stands between the layers of a network."""
+"""The activation function between the layers of a network."""
 
 Parameters = tuple[Float[Tensor, "..."], ...]
 
-STEPS = 1000
-"""Steps of an optimiser that a fit may take at least, however few the samples are."""
+LEAST_STEPS = 1000
+"""The least number of optimiser steps of a fit, however few the samples are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """f(a) = Wₙ s(… s(W₁a + b₁) …) + bₙ, one number per activation. Raises ValueError for layers that do not fit."""
+    """f(a) = Wₙ s(… s(W₁a + b₁) …) + bₙ, one number per activation. Raises ValueError for mismatched layers."""
 
     weights: tuple[Float[Tensor, "_ _"], ...]
     biases: tuple[Float[Tensor, " _"], ...]
@@ -44,9 +44,10 @@ class Network:
         fits = len(shapes) == len(self.biases) > 0 and shapes[-1][0] == 1 and self.kind in ("relu", "gelu")
         fits = fits and all(b.shape == shape[:1] for b, shape in zip(self.biases, shapes, strict=True))
         if not fits or any(low[0] != high[1] for low, high in pairwise(shapes)):
-            found = [tuple(b.shape) for b in self.biases]
+            biases = [tuple(b.shape) for b in self.biases]
             raise ValueError(
-                f"A network of {self.kind} needs layers that fit and end in one number: {shapes}, {found}."
+                f"A network of {self.kind} needs layers of matching shapes that end in one number: got {shapes}, "
+                f"{biases}."
             )
 
     @classmethod
@@ -63,18 +64,18 @@ class Network:
 
     @property
     def gradient_function(self) -> GradientFunction:
-        """∇f in plain numbers."""
+        """∇f as a plain function and its parameters."""
         return GradientFunction(network_grad, (self.weights, self.biases, self.kind))
 
     def of_scaled(self, mean: Float[Tensor, " d_model"], scale: float) -> "Network":
-        """The network g with g(a) = f((a − mean)/scale): the first layer takes up the units."""
+        """The network g with g(a) = f((a − mean)/scale): the scaling goes into the first layer."""
         first = self.weights[0] / scale
         with in_full(mean.device):
             bias = self.biases[0] - first @ mean
         return Network((first, *self.weights[1:]), (bias, *self.biases[1:]), self.kind)
 
     def times(self, scale: float, plus: float) -> "Network":
-        """The network scale·f + plus: the last layer takes up the units."""
+        """The network scale·f + plus: the scaling goes into the last layer."""
         last, bias = scale * self.weights[-1], scale * self.biases[-1] + plus
         return Network((*self.weights[:-1], last), (*self.biases[:-1], bias), self.kind)
 
@@ -94,20 +95,20 @@ class NetworkBarrier:
 
     @property
     def gradient_function(self) -> GradientFunction:
-        """∇h in plain numbers."""
+        """∇h as a plain function and its parameters."""
         return self.network.gradient_function
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The parameters of the best epoch, and the loss on the held-out rows at the start and after every epoch run."""
+    """The parameters of the best epoch, and the held-out loss at the start and after every epoch."""
 
     parameters: Parameters
     losses: tuple[float, ...]
 
 
-def drawn(widths: Sequence[int], generator: torch.Generator) -> Parameters:
-    """(W₁, b₁, …) of layers widths[0] → widths[1] → …, uniform on ±1/√(inputs), drawn on the CPU."""
+def random_parameters(widths: Sequence[int], generator: torch.Generator) -> Parameters:
+    """Random (W₁, b₁, …) of layers widths[0] → widths[1] → …, uniform on ±1/√(inputs), drawn on the CPU."""
     parameters = []
     for inputs, outputs in pairwise(widths):
         for shape in ((outputs, inputs), (outputs,)):
@@ -116,8 +117,8 @@ def drawn(widths: Sequence[int], generator: torch.Generator) -> Parameters:
 
 
 def check_trainable(layers: Sequence[tuple[int, int]], device: torch.device, name: str) -> None:
-    """Raise ValueError where weights (inputs, outputs) of that many numbers cannot be trained in the memory there is:
-    they are held in float32 with their gradients, two moments, the best so far, and a step's own copy."""
+    """Raise ValueError where `layers` (inputs, outputs) are too large to be trained in the free memory: float32
+    weights, their gradients, two moments of the optimiser, the best weights so far, and one copy during a step."""
     numbers = sum(inputs * outputs for inputs, outputs in layers)
     check_room(
         6 * 4 * numbers, device, f"Training the {numbers:,} numbers of {name}",
@@ -128,9 +129,9 @@ def check_trainable(layers: Sequence[tuple[int, int]], device: torch.device, nam
 def held_out(
     acts: ContrastiveActivations, fraction: float, seed: int, name: str
 ) -> tuple[ContrastiveActivations, ContrastiveActivations]:
-    """The rows to fit and those held out, by `seed`; pairs and groups stay together, each part has both sides.
+    """Split the rows by `seed` into those to fit and those held out; pairs and groups stay together.
 
-    Raises ValueError where there are too few for that; `name` is the method that needs them.
+    Raises ValueError where a part would have an empty side; `name` is the method in the message.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation is the share of the rows to hold out, between 0 and 1; got {fraction}.")
@@ -139,19 +140,19 @@ def held_out(
     except ValueError as error:
         sizes = f"{len(acts.desired)} desired and {len(acts.undesired)} undesired"
         raise ValueError(
-            f"{name} needs rows to fit and rows to hold out (validation={fraction}) on both sides; of {sizes} "
-            f"activations these cannot be had: {error} Collect more."
+            f"{name} needs rows to fit and rows to hold out (validation={fraction}) on both sides; {sizes} "
+            f"activations do not give both: {error} Collect more texts."
         ) from error
 
 
 def centred(x: Samples) -> tuple[Float[Tensor, " d_model"], float]:
-    """The mean of the rows and the spread about it, one number (1 where there is none): the units of a network."""
+    """The mean of the rows, and their spread about it as one number (1 where they do not vary): a network's units."""
     mean = x.mean(0)
     spread = float((x - mean).square().mean().sqrt())
     return mean, spread if spread > 0 else 1.0
 
 
-def trained(
+def train(
     start: Parameters,
     loss: Callable[..., Tensor],
     rows: tuple[Shaped[Tensor, "n_fit ..."], ...],
@@ -169,36 +170,37 @@ def trained(
     seed: int = 0,
     name: str = "network",
 ) -> Trained:
-    """Minimise the mean of loss(parameters, *columns of some rows) by AdamW, from `start`.
+    """Minimise the mean of loss(parameters, *columns) over the rows by AdamW, from `start`.
 
     The learning rate rises linearly over the share `warmup` of all steps, and then falls along a cosine to the share
-    `ending` of itself. With `timed=True` the loss takes one more column, numbers in [0, 1) drawn anew for every batch;
-    `held` brings its own. Training stops after `patience` epochs without a lower loss on `held` (a fifth of the epochs,
-    at least 2, unless given), and the best epoch is kept. `epochs=None` is the number `published`, or more where that
-    would be fewer than 1,000 steps. Rows are shuffled by `seed`; the global generators are neither read nor moved. A
-    progress bar appears where it takes more than 2 s.
-    Raises ValueError for a number of epochs or rows per batch below 1, and where the loss is not finite.
+    `ending` of itself. With `timed=True` the loss takes one more column, times in [0, 1) drawn anew for every batch;
+    `held` brings its own times. Training stops after `patience` epochs without a lower loss on `held` (default: a fifth
+    of the epochs, at least 2), and the best epoch is kept. `epochs=None` is the number `published`, or more where that
+    would be fewer than 1,000 steps. Rows are shuffled by `seed`; the global generators are not used. A progress bar
+    appears after 2 s. Raises ValueError for a number of epochs or rows per batch below 1, and where the loss is not
+    finite.
     """
     if batch < 1 or (epochs is not None and epochs < 1):
         raise ValueError(f"Training needs at least one epoch and one row per batch, got {epochs=}, {batch=}.")
     n, device = len(rows[0]), rows[0].device
     per_epoch = ceil(n / batch)
-    epochs = max(published, ceil(STEPS / per_epoch)) if epochs is None else epochs
+    epochs = max(published, ceil(LEAST_STEPS / per_epoch)) if epochs is None else epochs
     patience = max(2, epochs // 5) if patience is None else patience
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad(), in_full(device):
         parameters = tuple(p.detach().to(device, copy=True).requires_grad_() for p in start)
         fused = device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=fused)
-        rising = max(1, round(warmup * epochs * per_epoch))
+        warmup_steps = max(1, round(warmup * epochs * per_epoch))
         losses, step = [_held_out_loss(loss, parameters, held, batch)], 0
         best = [p.detach().clone() for p in parameters]
-        for _ in bar(range(epochs), said=f"Fitting the {name}"):
+        for _ in bar(range(epochs), label=f"Fitting the {name}"):
             for chosen in torch.randperm(n, generator=generator).to(device).split(batch):
                 step += 1
-                fallen = (1 - cos(pi * max(0.0, (step - rising) / max(1, epochs * per_epoch - rising)))) / 2
+                decay_steps = max(1, epochs * per_epoch - warmup_steps)
+                decay = (1 - cos(pi * max(0.0, (step - warmup_steps) / decay_steps))) / 2
                 for group in optimiser.param_groups:
-                    group["lr"] = lr * min(1.0, step / rising) * (1 - (1 - ending) * fallen)
+                    group["lr"] = lr * min(1.0, step / warmup_steps) * (1 - (1 - ending) * decay)
                 columns = [column[chosen] for column in rows]
                 if timed:
                     columns.append(torch.rand(len(chosen), generator=generator).to(device))
@@ -216,7 +218,10 @@ def trained(
 def _held_out_loss(loss: Callable[..., Tensor], parameters: Parameters, rows: tuple[Tensor, ...], batch: int) -> float:
     with torch.no_grad():
         parts = [loss(parameters, *columns) for columns in zip(*(c.split(max(batch, 256)) for c in rows), strict=True)]
-        found = float(torch.cat(parts).double().mean())
-    if not found < float("inf"):
-        raise ValueError(f"The loss on the held-out rows is {found}: the learning rate is too high for these numbers.")
-    return found
+        mean_loss = float(torch.cat(parts).double().mean())
+    if not mean_loss < float("inf"):
+        raise ValueError(
+            f"The loss on the held-out rows is {mean_loss}: the learning rate is too high for these activations: pass "
+            "a smaller lr."
+        )
+    return mean_loss

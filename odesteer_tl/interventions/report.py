@@ -1,4 +1,4 @@
-"""Reports: what a steering block did, counted in the same way whichever library runs the model."""
+"""Reports: what a steering block did, counted in the same way for every library."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class Report:
     """What a steering block did, readable inside the block and after it.
 
-    `tokens_steered`: per layer written, distinct (row, position) pairs, over all prompts of the block. What a batch
-    still generates for a row that has ended counts too: the model computes it, though no text shows it.
-    `hooks_removed`: reset_hooks() or clear_edits() inside the block took the steering away; known at its end.
+    `tokens_steered`: per layer written, the number of distinct (row, position) pairs over all prompts of the block.
+    Tokens that a batch generates for a row that has ended count too: the model computes them, though no text shows
+    them. `hooks_removed`: reset_hooks() or clear_edits() inside the block removed the steering; set at its end.
     """
 
     tokens_steered: dict[int, int]

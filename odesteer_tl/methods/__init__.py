@@ -7,6 +7,7 @@ from odesteer_tl.methods.ablation import Ablation
 from odesteer_tl.methods.angular import Angular
 from odesteer_tl.methods.base import Method as Method
 from odesteer_tl.methods.caa import CAA
+from odesteer_tl.methods.calibrated import Calibrated
 from odesteer_tl.methods.flow_method import FlowMethod as FlowMethod
 from odesteer_tl.methods.gradient_flow import GradientFlow
 from odesteer_tl.methods.head_shift import HeadShift
@@ -23,6 +24,6 @@ from odesteer_tl.methods.repe import RepE
 from odesteer_tl.methods.truth_flow import TruthFlow
 
 __all__ = [
-    "CAA", "HPR", "ITI", "Ablation", "Angular", "GradientFlow", "HeadShift", "Layers", "LinearAcT", "MiMiC",
-    "ODESteer", "REControl", "RandomDirection", "RepE", "StepODESteer", "TruthFlow",
+    "CAA", "HPR", "ITI", "Ablation", "Angular", "Calibrated", "GradientFlow", "HeadShift", "Layers", "LinearAcT",
+    "MiMiC", "ODESteer", "REControl", "RandomDirection", "RepE", "StepODESteer", "TruthFlow",
 ]  # fmt: skip

@@ -1,15 +1,15 @@
 """Angular steering (arXiv:2510.26243): turn activations in the plane of two directions; the norm is kept.
 
 v(a) = Ja, J = b₂b₁ᵀ − b₁b₂ᵀ, b₁ and b₂ the orthonormal rows of the plane; its exact flow turns the part of a in the
-plane by the angle T and leaves the rest: R(S)R(T) = R(S + T). No h has v as its gradient: a turn comes back to where it
-began. With a `target` angle, counted from b₁ towards b₂, there is one, h(a) = cos(φ(a) − target), φ the angle of a in
-the plane: v turns a at unit angular speed up h, and stops at the top. T ≥ π gets every activation there, which is the
-source's form: its part in the plane becomes ‖Pa‖(cos(target) b₁ + sin(target) b₂). `adaptive` turns those alone that
-have a positive part along b₁, as the source's adaptive form does; whether, is decided where they start.
+plane by the angle T and leaves the rest: R(S)R(T) = R(S + T). v is not the gradient of any h, as a full turn ends where
+it began. With a `target` angle, counted from b₁ towards b₂, h(a) = cos(φ(a) − target), φ the angle of a in the plane:
+v turns a at unit angular speed up h, and stops at the top. With T ≥ π every activation arrives there, which is the
+source's form: its part in the plane becomes ‖Pa‖(cos(target) b₁ + sin(target) b₂). `adaptive` turns only activations
+that start with a positive part along b₁, as the source's adaptive form does.
 
-Fit: b₁ is the unit difference of means, from undesired to desired; b₂ the first principal component of both sides
-together when b₁ is taken out, its largest entry positive. One layer has no more to say: the source takes b₂ from the
-directions of all layers, which is `fit_layers`.
+Fit: b₁ is the unit difference of means, from undesired to desired; b₂ is the first principal component of both sides
+together after b₁ is removed, with its largest entry positive. The source takes b₂ from the directions of all layers:
+see `fit_layers`.
 """
 
 import math
@@ -40,7 +40,7 @@ Plane = Float[Tensor, "2 d_model"]
 
 @dataclass(frozen=True, eq=False)
 class Bearing:
-    """h(a) = cos(φ − target), φ the angle of a in the plane, from its first row; 0 where a has no part in the plane."""
+    """h(a) = cos(φ − target), φ the angle of a in the plane, from its first row; 0 if a has no part in the plane."""
 
     plane: Plane
     target: float
@@ -54,11 +54,11 @@ class Bearing:
 class Angular(PointwiseMethod):
     """a turned by T radians in the `plane` of two rows, from the first towards the second; relative_T is refused.
 
-    `target`: turned towards that angle, in radians from the first row, the shorter way and no further, away from it
-    for a negative T. `adaptive`: only those with a positive part along the first row. The rows of `plane` [2, d_model]
-    need neither length 1 nor a right angle: kept is an orthonormal basis, its first row along the first. Raises
-    ValueError for rows that are not finite or not independent, a `target` that is not finite, and another width than
-    the `origin`'s.
+    With a `target` (radians from the first row) a turns towards that angle the shorter way and stops there; a negative
+    T turns it away. `adaptive` turns only activations with a positive part along the first row. The rows of `plane`
+    [2, d_model] need neither unit length nor a right angle: the method keeps an orthonormal basis, its first row along
+    the first. Raises ValueError for rows that are not finite or linearly dependent, a `target` that is not finite, and
+    another width than the `origin`'s.
     """
 
     view: ClassVar[View] = View(
@@ -88,45 +88,47 @@ class Angular(PointwiseMethod):
 
     @classmethod
     def fit(cls, acts: ContrastiveActivations, *, target: float | None = None, adaptive: bool = False) -> "Angular":
-        """Take b₁ and b₂ as the head of this file says, in float64.
+        """Compute b₁ and b₂ in float64, as the head of this file says.
 
-        Raises ValueError for fewer than 2 activations on a side, where the means are the same, and where activations
-        vary along b₁ alone.
+        Raises ValueError for fewer than 2 activations on a side, for equal means, and where activations vary along b₁
+        alone.
         """
         acts.check("Angular", 2)
         b1 = _unit_difference(acts)
         rows = torch.cat([acts.desired, acts.undesired]).double()
-        return cls(torch.stack([b1, _second(rows, b1)]).float(), acts.layer, target, adaptive, acts.origin)
+        return cls(torch.stack([b1, _second_direction(rows, b1)]).float(), acts.layer, target, adaptive, acts.origin)
 
     @classmethod
     def fit_layers(
         cls, acts: Sequence[ContrastiveActivations], *, target: float | None = None, adaptive: bool = False
     ) -> Layers:
-        """One plane for several layers, as the source: of the unit differences of means of all layers, b₁ is the one
-        with the largest mean cosine to the others, and b₂ their first principal component when b₁ is taken out.
+        """One plane for several layers, as in the source. Of the unit differences of means of all layers, b₁ is the one
+        with the largest mean cosine to the others; b₂ is their first principal component after b₁ is removed.
 
             acts = ot.collect_layers(model, desired, undesired, range(n_layers))
             with ot.steering(model, ot.Angular.fit_layers(acts, target=0.0), T=3.2): ...
 
-        Raises ValueError as `fit` does, for fewer than two layers, and for activations that do not know theirs.
+        Raises ValueError as `fit` does, for fewer than two layers, and for activations without a layer.
         """
         if len(acts) < 2:
-            raise ValueError(f"A plane of the directions of several layers needs two or more, got {len(acts)}.")
-        for each in acts:
-            each.check("Angular", 2)
-        found = torch.stack([_unit_difference(each) for each in acts])
-        b1 = found[int((found @ found.T).mean(1).argmax())]
-        plane = torch.stack([b1, _second(found, b1)]).float()
-        return Layers(tuple(cls(plane, each.layer, target, adaptive, each.origin) for each in acts))
+            raise ValueError(
+                f"Angular.fit_layers needs the activations of at least two layers, got {len(acts)}: use Angular.fit."
+            )
+        for of_layer in acts:
+            of_layer.check("Angular", 2)
+        directions = torch.stack([_unit_difference(of_layer) for of_layer in acts])
+        b1 = directions[int((directions @ directions.T).mean(1).argmax())]
+        plane = torch.stack([b1, _second_direction(directions, b1)]).float()
+        return Layers(tuple(cls(plane, of_layer.layer, target, adaptive, of_layer.origin) for of_layer in acts))
 
     @property
     def barrier(self) -> Barrier | None:
-        """cos(φ − target); None without a target, as a turn alone has no h."""
+        """cos(φ − target), or None without a target: a turn alone has no h."""
         return None if self.target is None else with_grad(Bearing(self.plane, self.target))
 
     def portable(self) -> PortableMethod:
-        """The plane in plain numbers."""
-        return self._as_travelling(turned_in_plane, packed((self.plane, self.target, self.adaptive)))
+        """The plane, as plain tensors."""
+        return self._as_portable(turned_in_plane, packed((self.plane, self.target, self.adaptive)))
 
     def _move(self, x: Activations, T: Time) -> Activations:
         return turned_in_plane(x, T, self.plane, self.target, self.adaptive)
@@ -140,16 +142,18 @@ class Angular(PointwiseMethod):
 
 
 def _unit_difference(acts: ContrastiveActivations) -> Direction:
-    found = mean_difference(acts).weight.double()
-    return found / found.norm()
+    difference = mean_difference(acts).weight.double()
+    return difference / difference.norm()
 
 
-def _second(rows: Samples, b1: Direction) -> Direction:
-    """The first principal component of `rows` when b₁ is taken out, its largest entry positive."""
+def _second_direction(rows: Samples, b1: Direction) -> Direction:
+    """The first principal component of `rows` after b₁ is removed, with its largest entry positive."""
     rest = rows - rows.mean(0)
     rest = rest - (rest @ b1).unsqueeze(1) * b1
     if float(rest.norm()) <= 1e-6 * float(rows.norm()):
-        raise ValueError("What varies lies along one direction, and a plane needs two: pass more or other texts.")
+        raise ValueError(
+            "The activations vary along one direction only, and a plane needs two: pass more or other texts."
+        )
     b2 = main_direction(rest)
     return b2 * b2[b2.abs().argmax()].sign()
 

@@ -31,13 +31,13 @@ class CAA(FlowMethod):
 
     @classmethod
     def fit(cls, acts: ContrastiveActivations) -> "CAA":
-        """Take the means of both sides. Raises ValueError where they are the same."""
+        """Compute the means of both sides. Raises ValueError where they are the same."""
         acts.check("CAA")
         return cls(mean_difference(acts), acts.origin)
 
     @property
     def speed(self) -> float:
-        """‖μ₊ − μ₋‖: T counts in differences of means, not in lengths."""
+        """‖μ₊ − μ₋‖: T counts differences of means, not lengths."""
         return float(self.barrier.weight.norm())
 
     @cached_property

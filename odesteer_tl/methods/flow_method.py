@@ -1,4 +1,4 @@
-"""Methods that are one flow: everything follows from its field, its solver and h."""
+"""Methods that are one flow: a field, a solver and h determine everything else."""
 
 from abc import abstractmethod
 
@@ -12,7 +12,7 @@ from odesteer_tl.portable.strength import Strength
 
 
 class FlowMethod(PointwiseMethod):
-    """A method that is one flow: everything follows from `flow` and `barrier`."""
+    """A method that is one flow: a subclass defines `flow` and `barrier`."""
 
     @property
     @abstractmethod
@@ -22,16 +22,16 @@ class FlowMethod(PointwiseMethod):
     def trajectory(
         self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
     ) -> Trajectory:
-        """a(t) and h at every step, in the dtype of the computation; `chatters` flags activations where h falls."""
+        """a(t) and h at every step, in the dtype of the computation; `chatters` marks activations where h falls."""
         strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
         with in_full(a.device):
-            here, x = self._at(a)
-            return here.flow.trajectory(x, strength.at(x), here.barrier)
+            method, x = self._matched(a)
+            return method.flow.trajectory(x, strength.at(x), method.barrier)
 
     def portable(self) -> PortableMethod:
-        """The flow in plain numbers, in the direct or the reduced form, whichever holds fewer bytes."""
-        return self._as_travelling(flowed, self.flow.parts())
+        """The flow as plain tensors and functions, in direct or reduced form, whichever has fewer bytes."""
+        return self._as_portable(flowed, self.flow.parts())
 
     def _move(self, x: Activations, T: Time) -> Activations:
         return self.flow(x, T)

@@ -1,7 +1,7 @@
-"""GradientFlow: any barrier, also the user's own, followed uphill.
+"""GradientFlow: walks uphill on any barrier, also on the user's own.
 
-h is the barrier given; v = ∇h/‖∇h‖, or ∇h with `unit_speed=False`. Autograd supplies ∇h where the barrier has only
-`value`. RE-Control, a classifier's logit, a reward model: each is a `value`.
+h is the given barrier; v = ∇h/‖∇h‖, or ∇h with `unit_speed=False`. Autograd supplies ∇h where the barrier has only
+`value`: for example a value network, the logit of a classifier, or a reward model.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from odesteer_tl.portable.sites import Site
 
 @dataclass(frozen=True, eq=False)
 class GradientFlow(FlowMethod):
-    """ȧ = ∇h/‖∇h‖ for any `barrier`: an object with `value(a)` [*batch] and, if it likes, `grad(a)` [*batch, d_model].
+    """ȧ = ∇h/‖∇h‖ for any `barrier`: an object with `value(a)` [*batch] and optionally `grad(a)` [*batch, d_model].
 
     Raises ValueError for a barrier without `value`, steps < 1 or an unknown solver.
     """
@@ -46,7 +46,7 @@ class GradientFlow(FlowMethod):
         else:
             site = Site.fitted(self.origin.hook_name, self.layer)
             object.__setattr__(self, "origin", replace(self.origin, layer=self.layer, hook_name=site.hook_name))
-        _ = self.flow  # a wrong solver or number of steps fails here, not in the middle of a generation
+        _ = self.flow  # so a wrong solver or number of steps fails here, not during a generation
 
     @cached_property
     def flow(self) -> Flow:
@@ -55,7 +55,7 @@ class GradientFlow(FlowMethod):
 
 
 def _curved(acts: ContrastiveActivations) -> GradientFlow:
-    """Up a log ratio whose quadratic part outweighs the linear one."""
+    """A flow up a log ratio whose quadratic part is larger than the linear one."""
     barrier = LogRatioBarrier.fit(acts, Polynomial(degree=2, gamma=2.0, coef0=0.5))
     return GradientFlow(barrier, solver="rk4", layer=acts.layer)
 

@@ -1,11 +1,12 @@
 """HeadShift: ITI in its own form (arXiv:2306.03341), on the heads of one attention layer. `ITI.fit_heads` fits it.
 
-z holds what the heads of a layer give, before they are mixed: [n_heads·d_head]. For each chosen head
+z [n_heads·d_head] is the concatenated outputs of a layer's heads, before the output projection. For each chosen head
 h(z) = θᵀz_head + b, a linear probe with ‖θ‖ = 1; v = σθ on the chosen heads and 0 on all others, constant, in one step:
 z + T σθ. σ is the standard deviation of the head's activations along θ, so that T is the source's α (15 there).
 
-From honest_llama: probes by scikit-learn's logistic regression on four fifths of the rows, ranked by accuracy on the
-rest; θ from all rows where it is the mass-mean shift, from the four fifths where it is the probe's; σ by n, not n − 1.
+As in honest_llama: the probes are scikit-learn's logistic regressions on four fifths of the rows, ranked by accuracy on
+the rest; θ is taken from all rows if it is the mass-mean shift, from the four fifths if it is the probe's; σ divides by
+n, not n − 1.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.sites import Site, site_name
 
-Along = Literal["mass_mean", "probe"]
-"""What θ is: the unit difference of means, or the unit weight of the probe."""
+HeadDirection = Literal["mass_mean", "probe"]
+"""The choice of θ: the unit difference of means, or the unit weight of the probe."""
 
 Probe = tuple[Float[Tensor, " d_head"], float, float]
 """Weight, intercept, accuracy."""
@@ -40,7 +41,7 @@ class HeadShift(FlowMethod):
 
     `heads` in ascending order, counted from 0, with the `accuracy` of their probes on the rows held out and the
     `offset` b of their h. T counts in standard deviations; relative_T means T = relative_T·‖z‖ over all heads.
-    Raises ValueError where these do not belong together.
+    Raises ValueError where their numbers or shapes do not agree.
     """
 
     view: ClassVar[View] = View(
@@ -67,12 +68,12 @@ class HeadShift(FlowMethod):
 
     @property
     def barrier(self) -> None:
-        """None: there is an h for each chosen head, `head_values`."""
+        """None: each chosen head has its own h, see `head_values`."""
         return None
 
     @property
     def speed(self) -> float:
-        """‖shift‖: T counts in standard deviations, not in lengths."""
+        """‖shift‖: T counts standard deviations, not lengths."""
         return float(self.shift.norm())
 
     @cached_property
@@ -93,7 +94,7 @@ class HeadShift(FlowMethod):
 
 
 def by_head(z: Float[Tensor, "*batch z"], n_heads: int) -> Float[Tensor, "*batch head d_head"]:
-    """What the heads of attention give, which lies side by side in z, apart."""
+    """The outputs of the heads, which are concatenated in z, as separate rows."""
     return rearrange(z, "... (head d_head) -> ... head d_head", head=n_heads)
 
 
@@ -101,61 +102,63 @@ def head_shifts(
     acts: Sequence[ContrastiveActivations],
     n_heads: int,
     top_k: int,
-    direction: Along,
+    direction: HeadDirection,
     validation: float,
     seed: int,
     C: float,
 ) -> tuple[HeadShift, ...]:
-    """A HeadShift for every layer that has chosen heads, as `ITI.fit_heads` says, which also says what is raised."""
-    acts = sorted(_checked(list(acts), n_heads, top_k, direction, validation), key=lambda each: each.layer or 0)
-    probes = [_probes(each, n_heads, validation, seed, C) for each in acts]
+    """A HeadShift for every layer with chosen heads. See `ITI.fit_heads`, also for the errors."""
+    acts = sorted(_checked(list(acts), n_heads, top_k, direction, validation), key=lambda of_layer: of_layer.layer or 0)
+    probes = [_probes(of_layer, n_heads, validation, seed, C) for of_layer in acts]
     ranked = sorted(
         ((layer, head) for layer in range(len(acts)) for head in range(n_heads)),
-        key=lambda place: -probes[place[0]][place[1]][2],  # a stable sort: of equals, the first
+        key=lambda pair: -probes[pair[0]][pair[1]][2],  # by accuracy; the sort is stable, so the first of equals wins
     )[:top_k]
-    found = []
-    for number, each in enumerate(acts):
+    shifts = []
+    for number, of_layer in enumerate(acts):
         heads = tuple(sorted(head for layer, head in ranked if layer == number))
         if heads:
-            found.append(_shift(each, n_heads, heads, [probes[number][head] for head in heads], direction))
-    return tuple(found)
+            shifts.append(_shift(of_layer, n_heads, heads, [probes[number][head] for head in heads], direction))
+    return tuple(shifts)
 
 
 def _probes(acts: ContrastiveActivations, n_heads: int, validation: float, seed: int, C: float) -> list[Probe]:
     """The probe of each head: weight and intercept from the rows to fit, accuracy on the rows held out."""
     from sklearn.linear_model import LogisticRegression
 
-    (fit, fit_is), (rest, rest_is) = (
+    (fit, labels), (held_out, held_out_labels) = (
         (
             by_head(torch.cat([part.desired, part.undesired]).double().cpu(), n_heads),
             [1] * len(part.desired) + [0] * len(part.undesired),
         )
         for part in acts.split(seed, 1 - validation)
     )
-    found = []
+    probes = []
     for head in range(n_heads):
-        regression: Any = LogisticRegression(C=C, max_iter=1000).fit(fit[:, head].numpy(), fit_is)
-        accuracy = float(regression.score(rest[:, head].numpy(), rest_is))
-        found.append((torch.from_numpy(regression.coef_[0]), float(regression.intercept_[0]), accuracy))
-    return found
+        regression: Any = LogisticRegression(C=C, max_iter=1000).fit(fit[:, head].numpy(), labels)
+        accuracy = float(regression.score(held_out[:, head].numpy(), held_out_labels))
+        probes.append((torch.from_numpy(regression.coef_[0]), float(regression.intercept_[0]), accuracy))
+    return probes
 
 
 def _shift(
-    acts: ContrastiveActivations, n_heads: int, heads: tuple[int, ...], probes: list[Probe], direction: Along
+    acts: ContrastiveActivations, n_heads: int, heads: tuple[int, ...], probes: list[Probe], direction: HeadDirection
 ) -> HeadShift:
     desired, undesired = (by_head(side.double().cpu(), n_heads) for side in (acts.desired, acts.undesired))
     shift, offset = torch.zeros(desired.shape[1:], dtype=torch.float64), []
     for head, (weight, intercept, _) in zip(heads, probes, strict=True):
         high, low = desired[:, head].mean(0), undesired[:, head].mean(0)
-        way, at_zero = (weight, intercept) if direction == "probe" else (high - low, (low @ low - high @ high) / 2)
-        size = float(way.norm()) or 1.0  # a head that does nothing has no direction, and no shift
-        theta = way / size
+        difference, at_zero = (
+            (weight, intercept) if direction == "probe" else (high - low, (low @ low - high @ high) / 2)
+        )
+        size = float(difference.norm()) or 1.0  # a head with equal means has no direction, and no shift
+        theta = difference / size
         along = torch.cat([desired[:, head], undesired[:, head]]) @ theta
         shift[head] = along.std(correction=0) * theta
         offset.append(float(at_zero) / size)
-    accuracy = tuple(found for _, _, found in probes)
+    accuracies = tuple(accuracy for _, _, accuracy in probes)
     return HeadShift(
-        shift.flatten().float().to(acts.desired.device), n_heads, heads, accuracy, tuple(offset), acts.origin
+        shift.flatten().float().to(acts.desired.device), n_heads, heads, accuracies, tuple(offset), acts.origin
     )
 
 
@@ -163,27 +166,29 @@ def _checked(
     acts: list[ContrastiveActivations], n_heads: int, top_k: int, direction: str, validation: float
 ) -> list[ContrastiveActivations]:
     if not acts:
-        raise ValueError('No layers: ot.collect_layers(model, desired, undesired, layers, site="z").')
-    for each in acts:
-        if each.layer is None or site_name(each.hook_name) != "z":
+        raise ValueError('No layers were given: pass ot.collect_layers(model, desired, undesired, layers, site="z").')
+    for of_layer in acts:
+        if of_layer.layer is None or site_name(of_layer.hook_name) != "z":
             raise ValueError(
-                f'Heads are read at z, these activations at {each.hook_name}: ot.collect_layers(..., site="z").'
+                f'Heads are read at z, these were read at {of_layer.hook_name}: pass ot.collect_layers(..., site="z").'
             )
-        each.check("ITI.fit_heads", 2)
-        if (each.desired.shape, each.undesired.shape, each.paired) != (
+        of_layer.check("ITI.fit_heads", 2)
+        if (of_layer.desired.shape, of_layer.undesired.shape, of_layer.paired) != (
             acts[0].desired.shape,
             acts[0].undesired.shape,
             acts[0].paired,
-        ) or not _same_groups(each, acts[0]):
+        ) or not _same_groups(of_layer, acts[0]):
             raise ValueError("All layers must hold the same rows, pairs, groups and width: use ot.collect_layers.")
-    layers = [each.layer for each in acts]
+    layers = [of_layer.layer for of_layer in acts]
     if len(set(layers)) < len(layers):
-        raise ValueError(f"Each layer comes once, got {layers}.")
+        raise ValueError(f"Each layer may be given once, got {layers}.")
     width = acts[0].desired.shape[1]
     if n_heads < 1 or width % n_heads:
-        raise ValueError(f"n_heads={n_heads} does not divide the width of z, {width}: model.cfg.n_heads says it.")
+        raise ValueError(f"n_heads={n_heads} does not divide the width of z, {width}: pass n_heads=model.cfg.n_heads.")
     if not 1 <= top_k <= n_heads * len(acts):
-        raise ValueError(f"top_k={top_k} of {n_heads} heads in {len(acts)} layers: it is 1 to {n_heads * len(acts)}.")
+        raise ValueError(
+            f"top_k is from 1 to {n_heads * len(acts)}, {n_heads} heads in {len(acts)} layers; got {top_k}."
+        )
     if direction not in ("mass_mean", "probe"):
         raise ValueError(f'direction is "mass_mean" or "probe", got {direction!r}.')
     if not 0 < validation < 1:

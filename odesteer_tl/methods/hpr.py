@@ -1,20 +1,20 @@
 """HPR (arXiv:2409.10053) on the residual stream: turn undesired activations across a hyperplane, by a learned angle.
 
 h(a) = θᵀa, a hyperplane through the origin; v(a) = γ₁(a) p where h(a) < 0, else 0, with p in span{a, θ}, of length
-‖a‖, at a right angle to a: the way of ∇h along the sphere at a learned speed, which stays what it was at the start.
+‖a‖, at a right angle to a: a moves along ∇h on the sphere, at the learned speed of its starting point.
 
 Steer: where θᵀa < 0, reflect a_H = a − 2θ(θᵀa)/‖θ‖², γ₂ = ∠(a, a_H), and return
 [sin(γ) a_H + sin(γ₂ − γ) a]/sin γ₂ with γ = T γ₁(a): a turned by γ towards a_H, of the same norm. T = 1 is the
-published rotation, T between 0 and 1 the way there along the arc; the norm is kept for any T. Desired activations, and
-those that point against θ to rounding (no plane is theirs), stay as they are, bit for bit.
+published rotation, T between 0 and 1 a part of the arc; the norm is kept for any T. Desired activations are returned
+unchanged, and so are those opposite to θ up to rounding, for which a and θ span no plane.
 
 Fit, from pairs: θ by the logistic loss of the probe σ(θᵀa), without a bias; γ₁ = π·sigmoid(f(a)), f four linear layers
 of halving width with GELU, by the squared distance to the angle between an undesired activation and its desired pair,
 0 for desired ones. Both losses are added: AdamW, learning rate 5e-4 with a warm-up over 5 % of the steps, 5 epochs,
-batches of 16. Beside the source: activations are scaled for the training, which the first layers take up; θ starts at
-0; pairs are held out and the best epoch is kept; few pairs are seen more than 5 times, for 1,000 steps. The source
-edits the five layers with the best probes; this is one, as the ODESteer paper compares it (whose code for HPR is not
-released).
+batches of 16. Differences from the source: activations are scaled for the training, and the scaling is folded into the
+first layers; θ starts at 0; pairs are held out and the best epoch is kept; few pairs are trained on for more than 5
+epochs, up to 1,000 steps. The source edits the five layers with the best probes; this edits one, as the ODESteer paper
+compares it (whose code for HPR is not released).
 """
 
 import math
@@ -29,7 +29,7 @@ from odesteer_tl._shapes import Activations, PerActivation, Samples, Time
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
-from odesteer_tl.flows.training import Network, centred, check_trainable, drawn, held_out, trained
+from odesteer_tl.flows.training import Network, centred, check_trainable, held_out, random_parameters, train
 from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
@@ -95,22 +95,23 @@ class HPR(PointwiseMethod):
             probe = torch.nn.functional.binary_cross_entropy_with_logits(x @ parameters[0], desired, reduction="none")
             return probe + (angle - target).square()
 
-        found = trained(
-            (torch.zeros(d_model), *drawn(widths, generator)), loss, rows, held, lr=lr, epochs=epochs, published=5,
-            batch=batch, weight_decay=0.01, warmup=warmup, patience=patience, seed=seed, name="angles of HPR",
+        fitted = train(
+            (torch.zeros(d_model), *random_parameters(widths, generator)), loss, rows, held, lr=lr, epochs=epochs,
+            published=5, batch=batch, weight_decay=0.01, warmup=warmup, patience=patience, seed=seed,
+            name="angles of HPR",
         )  # fmt: skip
-        theta, *layers = found.parameters
+        theta, *layers = fitted.parameters
         angles = Network.of(layers, "gelu").of_scaled(mean * scale, spread * scale)
         return cls(LogRatioBarrier(Linear(normalize=False), theta / scale, 0.0), angles, acts.origin)
 
     def angle(self, a: Activations) -> PerActivation:
         """γ₁(a) in (0, π), by which undesired activations are turned at T = 1."""
-        here, x = self._at(a)
-        return (math.pi * torch.sigmoid(here.angles.value(x))).to(a.dtype)
+        method, x = self._matched(a)
+        return (math.pi * torch.sigmoid(method.angles.value(x))).to(a.dtype)
 
     def portable(self) -> PortableMethod:
-        """θ and the angle network in plain numbers."""
-        return self._as_travelling(turned, packed(self._parts))
+        """θ and the angle network, as plain tensors."""
+        return self._as_portable(turned, packed(self._parts))
 
     @property
     def _parts(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -124,7 +125,7 @@ class HPR(PointwiseMethod):
 
 
 def _rows(acts: ContrastiveActivations) -> tuple[Samples, Tensor, Tensor]:
-    """Activations, whether desired (1 or 0), and the angle to turn: undesired first, then desired."""
+    """Activations, label (1 desired, 0 undesired) and angle to turn, undesired rows first."""
     desired, undesired = acts.desired.float(), acts.undesired.float()
     target = angle_between(undesired, desired)
     label = torch.cat([torch.zeros_like(target), torch.ones_like(target)])
@@ -132,8 +133,8 @@ def _rows(acts: ContrastiveActivations) -> tuple[Samples, Tensor, Tensor]:
 
 
 def _with_open_gate(acts: ContrastiveActivations) -> HPR:
-    """HPR with its plane turned so that all that is read lies on its undesired side, and with angles nearer to a right
-    one: a closed gate or a small angle shows no mistake."""
+    """HPR for the parity table: its plane is turned so that all activations are on the undesired side, and its angles
+    are nearer to 90°. With a closed gate or small angles a mistake would not show."""
     method = HPR.fit(replace(acts, paired=True))
     plane = -(acts.desired.mean(0) + acts.undesired.mean(0))
     network = method.angles

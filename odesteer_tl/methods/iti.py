@@ -1,5 +1,7 @@
-"""ITI (arXiv:2306.03341): add the direction of a probe. On the residual stream, as the ODESteer paper compares it, and
-in its own form at the attention heads, `ITI.fit_heads`, which gives a `HeadShift` per layer (its h and v are there).
+"""ITI (arXiv:2306.03341): add the direction of a linear probe.
+
+`ITI.fit` acts on the residual stream, as the ODESteer paper compares it. `ITI.fit_heads` is the source's form, at the
+attention heads: it gives a `HeadShift` per layer (see there for its h and v).
 
 h(a) = θᵀa + b + log(n₋/n₊), a logistic regression on raw activations; v = θ/‖θ‖ in one step: a + T θ/‖θ‖.
 """
@@ -15,7 +17,7 @@ from odesteer_tl.flows.features import Linear
 from odesteer_tl.flows.fields import UnitGradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.flow_method import FlowMethod
-from odesteer_tl.methods.head_shift import Along, head_shifts
+from odesteer_tl.methods.head_shift import HeadDirection, head_shifts
 from odesteer_tl.methods.layers import Layers
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import View
@@ -43,26 +45,26 @@ class ITI(FlowMethod):
         n_heads: int,
         *,
         top_k: int = 48,
-        direction: Along = "mass_mean",
+        direction: HeadDirection = "mass_mean",
         validation: float = 0.2,
         seed: int = 0,
         C: float = 1.0,
     ) -> Layers:
-        """ITI's own form: of all layers, shift the `top_k` heads with the best probes along θ by α standard deviations.
+        """The source's form: shift the `top_k` heads with the best probes along θ, by α standard deviations.
 
             acts = ot.collect_layers(model, desired, undesired, range(n_layers), site="z")
             method = ot.ITI.fit_heads(acts, n_heads=32)
             with ot.steering(model, method, T=15.0):               # T is the source's α
 
-        `acts`: the same texts at `z` of each layer. Per head a logistic regression (C, scikit-learn's defaults, 1000
-        iterations) on the rows that are not held out; `validation` of the pairs, groups or rows are, the same ones in
-        every layer, and heads are ranked by their accuracy there (ties: the earlier layer, then the lower head).
-        `direction`: "mass_mean", θ = (μ₊ − μ₋)/‖·‖ over all rows, or "probe", the coefficients, of length 1. σ is the
-        standard deviation along θ over both sides of all rows; the source takes it of another set of texts, its
-        generated questions. A layer without a chosen head has no part in what is returned.
+        `acts`: the same texts at `z` of each layer. The share `validation` of the pairs, groups or rows is held out,
+        the same ones in every layer. Each head gets a logistic regression on the other rows (C, scikit-learn's
+        defaults, 1000 iterations), and heads are ranked by accuracy on the held-out rows (ties: the earlier layer, then
+        the lower head). `direction`: "mass_mean", θ = (μ₊ − μ₋)/‖·‖ over all rows, or "probe", the unit coefficients. σ
+        is the standard deviation along θ over all rows of both sides; the source takes it from another set of texts,
+        its generated questions. Layers without a chosen head are left out of the result.
 
-        Raises ValueError for activations that are not at z, layers that come twice or hold other rows or widths, heads
-        that do not divide the width, a `top_k` beyond the heads there are, and too few rows to hold some out.
+        Raises ValueError for activations that are not at z, layers that are given twice or have other rows or widths,
+        heads that do not divide the width, a `top_k` above the number of heads, and too few rows to hold some out.
         """
         return Layers(head_shifts(acts, n_heads, top_k, direction, validation, seed, C))
 

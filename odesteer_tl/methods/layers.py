@@ -1,7 +1,7 @@
-"""Layers: several fitted methods that act as one, each at its own site, as RepE and ITI do in their own papers.
+"""Layers: several fitted methods that act as one, each at its own site, as RepE and ITI do in their papers.
 
-h and v are those of the parts, each on the activations of its own site: a part sees what the parts before it in the
-model have changed. One T (or relative_T) is for all parts; in what it counts is for each part to say.
+Each part has its own h and v, on the activations of its own site. These include the changes of the parts before it in
+the model. One T (or relative_T) applies to all parts, in each part's own unit.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Layers(Method):
 
     It steers models, in `ot.steering`, `ot.generate` and `ot.intervene`, and is saved and sent like any method. `layer`
     and `barrier` are None and `origin` holds what all parts share; `steer`, `vector_field` and `trajectory` are the
-    parts' own. Raises ValueError for no parts, for what is no method, and for a part that does not know its layer.
+    parts' own. Raises ValueError for no parts, for parts that are not fitted methods, and for a part without a layer.
     """
 
     parts: tuple[Any, ...]
@@ -42,12 +42,12 @@ class Layers(Method):
             if part.layer is None and not part.several:
                 raise ValueError(
                     f"Part {number} of Layers, {type(part).__name__}, was fitted without a layer: collect with "
-                    "ot.collect, or say layer= where you make its ContrastiveActivations."
+                    "ot.collect, or pass layer= to its ContrastiveActivations."
                 )
 
     @property
     def origin(self) -> Origin:
-        """What the origins of all parts have in common; each part is checked against a model by its own."""
+        """The fields that the origins of all parts share; a model is checked against each part's own origin."""
         shared: dict[str, Any] = {}
         for name in ("model_name", "processing", "position"):
             values = {getattr(part.origin, name) for part in self.parts}
@@ -56,7 +56,7 @@ class Layers(Method):
 
     @property
     def barrier(self) -> None:
-        """None: each part has its own, of the activations at its own site."""
+        """None: each part has its own, at its own site."""
         return None
 
     @property
@@ -66,28 +66,28 @@ class Layers(Method):
 
     @property
     def usual_T(self) -> float:
-        """The least of its parts'."""
+        """The least `usual_T` of the parts."""
         return min(part.usual_T for part in self.parts)
 
     def as_methods(self) -> tuple[Any, ...]:
-        """The parts: what a backend carries out in place of the whole."""
+        """The parts, which a backend carries out instead of the whole."""
         return self.parts
 
     def edits(
         self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
     ) -> list[Edit]:
-        """The edits of all parts, in the order in which a pass comes to them.
+        """The edits of all parts, in the order of a forward pass.
 
-        Raises ValueError for a `layer`, which would put all parts at one, and as the parts do.
+        Raises ValueError for a `layer`, which would move all parts to one layer, and as the parts do.
         """
-        return edits_of(self.parts, Strength.of(T, relative_T), layer)
+        return edits_of(self.parts, T, relative_T, layer)
 
     def portable(self) -> PortableLayers:
-        """The parts in plain numbers. Raises ValueError where one of them cannot be sent."""
+        """The parts as plain tensors and functions. Raises ValueError where one of them cannot be sent."""
         return PortableLayers(tuple(part.portable() for part in self.parts))
 
     def steer(self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None) -> NoReturn:
-        """Raises ValueError: it is for each part to steer the activations of its own site."""
+        """Raises ValueError: each part steers the activations of its own site."""
         Strength.of(T, relative_T)
         raise self._of_parts("steer(a, T)")
 

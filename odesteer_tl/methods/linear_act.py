@@ -1,19 +1,19 @@
 """Linear-AcT (arXiv:2410.23054) on the residual stream: carry each coordinate from undesired to desired on its own.
 
 h(a) = Σ_j [½(ω_j − 1)a_j² + β_j a_j] + const; v = ∇h = map(a) − a with map(a) = ωa + β, in one step:
-a + T (map(a) − a). So it is a gradient flow: T = 1 is the published map, T between 0 and 1 its strength λ, the straight
-way there. h is a potential and no log ratio; const puts its 0 halfway between h(μ₋) and h(μ₊).
+a + T (map(a) − a). It is a gradient flow: T = 1 is the published map, T between 0 and 1 its strength λ, a part of the
+straight way. h is a potential, not a log ratio; const puts its 0 halfway between h(μ₋) and h(μ₊).
 
-Fit, per coordinate, s undesired and t desired: optimal transport in one dimension joins equal quantiles, and ω, β are
-the least-squares line through the joined values, ω = cov(s, t)/var(s), β = mean(t) − ω mean(s). With as many rows on
-either side these are the two sorted samples; else the exact plan is used, in which a row of the shorter side is joined
-to several of the longer one by parts, so that every row counts and their order does not. `match="moments"` is
-Gaussian-AcT, ω = σ_t/σ_s, and "means" is Mean-AcT, ω = 1. A coordinate that is constant on undesired text has no line
-and is shifted only, ω = 1.
+Fit, per coordinate, s undesired and t desired: optimal transport in one dimension pairs equal quantiles, and ω, β are
+the least-squares line through the paired values, ω = cov(s, t)/var(s), β = mean(t) − ω mean(s). With as many rows on
+both sides the pairs are those of the sorted samples. Otherwise the exact plan is used, which pairs parts of a row of
+the shorter side with several rows of the longer one, so all rows count and their order does not matter.
+`match="moments"` is Gaussian-AcT, ω = σ_t/σ_s, and "means" is Mean-AcT, ω = 1. A coordinate that is constant on
+undesired text, to the rounding of its dtype, has no line and is only shifted, ω = 1.
 
-`parity=True` is the port that the ODESteer paper compares: the first min(n₊, n₋) rows of each side, and 1e-10 beside
-Σs² (a constant coordinate is then set to mean(t)). The port ignores T, that is T = 1. The official code also carries
-all layers, fitted one after the other.
+`parity=True` is the port that the ODESteer paper compares: the first min(n₊, n₋) rows of each side, and 1e-10 added to
+Σs² (a constant coordinate is then set to mean(t)). The port ignores T, which is T = 1. The official code also fits and
+maps all layers, one after the other.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Direction
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.degeneracy import rounding_of
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Squares
 from odesteer_tl.flows.fields import Gradient
@@ -35,12 +36,12 @@ from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
 
 Match = Literal["quantiles", "moments", "means"]
-"""What the map makes equal on the two sides, per coordinate."""
+"""What the map makes equal on both sides, per coordinate."""
 
 
 @dataclass(frozen=True, eq=False)
 class LinearAcT(FlowMethod):
-    """a + T (ωa + β − a): T counts in fractions of the map's way, whatever ‖a‖."""
+    """a + T (ωa + β − a): T counts fractions of the map, whatever ‖a‖."""
 
     view: ClassVar[View] = View(
         "Linear-AcT", "Σ ½(ω − 1)a² + βa + const", "ωa + β − a", "1", "any", "both sides", "arXiv:2410.23054",
@@ -56,8 +57,8 @@ class LinearAcT(FlowMethod):
     def fit(cls, acts: ContrastiveActivations, *, match: Match = "quantiles", parity: bool = False) -> "LinearAcT":
         """Fit ω and β in float64; `match` and `parity` as the head of this file says.
 
-        Raises ValueError for fewer than 2 activations on a side, another `match`, or `parity` with one that is not
-        "quantiles".
+        Raises ValueError for fewer than 2 activations on a side, an unknown `match`, and `parity` with a `match` other
+        than "quantiles".
         """
         acts.check("LinearAcT", 2)
         if match not in get_args(Match):
@@ -77,7 +78,7 @@ class LinearAcT(FlowMethod):
         else:
             joint = _covariance(source - low, target - high) if match == "quantiles" else None
             spread = variance.sqrt() * (target - high).square().mean(0).sqrt()
-            constant = variance <= (1e-12 * source.abs().amax(0)) ** 2
+            constant = variance.sqrt() <= rounding_of(acts.undesired.dtype) * source.abs().amax(0)
             omega = torch.where(constant, 1.0, (spread if joint is None else joint) / variance)
         beta = high - omega * low
         weight = torch.cat([(omega - 1) / 2, beta])
@@ -87,12 +88,12 @@ class LinearAcT(FlowMethod):
 
     @property
     def omega(self) -> Direction:
-        """ω [d_model], the slope of the map in each coordinate."""
+        """ω [d_model], the factor of the map in each coordinate."""
         return 1 + 2 * self.barrier.weight.chunk(2)[0]
 
     @property
     def beta(self) -> Direction:
-        """β [d_model], where the map sends 0."""
+        """β [d_model], the map of 0."""
         return self.barrier.weight.chunk(2)[1]
 
     @cached_property
@@ -103,8 +104,8 @@ class LinearAcT(FlowMethod):
 def _covariance(source: Float[Tensor, "n_undesired d_model"], target: Float[Tensor, "n_desired d_model"]) -> Direction:
     """mean(s t) [d_model] under the optimal plan between the empirical measures of two centred samples.
 
-    Row i of n sorted ones holds the quantiles from i/n to (i + 1)/n. Both sides' bounds, in units of 1/(n_s n_t), cut
-    the quantiles into pieces on which one row of either side lies.
+    Row i of n sorted rows covers the quantiles from i/n to (i + 1)/n. The bounds of both sides, in units of
+    1/(n_s n_t), cut the quantiles into pieces; on each piece lies one row of each side.
     """
     n, m = len(source), len(target)
     bounds = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(source.device)

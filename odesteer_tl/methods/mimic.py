@@ -1,21 +1,21 @@
-"""MiMiC (arXiv:2402.09631): where a classifier sees undesired text, carry mean and covariance over to the desired ones.
+"""MiMiC (arXiv:2402.09631): where a classifier predicts undesired text, match the desired mean and covariance.
 
 h(a) = log p₊(a)/p₋(a), the gate: a logistic regression on raw activations. v(a) = map(a) − a where that predicts
 undesired and 0 elsewhere, map(a) = μ₊ + A(a − μ₋), in one step: a + T v(a). T = 1 is the published map, T between 0 and
-1 the straight way there. Without the gate v = ∇[½aᵀ(A − I)a + cᵀa], c = μ₊ − Aμ₋: a gradient flow, though not of h.
+1 a part of the straight way. Without the gate v = ∇[½aᵀ(A − I)a + cᵀa], c = μ₊ − Aμ₋: a gradient flow, though not of h.
 
 Fit: A is the optimal map between N(μ₋, Σ₋) and N(μ₊, Σ₊) (Bures, Wasserstein), symmetric and positive definite,
 A = S^-½ (S^½ Σ₊ S^½)^½ S^-½ with S = Σ₋; `reg`·I is added to both covariances (1/n), so that A(Σ₋ + reg I)A =
-Σ₊ + reg I exactly and the covariance of mapped samples is Σ₊ + reg(I − A²). A is computed once, in float64. Where no
-sample varies both covariances are reg I, and A is I: of fewer samples than half of the dimensions, A is computed and
-kept in their span alone, A − I = U λ Uᵀ, the same map in a part of the bytes and of the time.
+Σ₊ + reg I exactly and the covariance of mapped samples is Σ₊ + reg(I − A²). A is computed once, in float64. In
+directions in which no sample varies both covariances are reg I, and A is I. With fewer samples than half of the
+dimensions, A is therefore computed and kept in their span alone, A − I = U λ Uᵀ: the same map in less memory and time.
 
-The gate is scikit-learn's own prediction: undesired where the classifier gives probability ≤ ½, a threshold that knows
-how often each side was seen: h(a) ≤ log(n₋/n₊), not h(a) ≤ 0.
+The gate is scikit-learn's own prediction: undesired where the probability is ≤ ½. That threshold includes the number of
+rows per side: h(a) ≤ log(n₋/n₊), not h(a) ≤ 0.
 
-This is the map of the port that the ODESteer paper compares. That converts to numpy at every call and ignores T, which
-changes no number at T = 1, so there is no flaw for a `parity=True` to bring back. (The official code adds 1e-7 to every
-entry of the covariances, a slip that is not followed.)
+This is the map of the port that the ODESteer paper compares. The port converts to numpy at every call and ignores T,
+which changes no number at T = 1, so there is no `parity=True`. (The official code adds 1e-7 to every entry of the
+covariances, a mistake that is not repeated here.)
 """
 
 import math
@@ -50,9 +50,8 @@ Factors = tuple[Float[Tensor, "d_model k"], Float[Tensor, " k"]]
 class MiMiC(FlowMethod):
     """a + T gate(a) (map(a) − a), map(a) − a = `stretch` (a − `source`) + `shift`.
 
-    T counts in fractions of the map's way, whatever ‖a‖. `stretch` is A − I, or its (U, λ), `source` μ₋, `shift`
-    μ₊ − μ₋; `prior` is log(n₋/n₊). With `gate=False` every activation is carried. The gate opens or closes by where an
-    activation starts.
+    T counts fractions of the map, whatever ‖a‖. `stretch` is A − I, or its (U, λ), `source` μ₋, `shift` μ₊ − μ₋;
+    `prior` is log(n₋/n₊). With `gate=False` every activation is mapped. The gate is decided at the start of the step.
     """
 
     view: ClassVar[View] = View(
@@ -103,25 +102,25 @@ class MiMiC(FlowMethod):
     @property
     def matrix(self) -> Square:
         """A [d_model, d_model], symmetric and positive definite."""
-        whole = self.stretch
-        if not isinstance(whole, Tensor):
-            vectors, values = whole
-            whole = vectors * values @ vectors.T
-            whole = (whole + whole.T) / 2  # to the last bit
-        return whole + torch.eye(len(whole)).to(whole)
+        stretch = self.stretch
+        if not isinstance(stretch, Tensor):
+            vectors, values = stretch
+            stretch = vectors * values @ vectors.T
+            stretch = (stretch + stretch.T) / 2  # to the last bit
+        return stretch + torch.eye(len(stretch)).to(stretch)
 
     @cached_property
     def flow(self) -> Flow:
         return Flow(self._pull, steps=1)
 
     def portable(self) -> PortableMethod:
-        """The map and its gate in plain numbers."""
+        """The map and its gate, as plain tensors."""
         parts = packed((self._pull, euler, 1, None))
-        return self._as_travelling(flowed, parts)
+        return self._as_portable(flowed, parts)
 
     @property
     def _pull(self) -> GradientFunction:
-        """v in plain numbers: a ↦ gate(a) (map(a) − a)."""
+        """v: a ↦ gate(a) (map(a) − a), as a plain function and its parameters."""
         params = (self.stretch, self.source, self.shift)
         if not self.gate:
             return GradientFunction(affine_pull, params)
@@ -131,16 +130,16 @@ class MiMiC(FlowMethod):
 def _stretch(
     source: Float[Tensor, "n_source d_model"], target: Float[Tensor, "n_target d_model"], reg: float
 ) -> Square | Factors:
-    """A − I in float32, as a whole or in the span of the centred samples."""
+    """A − I in float32, as a full matrix or in the span of the centred samples."""
     d_model, rows = source.shape[1], len(source) + len(target)
     sides = [side - side.mean(0) for side in (source, target)]
-    few = 2 * rows < d_model
-    needed = 8 * (4 * rows * d_model if few else 8 * d_model**2)
+    in_span = 2 * rows < d_model
+    needed = 8 * (4 * rows * d_model if in_span else 8 * d_model**2)
     check_room(
         needed, source.device, f"MiMiC's map of {rows} samples in {d_model} dimensions",
         f"fit fewer samples; fewer than {(d_model + 1) // 2} need no matrix of {d_model} × {d_model}.",
     )  # fmt: skip
-    basis = torch.linalg.qr(torch.cat(sides).T).Q if few else None
+    basis = torch.linalg.qr(torch.cat(sides).T).Q if in_span else None
     inner = sides if basis is None else [side @ basis for side in sides]
     identity = torch.eye(inner[0].shape[1]).to(source)
     covariances = [x.T @ x / len(x) + reg * identity for x in inner]
@@ -161,4 +160,4 @@ def _optimal_map(source: Square, target: Square) -> Square:
 
 
 register(MiMiC, row=4, parity={"MiMiC": lambda at: replace(MiMiC.fit(at.acts()), prior=1e6)})
-# its gate open: a closed one shows no mistake
+# with the gate open: behind a closed gate a mistake would not show

@@ -1,9 +1,9 @@
 """ODESteer (arXiv:2602.17560): walk uphill on a nonlinear log density ratio, in several small steps.
 
 h(a) = log p₊(a)/p₋(a) ≈ wᵀφ(a) + b, φ polynomial features of a/‖a‖; v(a) = ∇h/‖∇h‖; a(T) by 10 Euler steps.
-As h depends on the direction of a alone, v is tangent to the sphere: the exact flow is an arc of length T, an angle of
-at most T/‖a‖, that keeps the norm; Euler gives ‖a(T)‖² = ‖a(0)‖² + T²/steps. StepODESteer is the paper's ablation with
-a single step.
+As h depends on the direction of a alone, v is tangent to the sphere: the exact flow is a curve of length T on the
+sphere, an angle of at most T/‖a‖, and keeps the norm; Euler gives ‖a(T)‖² = ‖a(0)‖² + T²/steps. StepODESteer is the
+paper's ablation with a single step.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ODESteer(FlowMethod):
     solver: SolverName = "euler"
 
     def __post_init__(self) -> None:
-        _ = self.flow  # a wrong solver or number of steps fails here, not in the middle of a generation
+        _ = self.flow  # so a wrong solver or number of steps fails here, not during a generation
 
     @classmethod
     def fit(
@@ -49,7 +49,7 @@ class ODESteer(FlowMethod):
         steps: int = 10,
         solver: SolverName = "euler",
     ) -> "ODESteer":
-        """Fit h by logistic regression. `features` is `Polynomial(degree=2, gamma=0.1, coef0=1.0)` unless given;
+        """Fit h by logistic regression. The default `features` are `Polynomial(degree=2, gamma=0.1, coef0=1.0)`;
         `PolynomialSketch(n_components=8000)` with `tol=1e-4` is the paper's estimator."""
         acts.check("ODESteer", 2)
         barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)

@@ -1,7 +1,7 @@
-"""RandomDirection, the control: as far as the others, anywhere.
+"""RandomDirection, the control: it moves activations as far as other methods, in a random direction.
 
-No barrier; v a unit vector drawn by `seed`, constant, in one step: a + T v. What it changes, any push of that length
-changes.
+No barrier; v is a unit vector drawn by `seed`, constant, in one step: a + T v. Its effects are those of any
+displacement of that length.
 """
 
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ class RandomDirection(FlowMethod):
 
     @classmethod
     def fit(cls, acts: ContrastiveActivations, *, seed: int = 0) -> "RandomDirection":
-        """Draw v on the CPU by `seed`; of the activations only the width and the site are used."""
+        """Draw v on the CPU by `seed`. Only the width and the site of the activations are used."""
         generator = torch.Generator().manual_seed(seed)
         direction = torch.randn(acts.desired.shape[1], generator=generator)
         return cls(direction / direction.norm(), acts.origin)
 
     @property
     def barrier(self) -> None:
-        """None: a random direction has no region to reach."""
+        """None: a random direction has no desired region."""
         return None
 
     @cached_property

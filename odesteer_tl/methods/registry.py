@@ -1,8 +1,8 @@
-"""The registry: which methods there are, and a small instance of each for the laws and for the parity table.
+"""The registry of all methods, with a small instance of each for the tests and for the parity table.
 
-A method registers where it is defined, below its class. What else is known of it stands in its `view`: its name, what
-its fit needs, what its T counts and where to look first. The command line, `ot.compare`, the parity table,
-docs/methods.md, `ot.save`, `ot.load` and the tests read the registry, and hold no lists of their own.
+A method registers below its class. Its `view` holds its name, what its fit needs, what its T counts and which T to try
+first. The command line, `ot.compare`, the parity table, docs/methods.md, `ot.save`, `ot.load` and the tests read the
+registry and keep no lists of their own.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 
 
 class Reader(Protocol):
-    """What an instance for the parity table is fitted on: a small random model and its texts."""
+    """The data on which an instance for the parity table is fitted: a small random model and its texts."""
 
     def acts(self, layer: int = 1, site: str = "resid_post") -> ContrastiveActivations:
         """Activations of as many desired as undesired texts, read at a site of a layer."""
@@ -32,8 +32,8 @@ class Reader(Protocol):
 class Entry:
     """One method: its class; its `row` in the tables of the ODESteer paper, from 1; and small instances of it.
 
-    `example(acts)` fits one, on activations as its view needs them (see `as_needed`); None where no activations of one
-    site make one. `parity`: the rows of the parity table, each a label and what fits it.
+    `example(acts)` fits an instance on activations as its view needs them (see `as_needed`); None where activations of
+    one site are not enough. `parity`: the rows of the parity table, a label and a function that fits the method.
     """
 
     method: type[Any]
@@ -43,12 +43,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The name that the command line and the tests know it by: that of its class in lower case."""
+        """The name for the command line and the tests: that of the class in lower case."""
         return self.method.__name__.lower()
 
     @property
     def needs(self) -> str | None:
-        """What its fit needs, of `view.Needs`; None for a method without a view."""
+        """What its fit needs, one of `view.Needs`; None for a method without a view."""
         return self.method.view.needs if hasattr(self.method, "view") else None
 
     @property
@@ -67,8 +67,8 @@ def register(
     example: Callable[[Any], Any] | None = None,
     parity: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> None:
-    """Enter a class among the methods. Unless told otherwise its `example` is `method.fit(acts)`, and its one row of
-    the parity table, named as the class, is the example fitted to activations of one layer; `parity={}` is none.
+    """Add a class to the registry. The default `example` is `method.fit(acts)`. The default `parity` is one row with
+    the name of the class, the example fitted to activations of one layer; `parity={}` adds no row.
 
     Raises ValueError where another class of that name, in lower case, is registered.
     """
@@ -80,7 +80,7 @@ def register(
         parity = {} if made is None else {method.__name__: lambda at: made(as_needed(at.acts(), entry.needs))}
     known = _ENTRIES.get(entry.name)
     if known is not None and known.method.__qualname__ != method.__qualname__:
-        raise ValueError(f"A method called {known.method.__name__} is registered; call this one otherwise.")
+        raise ValueError(f"A method called {known.method.__name__} is registered already: rename this class.")
     _ENTRIES[entry.name] = replace(entry, parity=parity)
 
 
@@ -91,9 +91,9 @@ def registered() -> tuple[Entry, ...]:
 
 
 def as_needed(acts: ContrastiveActivations, needs: str | None) -> ContrastiveActivations:
-    """The activations as a fit needs them: paired, with the middle of each pair for its query, or as they are.
+    """The activations as a fit needs them: paired, with the mean of each pair as its query, or unchanged.
 
-    Raises ValueError where pairs are needed and the sides are not of one length.
+    Raises ValueError where pairs are needed and the sides differ in length.
     """
     if needs not in ("pairs", "pairs with queries"):
         return acts

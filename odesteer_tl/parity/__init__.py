@@ -1,1 +1,1 @@
-"""Parity: whichever library runs a model, steering gives the same logits. `odesteer-tl parity` prints the proof."""
+"""Parity: steering gives the same logits in every library. `odesteer-tl parity` prints the measurements."""

@@ -1,7 +1,8 @@
-"""Small random models that show mistakes, as every library holds them.
+"""Small random models on which mistakes show, in every library.
 
-Weights have standard deviation 0.3, norms and biases are perturbed: at the usual initialisation one wrong token hardly
-moves a logit. Each is made once as a Hugging Face model; the libraries get copies, as a bridge wraps its own in place.
+Weights have standard deviation 0.3, and norms and biases are perturbed: with the usual initialisation one wrong token
+hardly changes a logit. Each model is made once as a Hugging Face model; each library gets a copy, as a bridge changes
+the model that it wraps.
 """
 
 import copy
@@ -13,10 +14,10 @@ from typing import Any, Literal
 
 import torch
 
-from odesteer_tl.backends.transformer_lens.cache_names import rename_for_good
+from odesteer_tl.backends.transformer_lens.cache_names import rename_permanently
 
 Family = Literal["llama", "gpt2"]
-"""RMSNorm, rotary positions and grouped-query attention; LayerNorm and learned positions."""
+"""llama: RMSNorm, rotary positions, grouped-query attention. gpt2: LayerNorm, learned positions."""
 
 WORDS = "the a film plot is was good bad slow dull fine great we saw it and but never again truly".split()
 
@@ -41,7 +42,7 @@ def tokenizer_folder(bos_is_pad: bool = False) -> str:
 
 
 def tokenizer(bos_is_pad: bool = False) -> Any:
-    """A tokenizer of one's own, as transformers loads it from a folder."""
+    """A new tokenizer, loaded by transformers from `tokenizer_folder`."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tokenizer_folder(bos_is_pad))
@@ -49,7 +50,7 @@ def tokenizer(bos_is_pad: bool = False) -> Any:
 
 @cache
 def hugging_face(family: Family) -> Any:
-    """The model itself, three layers of width 32: do not hook it without removing the hook."""
+    """The model itself, three layers of width 32. It is shared: remove every hook after use."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     common: dict[str, Any] = {"vocab_size": 24, "initializer_range": 0.3, "tie_word_embeddings": False}
@@ -64,7 +65,7 @@ def hugging_face(family: Family) -> Any:
             model = LlamaForCausalLM(config).eval()
         else:
             model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64, **common)).eval()
-        for parameter in model.parameters():  # norms start at 1 and biases at 0, which hides mistakes
+        for parameter in model.parameters():  # norms start at 1 and biases at 0, which would hide mistakes
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn(parameter.shape)
         return model
@@ -79,18 +80,18 @@ def as_bridge(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32, compa
     )
     if compatible:
         model.enable_compatibility_mode()
-    return rename_for_good(model)
+    return rename_permanently(model)
 
 
 def as_nnsight(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """A model in memory, as nnsight holds it."""
+    """An nnsight model of a model in memory."""
     from nnsight import TransformersModel
 
     return TransformersModel(copy.deepcopy(hf).to(dtype), tokenizer=tokenizer, task="text-generation")
 
 
 def as_hugging_face(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """The plain model, with its tokenizer beside it."""
+    """The plain model, with its tokenizer as an attribute."""
     model = copy.deepcopy(hf).to(dtype)
     model.tokenizer = tokenizer
     return model
@@ -98,7 +99,7 @@ def as_hugging_face(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32)
 
 @cache
 def saved(family: Family) -> str:
-    """A folder with the model and its tokenizer, to be loaded here and on a server that reads the same disk."""
+    """A folder with the model and its tokenizer, for this process and for a server that reads the same disk."""
     folder = tempfile.mkdtemp()
     hugging_face(family).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
@@ -107,7 +108,7 @@ def saved(family: Family) -> str:
 
 def as_hooked(hf: Any, tokenizer: Any, dtype: torch.dtype = torch.float32, compatible: bool = False) -> Any:
     """A HookedTransformer (3.x only); `compatible` folds and centres the weights."""
-    lens: Any = import_module("transformer_lens")  # by name, as 4.x has none of it
+    lens: Any = import_module("transformer_lens")  # by name, as 4.x does not have it
     conversions: Any = import_module("transformer_lens.pretrained.weight_conversions")
     c = hf.config
     if c.model_type == "gpt2":

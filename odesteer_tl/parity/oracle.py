@@ -1,8 +1,7 @@
-"""What steered logits should be: those of the plain Hugging Face model, one unpadded row at a time, without a cache,
-under torch hooks, on decoder layers and on the output projections of attention, that steer positions written out one by
-one. What closed loops do is written out here a second time.
+"""The expected steered logits: those of the plain Hugging Face model, one unpadded row at a time, without a cache.
 
-No code of the backends or of `positions` is used.
+Torch hooks on decoder layers and on the output projections of attention steer positions that are listed one by one. The
+control laws of closed loops are written out here a second time. No code of the backends or of `positions` is used.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,21 +20,21 @@ from odesteer_tl.parity.models import Family, hugging_face
 from odesteer_tl.portable.sites import Site
 
 Place = tuple[int, str, Callable[[Tensor, Tensor], Tensor]]
-"""Where a method acts, and what it does there: layer, "resid_post" or "z", and what a becomes, given also the query:
-the unsteered activation of the first token that is steered, the prompt's last. At "across" it is what all steered
-tokens [n, d_model] that leave the layer become, given also those that entered it."""
+"""A layer, a site ("resid_post" or "z"), and the function (a, query) → steered a there; the query is the unsteered
+activation of the first steered token, which is the prompt's last. At the site "across" the function maps the outputs of
+the layer at all steered tokens [n, d_model], and the second argument is the layer's inputs there."""
 
 LAYER, STEPS = 1, 5
 PROMPTS = {"single": [[1, 5, 6, 7]], "batch": [[1, 5, 6, 7, 9], [1], [1, 8, 4]]}
 
 
 def places(method: Any, T: float) -> list[Place]:
-    """Where a method acts, or its parts do, and steers by T."""
+    """The places where a method, or each of its parts, steers by T."""
     if isinstance(method, (ALQR, SPID)):
         return _loop(method, T)
     parts = method.parts if isinstance(method, Layers) else (method,)
-    at = [(part.origin.layer, "z" if "attn" in str(part.origin.hook_name) else "resid_post") for part in parts]
-    return [(*where, _becomes(part, T)) for where, part in zip(at, parts, strict=True)]
+    sites = [(part.origin.layer, "z" if "attn" in str(part.origin.hook_name) else "resid_post") for part in parts]
+    return [(*site, _becomes(part, T)) for site, part in zip(sites, parts, strict=True)]
 
 
 def _becomes(method: Any, T: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -45,7 +44,7 @@ def _becomes(method: Any, T: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _loop(method: ALQR | SPID, T: float) -> list[Place]:
-    """The sums of a controller, from its own numbers: what each layer sees is kept until the next pass begins."""
+    """The control law of a closed loop, written out; the errors of the layers are kept until the next pass begins."""
     errors: list[Tensor] = []
 
     def becomes(number: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -67,8 +66,8 @@ def _loop(method: ALQR | SPID, T: float) -> list[Place]:
 
 @contextmanager
 def _replacing(family: Family, layer: int, site: str, change: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside it `change` replaces the value [batch, pos, width] at that site of the Hugging Face model; "across" it is
-    given what entered the layer as well."""
+    """Inside the block `change` replaces the value [batch, pos, width] at that site of the Hugging Face model. At the
+    site "across" it also gets the input of the layer."""
     hf = hugging_face(family)
     block = (hf.model.layers if family == "llama" else hf.transformer.h)[layer]
     if site == "z":
@@ -92,7 +91,7 @@ def _replacing(family: Family, layer: int, site: str, change: Callable[..., Tens
 
 @torch.no_grad()
 def logits(family: Family, row: list[int], where: Sequence[Place], positions: Sequence[int]) -> Tensor:
-    """Logits [pos, d_vocab] of one row, what stands at each place replaced, at `positions`, by what it becomes."""
+    """Logits [pos, d_vocab] of one row, steered at every place of `where` at `positions`."""
 
     def changing(steer: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
         def change(before: Tensor, entered: Tensor | None = None) -> Tensor:
@@ -113,7 +112,7 @@ def logits(family: Family, row: list[int], where: Sequence[Place], positions: Se
 
 
 def texts(n: int = 60) -> tuple[TokenIds, TokenIds]:
-    """Random texts of words from the first half of the vocabulary, and from the second."""
+    """Random texts: desired ones of words from the first half of the vocabulary, undesired ones from the second."""
     generator = torch.Generator().manual_seed(0)
     desired, undesired = (torch.randint(low, low + 10, (n, 6), generator=generator) for low in (4, 14))
     return desired, undesired
@@ -124,26 +123,26 @@ def texts(n: int = 60) -> tuple[TokenIds, TokenIds]:
 def activations(
     family: Family, layer: int = LAYER, site: Literal["resid_post", "z"] = "resid_post", n: int = 60
 ) -> ContrastiveActivations:
-    """What a site holds at the end of the desired and of the undesired `texts`."""
-    found = []
+    """The activations at a site at the last tokens of the desired and the undesired `texts`."""
+    sides = []
 
     def read(value: Tensor) -> Tensor:
-        found.append(value[:, -1].clone())
+        sides.append(value[:, -1].clone())
         return value
 
     with _replacing(family, layer, site, read):
         for side in texts(n):
             hugging_face(family)(side, use_cache=False)
     return ContrastiveActivations(
-        found[0], found[1], layer=layer, hook_name=Site(layer, site).hook_name, processing="raw"
+        sides[0], sides[1], layer=layer, hook_name=Site(layer, site).hook_name, processing="raw"
     )
 
 
 def steered_and_plain(
     family: Family, rows: list[list[int]], new: TokenIds, where: list[Place]
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each row the logits [steps, d_vocab] of every step that generated `new` [batch, steps], steered and not.
-    Steered are the last prompt token and what follows."""
+    """For each row the logits [steps, d_vocab] of the steps that generated `new` [batch, steps], steered and unsteered.
+    The last prompt token and all later ones are steered."""
     expected = []
     for row, generated in zip(rows, new.tolist(), strict=True):
         whole, last = row + generated[:-1], len(row) - 1
@@ -152,11 +151,11 @@ def steered_and_plain(
     return expected
 
 
-def differences(found: Tensor, expected: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The largest distance of the logits found [batch, steps, d_vocab] from the steered ones, and the smallest effect
-    that steering has in a row."""
+def differences(logits: Tensor, expected: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """The largest deviation of the logits [batch, steps, d_vocab] from the expected steered ones, and the smallest
+    effect of steering over the rows."""
     worst, effect = 0.0, float("inf")
-    for mine, (steered, plain) in zip(found, expected, strict=True):
-        worst = max(worst, (mine - steered).abs().nan_to_num(torch.inf).max().item())
+    for row, (steered, plain) in zip(logits, expected, strict=True):
+        worst = max(worst, (row - steered).abs().nan_to_num(torch.inf).max().item())
         effect = min(effect, (steered - plain).abs().max().item())
     return worst, effect

@@ -1,4 +1,4 @@
-"""Every way to steer a generation, each giving the tokens that it generated and the logits of every step."""
+"""Every way to steer a generation. Each returns the generated tokens and the logits of every step."""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl._shapes import TokenIds
 from odesteer_tl.backends import intervene, load_model, steering
 from odesteer_tl.backends.nnsight.replies import tokens_in
-from odesteer_tl.backends.nnsight.server_errors import asked
+from odesteer_tl.backends.nnsight.server_errors import server_request
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.parity.models import (
     Family,
@@ -27,27 +27,27 @@ from odesteer_tl.parity.oracle import STEPS
 Generated = tuple[TokenIds, Tensor]
 """Tokens [batch, steps], logits [batch, steps, d_vocab]."""
 Run = Callable[[list[list[int]], Any, float, bool], Generated]
-"""(rows, method, T, cache) → what one way of steering generates."""
+"""(rows, method, T, cache) → the tokens and logits of one way of steering."""
 
-_UNENDING = 10**6  # an end-of-text token that the vocabulary has not
+_NO_END = 10**6  # an end-of-text id outside the vocabulary, so that no row ends early
 
 
 def ways(family: Family, remote: str | None = None) -> dict[str, Run]:
-    """The ways that are installed here, by name, each with a model of its own; `remote` is the address of a server."""
+    """The ways of the installed libraries, by name, each with its own model; `remote` is the address of a server."""
     major = version("transformer_lens").split(".")
     lens = ".".join(major[:2]) if major[0] == "3" else f"{major[0]}.x"
     hf = hugging_face(family)
-    found: dict[str, Run] = {}
-    if remote is not None:  # first, as it may not be there
-        found["nnsight remote"] = in_graph(load_model(saved(family), library="nnsight"), remote)
+    runs: dict[str, Run] = {}
+    if remote is not None:  # first, as the server may not answer
+        runs["nnsight remote"] = in_graph(load_model(saved(family), library="nnsight"), remote)
     if major[0] == "3":
-        found[f"HookedTransformer {lens}"] = in_transformer_lens(as_hooked(hf, tokenizer()), {"prepend_bos": False})
-    found[f"TransformerBridge {lens}"] = in_transformer_lens(as_bridge(hf, tokenizer()), {"attention_mask": True})
+        runs[f"HookedTransformer {lens}"] = in_transformer_lens(as_hooked(hf, tokenizer()), {"prepend_bos": False})
+    runs[f"TransformerBridge {lens}"] = in_transformer_lens(as_bridge(hf, tokenizer()), {"attention_mask": True})
     model = as_nnsight(hf, tokenizer())
-    found["nnsight steering"] = in_transformers(model)
-    found["nnsight intervene"] = in_graph(model, False)
-    found["Hugging Face"] = in_transformers(as_hugging_face(hf, tokenizer()))
-    return found
+    runs["nnsight steering"] = in_transformers(model)
+    runs["nnsight intervene"] = in_graph(model, False)
+    runs["Hugging Face"] = in_transformers(as_hugging_face(hf, tokenizer()))
+    return runs
 
 
 def in_transformer_lens(model: Any, own: dict[str, Any]) -> Run:
@@ -73,7 +73,7 @@ def in_transformers(model: Any) -> Run:
         tokens, mask = padded(rows)
         with steering(model, method, T):
             out = model.generate(
-                tokens, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, eos_token_id=_UNENDING,
+                tokens, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, eos_token_id=_NO_END,
                 pad_token_id=0, use_cache=cache, output_logits=True, return_dict_in_generate=True,
             )  # fmt: skip
         return out.sequences[:, tokens.shape[1] :], torch.stack(out.logits, dim=1)
@@ -88,24 +88,24 @@ def in_graph(model: Any, remote: str | bool) -> Run:
     def run(rows: list[list[int]], method: Any, T: float, cache: bool) -> Generated:
         tokens, mask = padded(rows)
         inputs = {"input_ids": tokens, "attention_mask": mask}
-        options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": _UNENDING, "pad_token_id": 0}
-        found = sequences = None
-        server = asked(model, remote, most=2**26)
+        options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": _NO_END, "pad_token_id": 0}
+        logits = sequences = None
+        server = server_request(model, remote, max_bytes=2**26)
         with model.generate(inputs, use_cache=cache, remote=remote, backend=server, **options) as tracer:
-            found = nnsight.save([])
+            logits = nnsight.save([])
             for _ in tracer.iter[:STEPS]:
                 intervene(model, method, T)
-                found.append(model.lm_head.output[:, -1].detach().cpu())
+                logits.append(model.lm_head.output[:, -1].detach().cpu())
             sequences = nnsight.save(tracer.result)
         if server is not None:
-            found, sequences = server.named("found", "sequences")
+            logits, sequences = server.named("logits", "sequences")
             vocabulary = model._module.config.vocab_size
             batch = Tokenised(tokens, mask.bool())
             sequences = tokens_in(sequences, batch, STEPS, vocabulary, 0, [], server.refused)
-            shapes = [each.shape for each in found if isinstance(each, Tensor)] if isinstance(found, list) else []
-            if shapes != [(len(rows), vocabulary)] * STEPS or len(found) != STEPS:
+            shapes = [step.shape for step in logits if isinstance(step, Tensor)] if isinstance(logits, list) else []
+            if shapes != [(len(rows), vocabulary)] * STEPS or len(logits) != STEPS:
                 raise server.refused("other logits than were asked for")
-        return sequences[:, tokens.shape[1] :].cpu(), torch.stack(found, dim=1)
+        return sequences[:, tokens.shape[1] :].cpu(), torch.stack(logits, dim=1)
 
     return run
 

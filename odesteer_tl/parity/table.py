@@ -19,7 +19,7 @@ from odesteer_tl.parity.oracle import LAYER, PROMPTS, activations, differences, 
 from odesteer_tl.parity.run import ways
 
 TOLERANCE, EFFECT = 1e-4, 0.1
-"""float32: no logit may be further off than this, and none of the steering may do less than that."""
+"""In float32: the largest deviation of a logit that passes, and the smallest effect of steering that shows mistakes."""
 
 WAYS = (
     "HookedTransformer 3.9", "TransformerBridge 3.9", "TransformerBridge 4.x",
@@ -29,12 +29,12 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Small:
-    """What rows are fitted on: the random model of a family, its activations and its texts (`registry.Reader`)."""
+    """The data that rows are fitted on: the random model of a family, its activations and texts (`registry.Reader`)."""
 
     family: Family
 
     def acts(self, layer: int = LAYER, site: Any = "resid_post") -> ContrastiveActivations:
-        """Activations of the texts' ends, read by a torch hook."""
+        """Activations at the texts' last tokens, read by a torch hook."""
         return activations(self.family, layer, site)
 
     def model(self) -> Any:
@@ -47,14 +47,14 @@ class Small:
 
 
 def parity_rows() -> dict[str, Callable[[Family], Method]]:
-    """The rows of the table, each with what fits its method: those of every registered method."""
+    """The rows of the table, of all registered methods, each with the function that fits its method."""
     fits = {label: fit for entry in registered() for label, fit in entry.parity.items()}
     return {label: (lambda family, fit=fit: fit(Small(family))) for label, fit in fits.items()}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of steering with one method: `deviation` of the worst logit from the oracle's, `effect` of steering."""
+    """One way of steering with one method: largest `deviation` of a logit from the oracle's, smallest `effect`."""
 
     way: str
     method: str
@@ -66,44 +66,44 @@ class Cell:
 
     @property
     def good(self) -> bool:
-        """Within the tolerance, and with an effect that would have shown a mistake."""
+        """Whether the deviation is within the tolerance, and the effect large enough to show a mistake."""
         return self.deviation <= TOLERANCE and self.effect >= EFFECT
 
 
 def conditions(quick: bool = False) -> list[tuple[Family, str, bool]]:
-    """Family, prompts and cache of every cell or, where it is `quick`, of half of them: any two of the three meet."""
+    """Family, prompts and cache of every cell; with `quick` of half of them, with all pairs of values."""
     every = product(get_args(Family), PROMPTS, (True, False))
     return [case for case in every if not quick or (case[0] == "llama") ^ (case[1] == "single") ^ case[2]]
 
 
 def measured(remote: str | None = None, quick: bool = False) -> list[Cell]:
-    """Every cell that can be measured on the installed libraries; with `remote`, on the server at that address too.
-    `quick`: those of half of the conditions."""
+    """Measure every cell on the installed libraries; with `remote`, on the server at that address too. `quick`: half of
+    the conditions."""
     cells = []
     for family in get_args(Family):
         fitted = {label: fit(family) for label, fit in parity_rows().items()}
-        expected: dict[Any, Any] = {}  # all ways generate the same tokens, unless one is wrong
+        expected: dict[Any, Any] = {}  # one per generated tokens: all ways generate the same, unless one is wrong
         for name, run in ways(family, remote).items():
             for label, method in fitted.items():
                 T = method.usual_T
                 where = places(method, T)
                 for prompts, cache in [case[1:] for case in conditions(quick) if case[0] == family]:
-                    new, found = run(PROMPTS[prompts], method, T, cache)
+                    new, logits = run(PROMPTS[prompts], method, T, cache)
                     key = label, prompts, str(new.tolist())
                     if key not in expected:
                         expected[key] = steered_and_plain(family, PROMPTS[prompts], new, where)
-                    worst, effect = differences(found, expected[key])
+                    worst, effect = differences(logits, expected[key])
                     cells.append(Cell(name, label, family, prompts, cache, worst, effect))
     return cells
 
 
 def written(cells: Iterable[Cell]) -> str:
-    """The cells as JSON, which `read` reads."""
+    """The cells as JSON, for `read`."""
     return json.dumps([asdict(cell) for cell in cells], indent=1)
 
 
 def read(file: Path) -> list[Cell]:
-    """The cells of another installation. Raises ValueError for a file that holds none."""
+    """The cells of another installation. Raises ValueError for a file that does not hold cells."""
     try:
         with file.open("rb") as opened:
             data = opened.read(MOST_BYTES + 1)  # some devices never end
@@ -126,8 +126,8 @@ def markdown(cells: list[Cell]) -> str:
     for method in parity_rows():
         row = []
         for way in columns:
-            here = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
-            row.append(_worst_of(here) if here else "—")
+            own_cells = [cell for cell in cells if (cell.way, cell.method) == (way, method)]
+            row.append(_worst_of(own_cells) if own_cells else "—")
         lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -138,16 +138,16 @@ def _worst_of(cells: list[Cell]) -> str:
 
 
 def faults(cells: list[Cell], complete: bool = False, quick: bool = False) -> list[str]:
-    """What is wrong with a table: cells that deviate or do nothing and, where it is to be complete, empty ones."""
+    """What is wrong with a table: cells that deviate or have no effect and, if `complete`, missing cells."""
     wrong = [str(cell) for cell in cells if not cell.good]
     if complete:
-        there = {(cell.way, cell.method, cell.family, cell.prompts, cell.cache) for cell in cells}
+        present = {(cell.way, cell.method, cell.family, cell.prompts, cell.cache) for cell in cells}
         wrong += [
             f"No cell for {key}"
             for way in WAYS
             for method in parity_rows()
             for case in conditions(quick)
-            if (key := (way, method, *case)) not in there
+            if (key := (way, method, *case)) not in present
         ]
     return wrong
 
@@ -160,7 +160,7 @@ def print_parity(
     say: Callable[[Any], Any],
     quick: bool = False,
 ) -> bool:
-    """Measure, join with the cells of `others`, and `say` the table, or JSON. Returns whether all is well."""
+    """Measure, add the cells of `others`, and print the table or JSON by `say`. Returns whether all cells are good."""
     more = [cell for file in others for cell in read(file)]
     with StringIO() as unread, redirect_stdout(unread), redirect_stderr(unread):  # progress and status of the libraries
         cells = measured(remote, quick) + more

@@ -1,8 +1,8 @@
 """The engine that carries out edits in forward passes: in hooks and in graphs, on this machine and on servers.
 
-A backend says that a pass begins and which of its tokens are chosen (`Selection`), hands each value over as the model
-comes to its site (`PassEdits.act`), and puts what it gets back in its place. This travels to remote servers, and works
-with plain classes and torch alone. Indices are on the CPU and copied without waiting, so that no device is waited for.
+At the start of a pass a backend makes a `Selection` of the chosen tokens. At each site of the pass it calls
+`PassEdits.act` with the value there, and replaces the value by the result. This file is sent to servers, so it uses
+plain classes and torch alone. Indices are on the CPU and are copied without blocking, so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from odesteer_tl.portable.token_tracking import PromptCache, TokenTrack
 
 
 class Selection:
-    """The chosen tokens of one pass, on the CPU: `rows`, `columns` of the pass and `positions` in the row [chosen].
+    """The chosen tokens of one pass, on the CPU: `rows`, `columns` of the pass and `positions` in the row, all
+    [chosen].
 
-    `everything`: all columns of all rows, so that nothing needs to be picked out. `found` and `lengths` [batch]: where
-    the pass stands, and how many tokens the prompts have. `prompt` numbers the prompts seen. `chosen` [batch, pos] is a
-    bool mask.
+    `chosen` [batch, pos] is their bool mask. `everything`: all columns of all rows are chosen, so no index is needed.
+    `track`: the token track of the pass. `lengths` [batch]: the prompt lengths. `prompt`: the number of the prompt.
     """
 
-    def __init__(self, chosen: Tensor, found: TokenTrack, lengths: Tensor) -> None:
+    def __init__(self, chosen: Tensor, track: TokenTrack, lengths: Tensor) -> None:
         self.rows, self.columns = chosen.nonzero(as_tuple=True)
         self.everything = len(self.rows) == chosen.numel()
-        self.positions = found.index.flatten() if self.everything else found.index[self.rows, self.columns]
-        self.found, self.lengths, self.prompt, self.shape = found, lengths, found.number, tuple(chosen.shape)
-        self._there: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.positions = track.index.flatten() if self.everything else track.index[self.rows, self.columns]
+        self.track, self.lengths, self.prompt, self.shape = track, lengths, track.number, tuple(chosen.shape)
+        self._index_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def take(self, value: Tensor) -> Tensor:
         """The chosen activations [chosen, width] of a value [batch, pos, *width]."""
@@ -42,40 +42,40 @@ class Selection:
         return flat.flatten(0, 1) if self.everything else flat[self.index(value.device)]
 
     def put(self, value: Tensor, new: Tensor) -> Tensor:
-        """`value` with the chosen tokens replaced by `new` [chosen, width], out of place, so that derivatives pass."""
+        """`value` with the chosen tokens replaced by `new` [chosen, width]; out of place, so that gradients flow."""
         new = new.to(value)
         if self.everything:
             return new.reshape(value.shape)
         return value.flatten(2).index_put(self.index(value.device), new).reshape(value.shape)
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows and columns on a device, copied there once."""
-        if device not in self._there:
-            self._there[device] = self.rows.to(device, non_blocking=True), self.columns.to(device, non_blocking=True)
-        return self._there[device]
+        """Rows and columns on a device; they are copied once."""
+        if device not in self._index_on:
+            self._index_on[device] = self.rows.to(device, non_blocking=True), self.columns.to(device, non_blocking=True)
+        return self._index_on[device]
 
     def rows_on(self, device: torch.device) -> Tensor:
-        """The rows on a device; made there where all tokens are chosen."""
+        """The rows on a device. If all tokens are chosen they are made there, without a copy."""
         if not self.everything:
             return self.index(device)[0]
         return torch.arange(self.shape[0], device=device).repeat_interleave(self.shape[1])
 
 
-def selected(rule: Any, found: TokenTrack, lengths: Tensor, beams: int = 1) -> Selection:
-    """The tokens that a rule of `positions.Positions` chooses in the pass `found`, whose prompts have `lengths` [batch]
-    tokens; a mask among the rules has one row, or one per prompt of `beams` rows."""
-    return Selection(chosen_by(rule, found.index, lengths, beams) & found.real, found, lengths)
+def selected(rule: Any, track: TokenTrack, lengths: Tensor, beams: int = 1) -> Selection:
+    """The tokens that a rule (see `positions.Positions`) chooses in the pass of `track`, whose prompts have `lengths`
+    [batch] tokens. A rule that is a mask has one row, or one row per prompt; a prompt has `beams` batch rows."""
+    return Selection(chosen_by(rule, track.index, lengths, beams) & track.real, track, lengths)
 
 
 class Tally:
     """Counts distinct (row, position) pairs per layer and prompt: a token steered in ten passes counts once.
 
-    `totals`: of each layer, over all prompts; those of `layers` from the beginning.
+    `totals`: the count per layer, over all prompts. The given `layers` are in it from the start, with 0.
     """
 
     def __init__(self, layers: Iterable[int] = ()) -> None:
         self.totals = dict.fromkeys(layers, 0)
-        self._now: dict[int, tuple[int, int, set[Any]]] = {}  # prompt, count of those before, pairs of this one
+        self._now: dict[int, tuple[int, int, set[Any]]] = {}  # layer: prompt, count of earlier prompts, its pairs
 
     def add(self, layer: int, selection: Selection) -> None:
         """Count the tokens of one pass."""
@@ -87,7 +87,7 @@ class Tally:
 
 
 class OwnedEdit:
-    """An edit, the number of its method, and for how many rows that method has a T (None: one T for all)."""
+    """An edit, the number of its method (`owner`), and how many rows its T has a value for (None: one T for all)."""
 
     def __init__(self, edit: Edit, owner: int, rows: int | None) -> None:
         self.edit, self.owner, self.rows = edit, owner, rows
@@ -100,56 +100,58 @@ def owned_edits(owner: int, method: Any, strength: Strength, layer: int | None) 
 
 
 def by_place(edits: list[OwnedEdit]) -> dict[tuple[int, int], list[tuple[int, bool, bool]]]:
-    """For each place (see `sites.place_of`), in the order of the model: the numbers of the edits that are at work
-    there, in their order, each with whether it reads and whether it writes there."""
-    found: dict[tuple[int, int], list[tuple[int, bool, bool]]] = {}
-    for number, each in enumerate(edits):
-        read, write = place_of(each.edit.read), place_of(each.edit.write)
+    """For each place (see `sites.place_of`), in the order of a pass: (number of the edit, whether it reads there,
+    whether it writes there) for the edits at that place, in their order."""
+    places: dict[tuple[int, int], list[tuple[int, bool, bool]]] = {}
+    for number, owned in enumerate(edits):
+        read, write = place_of(owned.edit.read), place_of(owned.edit.write)
         for place in {read, write}:
-            found.setdefault(place, []).append((number, read == place, write == place))
-    return dict(sorted(found.items()))
+            places.setdefault(place, []).append((number, read == place, write == place))
+    return dict(sorted(places.items()))
 
 
 class PassEdits:
-    """The edits of one forward pass, carried out as its values come. At one place they act in the order of the list.
+    """The edits of one forward pass. Edits at the same place act in the order of the list.
 
-    `answers`, by number, of the edits with `of_query`; `tally` counts what is steered, unless the pass is one that was
-    counted before (not `counts`). Where a method has a T per prompt, `beams` rows are one prompt's. `done`: the numbers
-    of the edits that have written.
+    `prompt_caches`: by number, for the edits with `of_query`. `tally` counts the steered tokens; `counts` is False for
+    a pass that was counted before. A prompt has `beams` batch rows, which share its T. `done`: the numbers of the edits
+    that have written.
     """
 
     def __init__(
         self,
         edits: list[OwnedEdit],
         selection: Selection,
-        answers: dict[int, PromptCache],
+        prompt_caches: dict[int, PromptCache],
         tally: Tally,
         beams: int = 1,
         counts: bool = True,
     ) -> None:
-        self.edits, self.selection, self.answers, self.tally = edits, selection, answers, tally
+        self.edits, self.selection, self.prompt_caches, self.tally = edits, selection, prompt_caches, tally
         self.beams, self.counts = beams, counts
         self.done: set[int] = set()
         self._read: dict[int, Tensor] = {}
         self._states: dict[int, State] = {}
 
-    def act(self, here: list[tuple[int, bool, bool]], value: Tensor) -> Tensor | None:
-        """The new value [batch, pos, *width] at a place, `here` being what `by_place` says of it; None where it stays
-        as it is. Raises ValueError for a T that holds another number of rows, and as the edits do."""
+    def act(self, edits_here: list[tuple[int, bool, bool]], value: Tensor) -> Tensor | None:
+        """The new value [batch, pos, *width] at a place, or None if it is unchanged; `edits_here` is the entry of
+        `by_place` for it. Raises ValueError for a T with another number of rows, and as the edits do."""
         chosen, new = len(self.selection.rows) > 0, None
         with in_full(value.device):
-            for number, reads, writes in here:
-                if reads and (chosen or number in self.answers):
+            for number, reads, writes in edits_here:
+                if reads and (chosen or number in self.prompt_caches):
                     self._read[number] = self._taken(number, value)
                 if writes and chosen:
                     value = new = self._written(number, value)
         return new
 
     def _taken(self, number: int, value: Tensor) -> Tensor:
-        if number not in self.answers:
+        if number not in self.prompt_caches:
             return self.selection.take(value)
-        now, of_query = self.selection, self.edits[number].edit.of_query
-        return self.answers[number].of(now.found, now.found.ends(now.lengths), value.flatten(2), of_query, now.rows)
+        selection, of_query = self.selection, self.edits[number].edit.of_query
+        return self.prompt_caches[number].of(
+            selection.track, selection.track.ends(selection.lengths), value.flatten(2), of_query, selection.rows
+        )
 
     def _written(self, number: int, value: Tensor) -> Tensor:
         edit, state = self.edits[number].edit, self._state(number, value.device)
@@ -161,13 +163,16 @@ class PassEdits:
         return value
 
     def _state(self, number: int, device: torch.device) -> State:
-        """That of the edit's method, which finds whose each token is where it is asked: with one T for all, it is
-        not."""
+        """The state of the edit's method. It computes the rows of the tokens only on demand: one T for all needs
+        none."""
         owner, rows = self.edits[number].owner, self.edits[number].rows
         batch = self.selection.shape[0]
         if owner not in self._states:
             if rows is not None and rows * self.beams != batch:
-                raise ValueError(f"T holds {rows} values, the model sees {batch} rows: T needs one value per row.")
-            each = 1 if rows is None else self.beams
-            self._states[owner] = State(lambda: self.selection.rows_on(device) // each)
+                raise ValueError(
+                    f"T holds {rows} values, the model sees {batch} rows: T needs one value per row, or give one "
+                    "number."
+                )
+            rows_per_value = 1 if rows is None else self.beams
+            self._states[owner] = State(lambda: self.selection.rows_on(device) // rows_per_value)
         return self._states[owner]

@@ -1,7 +1,7 @@
-"""The decoder blocks of a Hugging Face model, as torch modules: where they are, the residual stream in what they take
-and return, and the projection that z enters. For nnsight, which holds such a model, and for the model alone.
+"""The decoder blocks of a Hugging Face model: their path, the residual stream in their inputs and outputs, and the
+output projection of attention. For nnsight, which wraps such a model, and for the model alone.
 
-This file travels: nothing here needs more than torch.
+This file is sent to servers, so it uses torch alone.
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ from torch import Tensor
 OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
 
 PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo", "attn_out")
-"""What architectures call the linear map from the heads of attention, side by side, to the residual stream."""
+"""The names of attention's output projection in different architectures: the linear map from the concatenated heads to
+the residual stream."""
 
 
 def path_of_blocks(module: Any, config: Any) -> str:
-    """The dotted path of the list of decoder blocks: the one as long as the configuration says whose items attend.
+    """The dotted path of the list of decoder blocks: its length is that of the configuration, its items have attention.
 
-    Raises ValueError where no list, or more than one, fits.
+    Raises ValueError if no list, or more than one, fits.
     """
     depth = _depth(config)
-    found = [
+    paths = [
         path
         for path, modules in _lists(module)
         if len(modules) == depth
-        and any(_attends(each) for each in modules)
+        and any(_attends(child) for child in modules)
         and not any(word in path for word in OTHER_TOWERS)
     ]
-    if len(found) != 1:
-        many = f"{len(found)} lists of decoder blocks ({', '.join(found)})" if found else "no list of decoder blocks"
-        said = "whose configuration does not say how many it has" if depth is None else f"where {depth} are expected"
-        raise unknown_blocks(module, f"found {many} in a {type(module).__name__}, {said}")
-    return found[0]
+    if len(paths) != 1:
+        count = f"{len(paths)} lists of decoder blocks ({', '.join(paths)})" if paths else "no list of decoder blocks"
+        expectation = (
+            "whose configuration does not say how many it has" if depth is None else f"where {depth} are expected"
+        )
+        raise unknown_blocks(module, f"found {count} in a {type(module).__name__}, {expectation}")
+    return paths[0]
 
 
 def is_list(module: Any) -> bool:
@@ -52,7 +55,7 @@ def unknown_blocks(module: Any, what: str) -> ValueError:
 
 
 def value_in(output: Any) -> Tensor:
-    """The residual stream [batch, pos, d_model] in what a block returned: the tensor, or a tuple's first.
+    """The residual stream [batch, pos, d_model] in the output of a block: the tensor itself, or the first of a tuple.
 
     Raises ValueError for anything else.
     """
@@ -61,13 +64,13 @@ def value_in(output: Any) -> Tensor:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             "A decoder block returns [batch, pos, d_model], alone or first in a tuple; this one returned "
-            f"{what}. Pass blocks= with the list of decoder blocks, if that is another."
+            f"{what}. Pass blocks= with the list of decoder blocks, if this is not one."
         )
     return value
 
 
 def output_with(output: Any, value: Tensor) -> Any:
-    """What the block returned, with `value` in place of `value_in(output)`."""
+    """The output of a block with `value` in place of `value_in(output)`."""
     return type(output)([value, *output[1:]]) if isinstance(output, (tuple, list)) else value
 
 
@@ -77,7 +80,10 @@ def entering(inputs: Any) -> Tensor:
     value = args[0] if args else kwargs[_key(kwargs)]
     if not isinstance(value, Tensor) or value.ndim != 3:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"Activations are [batch, pos, width], here {shape} enters: this site cannot be read.")
+        raise ValueError(
+            f"Activations are [batch, pos, width], and the input here is {shape}: this site cannot be read. Choose "
+            "another layer or site."
+        )
     return value
 
 
@@ -88,14 +94,14 @@ def inputs_with(inputs: Any, value: Tensor) -> Any:
 
 
 def is_attention(name: str) -> bool:
-    """Whether a part of a block is named as attention is, in one architecture or another."""
+    """Whether a part of a block has a name that some architecture uses for attention."""
     return "attn" in name or "attention" in name
 
 
 def path_of_projection(block: Any) -> str:
-    """The path, within a block, of the attention's output projection; z is what enters it.
+    """The path, within a block, of the attention's output projection; z is its input.
 
-    Raises ValueError, naming the attention's linear parts, where none or several have a name that is known for it.
+    Raises ValueError, naming the attention's linear parts, unless exactly one of them is in `PROJECTIONS`.
     """
     parts = [
         path
@@ -104,48 +110,48 @@ def path_of_projection(block: Any) -> str:
         for path, module in child.named_modules(prefix=name)
         if getattr(getattr(module, "weight", None), "ndim", 0) == 2
     ]
-    found = [path for path in parts if path.rpartition(".")[2] in PROJECTIONS]
-    if len(found) != 1:
+    projections = [path for path in parts if path.rpartition(".")[2] in PROJECTIONS]
+    if len(projections) != 1:
         raise ValueError(
-            f"z is what enters the output projection of attention, which is called {', '.join(PROJECTIONS)}; found "
-            f"{', '.join(found) or 'none'} in a {type(block).__name__}, whose attention has the linear parts "
-            f"{', '.join(parts) or 'none'}."
+            "z is the input of attention's output projection, which is called one of "
+            f"{', '.join(PROJECTIONS)}; found {', '.join(projections) or 'none'} in a {type(block).__name__}, whose "
+            f"attention has the linear parts {', '.join(parts) or 'none'}. Choose another site, such as resid_post."
         )
-    return found[0]
+    return projections[0]
 
 
-def check_biases(block: Any, name: str, fitted: str, here: str) -> None:
-    """Raise ValueError for z of a block whose attention has biases, where a method was fitted on folded weights and
-    these are raw, or the other way round: folding (fold_value_biases) takes a constant out of z."""
-    if name != "z" or fitted == "unknown" or (fitted == "raw") == (here == "raw"):
+def check_biases(block: Any, name: str, fitted: str, processing: str) -> None:
+    """Raise ValueError at z of a block with attention biases if the method was fitted on folded weights and these are
+    raw, or the other way round: folding (fold_value_biases) takes a constant out of z."""
+    if name != "z" or fitted == "unknown" or (fitted == "raw") == (processing == "raw"):
         return
-    found = [
+    biases = [
         parameter
         for part, child in block.named_children()
         if is_attention(part)
         for path, parameter in child.named_parameters()
         if path.rpartition(".")[2] in ("bias", "b_V", "b_O")
     ]
-    if any(parameter.is_meta or bool(parameter.any()) for parameter in found):
+    if any(parameter.is_meta or bool(parameter.any()) for parameter in biases):
         raise ValueError(
-            f"The method was fitted at z on {fitted} weights and this model has {here} ones: folding the biases of the "
-            "values moves z by a constant. Collect on this model, or load it with the same processing."
+            f"The method was fitted at z on {fitted} weights and this model has {processing} ones: folding the value "
+            "biases shifts z by a constant. Collect on this model, or load it with the same processing."
         )
 
 
 def _lists(module: Any) -> list[tuple[str, Any]]:
-    return [(path, each) for path, each in module.named_modules() if isinstance(each, torch.nn.ModuleList)]
+    return [(path, child) for path, child in module.named_modules() if isinstance(child, torch.nn.ModuleList)]
 
 
 def _depth(config: Any) -> int | None:
-    """How many blocks the language model has; None where that is not said, or said of an encoder and a decoder."""
+    """The number of decoder blocks by the configuration; None if it has none, or describes an encoder and a decoder."""
     if getattr(config, "is_encoder_decoder", False):
         return None
     return getattr(getattr(config, "text_config", None) or config, "num_hidden_layers", None)
 
 
 def _attends(block: Any) -> bool:
-    """Whether it has attention as a direct part, under whichever name; experts, adapters and norms have not."""
+    """Whether it has attention as a direct part, under any name; experts, adapters and norms do not."""
     return any(is_attention(name) for name, _ in block.named_children())
 
 

@@ -1,7 +1,7 @@
-"""Edits: what an intervention reads and writes, in terms that every backend can carry out.
+"""Edits: what an intervention reads and writes, in a form that every backend can carry out.
 
-A method never sees a model. It says `Edit(read, write, apply)`; a backend fetches the value at `read`, and puts
-`apply(read_value, write_value, state)` at `write`, on the chosen tokens and no others.
+A method never sees a model. It returns `Edit(read, write, apply)`. A backend takes the value at `read`, and puts
+`apply(read_value, write_value, state)` at `write`, on the chosen tokens only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Edit(Frozen):
     """Replace the value at `write` by `apply(value at read, value at write, state)`, on the chosen tokens.
 
     Both values are `[chosen, width of the site]`; `apply` returns the new value at `write`, same shape and dtype.
-    `read` may not lie after `write` in the model. With `of_query` the read value of a token is instead
-    `of_query(value of its prompt's last token)`, computed once per prompt and kept while that is continued; `of_query`
-    maps `[rows, width]` to one row of numbers for each.
+    `read` may not come after `write` in the model. With `of_query` the read value of a token is instead
+    `of_query(value of its prompt's last token)`, computed once per prompt and kept while the prompt is continued;
+    `of_query` maps `[rows, width]` to `[rows, …]`.
     """
 
     read: Site
@@ -40,10 +40,10 @@ class Edit(Frozen):
 
 
 class State:
-    """What one forward pass knows of its chosen tokens; a backend makes a fresh one for every pass and method.
+    """The state of one method in one forward pass; a backend makes a new one for every pass and method.
 
-    `rows[i]` is the batch row of chosen token i, found when it is first asked for where a function is given in its
-    place; `memory` carries values from one edit to a later one of the pass.
+    `rows[i]` is the batch row of chosen token i; if a function is given instead, it is called at the first use.
+    `memory` carries values from one edit of the pass to a later one.
     """
 
     def __init__(self, rows: Tensor | Callable[[], Tensor], memory: dict[str, Any] | None = None) -> None:

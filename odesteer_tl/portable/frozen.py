@@ -1,4 +1,5 @@
-"""Objects that do not change, as frozen dataclasses; those have functions without source, which no server takes."""
+"""A base class for immutable objects, in the place of frozen dataclasses: their generated methods have no source, so
+they cannot be sent to a server."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from typing import Any, NoReturn
 
 
 class Frozen:
-    """Compared, hashed and shown by its attributes, which nothing changes."""
+    """Compared, hashed and printed by its attributes, which cannot be set."""
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is frozen: make another with that {name}.")
+        raise AttributeError(f"{type(self).__name__} is frozen: make a new one with another {name}.")
 
     def __eq__(self, other: object) -> bool:
         return self.__dict__ == other.__dict__ if type(other) is type(self) else NotImplemented

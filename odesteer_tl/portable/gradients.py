@@ -12,10 +12,11 @@ from odesteer_tl.portable.integrate import along_sphere, norm, on_sphere, unit_l
 
 
 class GradientFunction:
-    """A field in plain numbers: v(a) = function(a, *numbers), a slope of `integrate` and what it needs.
+    """A vector field as data: v(a) = function(a, *params), with a gradient of `integrate` and its parameters.
 
-    `normalize`: the function is of a/‖a‖, and the chain rule through that is applied. `unit_speed`: v = ∇h/‖∇h‖.
-    `farthest`: at unit speed the function is asked no farther out; its direction stays, its length would overflow.
+    `normalize`: the function takes a/‖a‖, and the chain rule is applied. `unit_speed`: v = ∇h/‖∇h‖. `farthest`: at
+    unit speed, activations beyond this norm are scaled back to it first, because their gradient would overflow; the
+    direction is the same.
     """
 
     def __init__(
@@ -39,72 +40,72 @@ class GradientFunction:
         return unit_length(self.function(a, *self.params))
 
     def over(self, params: tuple[Any, ...]) -> GradientFunction:
-        """The same function of other numbers."""
+        """The same function with other parameters."""
         return GradientFunction(self.function, params, self.normalize, self.unit_speed, self.farthest)
 
     def at_unit_speed(self) -> GradientFunction:
-        """The same direction, at the length 1."""
+        """The same direction, scaled to length 1."""
         return GradientFunction(self.function, self.params, self.normalize, True, self.farthest)
 
 
 class Copies:
-    """Copies of one thing, by where they are: each is made once. A copy of this, or one that is sent, is empty."""
+    """Copies of one object, by device and dtype; each is made once. A pickled or copied `Copies` is empty."""
 
     def __init__(self) -> None:
         self.made: dict[Any, Any] = {}
 
-    def at(self, place: Any, make: Callable[[], Any]) -> Any:
-        """The copy at a place, which `make` makes where there is none."""
-        if place not in self.made:
-            with torch.inference_mode(False):  # kept beyond this call, which may run in inference mode
-                self.made[place] = make()
-        return self.made[place]
+    def at(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The copy under `key`; `make` makes it the first time."""
+        if key not in self.made:
+            with torch.inference_mode(False):  # the copy outlives this call, which may run in inference mode
+                self.made[key] = make()
+        return self.made[key]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"made": {}}
 
 
 def changed(thing: Any, change: Callable[[Any], Any]) -> Any:
-    """Tuples and gradient functions, nested, with change(leaf) for each tensor, number, function or object."""
+    """Nested tuples and gradient functions, with each leaf (tensor, number, function or object) as change(leaf)."""
     if isinstance(thing, GradientFunction):
         return thing.over(changed(thing.params, change))
-    if type(thing) is tuple:  # a named one is a user's
+    if type(thing) is tuple:  # a named tuple is the user's own object
         return tuple(changed(part, change) for part in thing)
     return change(thing)
 
 
 def leaves(thing: Any) -> list[Any]:
-    """What `changed` would change."""
-    found: list[Any] = []
-    changed(thing, found.append)
-    return found
+    """The leaves that `changed` would pass to `change`."""
+    collected: list[Any] = []
+    changed(thing, collected.append)
+    return collected
 
 
 def holds_module(parts: Any) -> bool:
-    """Whether a module is among the parts of a method, or in an object of the user's among them."""
-    objects = [each for leaf in leaves(parts) for each in (leaf, *getattr(leaf, "__dict__", {}).values())]
-    return any(isinstance(each, torch.nn.Module) for each in objects)
+    """Whether the parts of a method contain a module, directly or as an attribute of a user's object."""
+    candidates = [candidate for leaf in leaves(parts) for candidate in (leaf, *getattr(leaf, "__dict__", {}).values())]
+    return any(isinstance(candidate, torch.nn.Module) for candidate in candidates)
 
 
 def to_device(parts: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The parts of a method where they are to work: tensors on `device`, floating ones in `dtype`.
+    """The parts of a method with tensors on `device`, and floating-point tensors in `dtype`.
 
-    Restores what `packing.packed` packed: int8 to `dtype`, int32 to int64. A module of the user's own moves as a
-    whole, and any other is copied with its tensors and modules on `device`, each in its own dtype.
+    Undoes `packing.packed`: int8 becomes `dtype`, int32 becomes int64. A user's module moves as a whole. A user's other
+    object is copied, with its tensors and modules on `device` in their own dtypes.
     """
 
-    def arrive(thing):
+    def moved(thing):
         if isinstance(thing, Tensor):
             packed = {torch.int8: dtype, torch.int32: torch.int64}
             return thing.to(device=device, dtype=dtype if thing.is_floating_point() else packed.get(thing.dtype))
         if isinstance(thing, torch.nn.Module):
             return thing.to(device=device, dtype=dtype)
         attributes = getattr(thing, "__dict__", {})
-        held = {k: v.to(device) for k, v in attributes.items() if isinstance(v, (Tensor, torch.nn.Module))}
-        if isinstance(thing, type) or not held:
+        moved_attributes = {k: v.to(device) for k, v in attributes.items() if isinstance(v, (Tensor, torch.nn.Module))}
+        if isinstance(thing, type) or not moved_attributes:
             return thing
         copy = object.__new__(type(thing))
-        copy.__dict__.update({**thing.__dict__, **held})
+        copy.__dict__.update({**thing.__dict__, **moved_attributes})
         return copy
 
-    return changed(parts, arrive)
+    return changed(parts, moved)

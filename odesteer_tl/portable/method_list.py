@@ -1,4 +1,4 @@
-"""One method or a list of them, as a user gives it, as pairs of a fitted method and its strength."""
+"""Turns what a user gives, one method or a list, into pairs of a fitted method and its strength."""
 
 from __future__ import annotations
 
@@ -10,34 +10,42 @@ from odesteer_tl.portable.strength import Strength
 
 
 def pairs_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[tuple[Any, Strength]]:
-    """Methods with their strengths, in the order in which they act; one that is several (`Layers`) as its parts.
+    """Methods with their strengths, in the order in which they act; `Layers` is replaced by its parts.
 
-    Raises ValueError for lists that are no such pairs, for what is no fitted method, for a strength that cannot be,
-    and for a `layer` where a method is several.
+    A calibrated method is replaced by its own method, at the strength that it carries unless one is given; a list may
+    hold it without a strength. Raises ValueError for a list that does not hold such pairs, for an object that is not a
+    fitted method, for a wrong strength, and for a `layer` with `Layers`.
     """
     if not isinstance(method, Sequence):
         check_method(method)
-        return _parts_of(method, Strength.of(T, relative_T), layer)
+        given = None if T is None and relative_T is None else Strength.of(T, relative_T)
+        return _parts_of(method, given, layer)
     if T is not None or relative_T is not None or not method:
-        raise ValueError("A list of methods carries its strengths: [(method_a, 5.0), (method_b, 2.0)], and no T.")
-    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in method):
-        raise ValueError("A list of methods holds pairs: [(method_a, 5.0), (method_b, 2.0)].")
-    return [pair for each, strength in method for pair in pairs_of(each, strength, None, layer)]
+        raise ValueError(
+            "A list of methods carries its strengths: give [(method_a, 5.0), (method_b, 2.0)], and no T or relative_T."
+        )
+    members = [(member, None) if hasattr(member, "as_pair") else member for member in method]
+    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in members):
+        raise ValueError("A list of methods holds pairs: give [(method_a, 5.0), (method_b, 2.0)].")
+    return [pair for member, strength in members for pair in pairs_of(member, strength, None, layer)]
 
 
-def _parts_of(method: Any, strength: Strength, layer: Any) -> list[tuple[Any, Strength]]:
+def _parts_of(method: Any, given: Strength | None, layer: Any) -> list[tuple[Any, Strength]]:
+    if hasattr(method, "as_pair"):
+        own, carried = method.as_pair()
+        return _parts_of(own, carried if given is None else given, layer)
     if not hasattr(method, "as_methods"):
-        return [(method, strength)]
+        return [(method, Strength.of(given))]  # raises where there is none
     check_no_layer(layer)
-    return [pair for part in method.as_methods() for pair in _parts_of(part, strength, None)]
+    return [pair for part in method.as_methods() for pair in _parts_of(part, given, None)]
 
 
 def check_method(method: Any) -> None:
-    """Raise ValueError for a class, a barrier or whatever else is no fitted method."""
+    """Raise ValueError for a class, a barrier, or any other object that is not a fitted method."""
     if isinstance(method, type):
         name = method.__name__
         raise ValueError(f"{name} is a class, not a fitted method: fit one, {name}.fit(acts), and pass that.")
     if not callable(getattr(method, "edits", None)):
         name = type(method).__name__
         hint = ": ot.GradientFlow(barrier, layer=…) steers by it" if callable(getattr(method, "value", None)) else ""
-        raise ValueError(f"A {name} is no fitted method, such as ot.ODESteer.fit(acts){hint}.")
+        raise ValueError(f"A {name} is no fitted method: give one such as ot.ODESteer.fit(acts){hint}.")

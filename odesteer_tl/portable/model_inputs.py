@@ -1,9 +1,8 @@
-"""What a call of a model, or of one of its blocks, says of a forward pass: its mask and positions.
+"""The mask and the positions of a forward pass, read from the arguments of a model or of one of its blocks.
 
-Where a pass begins in its rows is told by several witnesses: the cache's length (`kv_caches`), the width of the mask,
-the position ids. They are compared whenever they are there. What cannot be read, or disagrees, raises: a continuation
-taken for a new prompt would steer the wrong tokens. This travels to remote servers, and works with plain values and
-torch alone.
+Several arguments say how many columns come before a pass: the length of the cache (`kv_caches`), the width of the mask,
+the position ids. All that are given are compared. If one cannot be read, or two disagree, this raises: a continuation
+mistaken for a new prompt would steer the wrong tokens. This file is sent to servers, so it uses torch alone.
 """
 
 from __future__ import annotations
@@ -14,43 +13,51 @@ import torch
 from torch import Tensor
 
 MASKED = -1e3
-"""Below what attention biases such as ALiBi reach, above every value that stands for "do not attend"."""
+"""Entries of a float mask below this mean "do not attend". Attention biases such as ALiBi stay above it."""
 
 
 def named(args: Any, kwargs: Any, names: Any = ()) -> dict[str, Any]:
-    """The arguments of a call by name; those by position beyond `names` by their number."""
+    """The arguments of a call by name; positional ones beyond `names` are called "argument 0", and so on."""
     names = [*names, *(f"argument {number}" for number in range(len(names), len(args)))]
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def compare(given: dict[str, Any], real: Tensor | None, width: int, offset: int, library: str) -> None:
-    """Raises ValueError where position ids or a cache position begin elsewhere than after `offset` columns.
+def compare(arguments: dict[str, Any], real: Tensor | None, width: int, offset: int, library: str) -> None:
+    """Raises ValueError if the position ids or the cache position do not begin after `offset` columns.
 
-    `real` [batch, columns]: the real tokens among the columns so far, or among the last `width`; None where nothing is
-    padded. Position ids count columns, or the row's real tokens; those of several axes (images) are not looked at.
-    Numbers that lie on another device than the CPU are compared only at prompts, so that decoding never waits for them.
+    `real` [batch, columns]: the real tokens among the columns so far, or among the last `width`; None if nothing is
+    padded. Position ids count columns, or the row's real tokens; ids with several axes (images) are not checked. Ids on
+    another device than the CPU are compared only at prompts, so that decoding never waits for the device.
     """
-    counted, ids = (_readable(given.get(name), width, offset) for name in ("cache_position", "position_ids"))
-    if counted is not None and counted.ndim == 1 and int(counted[0]) != offset:
-        raise unread(given, library, f"{offset} columns come before this pass, but cache_position is {int(counted[0])}")
-    if ids is None:
+    cache_position, position_ids = (
+        _readable(arguments.get(name), width, offset) for name in ("cache_position", "position_ids")
+    )
+    if cache_position is not None and cache_position.ndim == 1 and int(cache_position[0]) != offset:
+        raise unread(
+            arguments,
+            library,
+            f"{offset} columns come before this pass, but cache_position is {int(cache_position[0])}",
+        )
+    if position_ids is None:
         return
-    rows = ids.cpu() if ids.ndim == 2 else ids.cpu().unsqueeze(0)
+    rows = position_ids.cpu() if position_ids.ndim == 2 else position_ids.cpu().unsqueeze(0)
     columns = rows == (offset if width == 1 else torch.arange(offset, offset + width))
     if bool(columns.all()):
         return
-    right = columns.all(1)
+    correct = columns.all(1)
     if real is not None:
         real = real.bool().cpu()
         pads, order = ~real[:, -width:], real.long().cumsum(1)
         starts = (rows - order[:, -width:]).masked_fill(pads, -1)  # one less than the position of the first real token
         first = starts.max(1, keepdim=True).values
-        right = right | (((starts == first) | pads).all(1) & (first[:, 0] < (0 if real.shape[1] > width else offset)))
-    if not bool(right.all()):
-        row = int(right.int().argmin())
+        correct = correct | (
+            ((starts == first) | pads).all(1) & (first[:, 0] < (0 if real.shape[1] > width else offset))
+        )
+    if not bool(correct.all()):
+        row = int(correct.int().argmin())
         seen = rows[min(row, len(rows) - 1)]
         raise unread(
-            given,
+            arguments,
             library,
             f"{offset} columns come before this pass, but the position ids of row {row} go from {int(seen[0])} to "
             f"{int(seen[-1])}: leave position_ids out, or pass attention_mask= and the cache that they belong to",
@@ -58,15 +65,15 @@ def compare(given: dict[str, Any], real: Tensor | None, width: int, offset: int,
 
 
 def _readable(value: Any, width: int, offset: int) -> Any:
-    """Numbers of one per column that can be read without waiting for a device; None otherwise."""
+    """`value` if it holds one number per column and can be read without waiting for a device, else None."""
     if not isinstance(value, Tensor) or value.ndim not in (1, 2) or value.shape[-1] != width or value.is_meta:
         return None
     return value if offset == 0 or width > 1 or value.device.type == "cpu" else None
 
 
 def declared(mask: Any, offset: int, width: int, library: str = "transformers") -> Tensor | None:
-    """What a mask in any of Hugging Face's forms says of real tokens: one entry per key, or who attends to whom, the
-    latter also for each kind of attention by name. Raises ValueError for another form."""
+    """The real tokens by an attention mask in one of Hugging Face's forms: [batch, pos], [batch, head, query, key], or
+    a dict of these by kind of attention. Raises ValueError for another form."""
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if mask is None:
@@ -83,31 +90,32 @@ def declared(mask: Any, offset: int, width: int, library: str = "transformers") 
 def attending(mask: Tensor, cached: int, width: int) -> Tensor:
     """Which present columns attend to themselves [batch or 1, width], by a mask [batch, head, query, key].
 
-    A token does, in a full and in a sliding window, a pad does not: that is the diagonal where this pass's keys begin.
-    They are the last ones, but for a static cache that is not yet full, which has room after.
+    A token attends to itself, with a full and with a sliding window; a pad does not. So this reads the diagonal that
+    starts at the first key of this pass. The keys of this pass are the last ones, except in a static cache that is not
+    full yet, which has empty columns after them.
     """
     first = min(cached, mask.shape[-1] - width)
     real = mask[:, 0].diagonal(first, -2, -1) if first >= 0 else mask[:, 0, 0, :0]
     return real > MASKED if real.is_floating_point() else real.bool()
 
 
-def refuse_packed(given: dict[str, Any], library: str) -> None:
-    """Raises ValueError for rows that are packed into one, as continuous batching does."""
-    if any(name.startswith("cu_seq_lens") and value is not None for name, value in given.items()):
+def refuse_packed(arguments: dict[str, Any], library: str) -> None:
+    """Raises ValueError if several prompts are packed into one row, as in continuous batching."""
+    if any(name.startswith("cu_seq_lens") and value is not None for name, value in arguments.items()):
         raise ValueError(
-            "This pass packs several prompts into one row (continuous batching, cu_seq_lens), and which token belongs "
-            f"to which prompt is not followed there ({library}): use generate with a padded batch instead of "
+            "This pass packs several prompts into one row (continuous batching, cu_seq_lens), and steering cannot tell "
+            f"which token belongs to which prompt ({library}): use generate with a padded batch instead of "
             "generate_batch, or a padded batch instead of a packed one."
         )
 
 
-def unread(given: dict[str, Any], library: str, what: str) -> ValueError:
-    """What to say of a pass that is not understood: what was seen, by which library it was made, and what to do."""
-    seen = ", ".join(f"{name}: {_shown(value)}" for name, value in given.items() if value is not None)
+def unread(arguments: dict[str, Any], library: str, what: str) -> ValueError:
+    """The error for a pass that cannot be read: what was seen, which library made the model, and what to do."""
+    seen = ", ".join(f"{name}: {_shown(value)}" for name, value in arguments.items() if value is not None)
     return ValueError(
-        f"Which token of its row each column of this pass is cannot be told: {what}. Made by {library}, with "
+        f"The positions of the tokens of this pass cannot be read: {what}. The call is by {library}, with "
         f"{seen or 'no arguments'}. Steering counts tokens, and does not guess: pass use_cache=False, or a cache and "
-        "an attention_mask that fit each other; where the library is newer than this package was tested with, install "
+        "an attention_mask that fit each other; if the library is newer than this package was tested with, install "
         "the version that constraints.txt names."
     )
 

@@ -1,7 +1,7 @@
-"""Small networks and what is steered by them, as plain functions over tensors.
+"""Small networks and the rotations that they steer by, as plain functions over tensors.
 
-A network is its weights (W₁, …, Wₙ), each [out, in] with one row in the last, its biases, and the name of what stands
-between the layers, "relu" or "gelu". The rules of `integrate` hold: nothing here that a server does not have.
+A network is its weights (W₁, …, Wₙ), each [out, in] with one row in the last, its biases, and the name of its
+activation function, "relu" or "gelu". As in `integrate`, nothing is imported that a server does not have.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def network(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], 
 
 
 def network_grad(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], kind: str) -> Tensor:
-    """∇f(x) [*batch, d_model] by the chain rule, backwards through the layers; 0 is where relu is taken to be flat."""
-    slopes = []
+    """∇f(x) [*batch, d_model] by the chain rule, backwards through the layers. The derivative of relu at 0 is 0."""
+    derivatives = []
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         z = x @ weight.T + bias
         if kind == "relu":
-            x, slope = torch.relu(z), (z > 0).to(z.dtype)
+            x, derivative = torch.relu(z), (z > 0).to(z.dtype)
         else:
             below = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
-            x, slope = torch.nn.functional.gelu(z), below + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-        slopes.append(slope)
+            x, derivative = torch.nn.functional.gelu(z), below + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        derivatives.append(derivative)
     g = weights[-1][0].expand(*x.shape[:-1], -1)
-    for weight, slope in zip(reversed(weights[:-1]), reversed(slopes), strict=True):
-        g = (g * slope) @ weight
+    for weight, derivative in zip(reversed(weights[:-1]), reversed(derivatives), strict=True):
+        g = (g * derivative) @ weight
     return g
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
-    """∠(a, b) [*batch] in [0, π], exact where the two are all but parallel, as arccos of a cosine is not."""
+    """∠(a, b) [*batch] in [0, π]. Exact for almost parallel a and b, where arccos of the cosine is not."""
     a, b = unit_length(a), unit_length(b)
     return 2 * torch.atan2(norm(a - b), norm(a + b)).squeeze(-1)
 
@@ -48,19 +48,20 @@ def angle_between(a: Tensor, b: Tensor) -> Tensor:
 def turning(
     a: Tensor, theta: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(which, γ₁, p): where θᵀa < 0, the angle π·sigmoid(f(a)) [*batch, 1], and ‖a‖ times the way to turn.
+    """(turns, γ₁, p): whether θᵀa < 0, the angle π·sigmoid(f(a)) [*batch, 1], and ‖a‖ times the direction of rotation.
 
-    The way is the unit vector of span{a, θ} at a right angle to a, on the side of θ. It is lost where a points against
-    θ, to rounding: such a are not turned.
+    The direction is the unit vector of span{a, θ} that is orthogonal to a, on the side of θ. Where a points against θ
+    up to rounding it is undefined, and a is not turned.
     """
     r = norm(a).clamp_min(torch.finfo(a.dtype).tiny)
     x, pole = a / r, unit_length(theta)
     across = pole - x * (x @ pole).unsqueeze(-1)
-    way = unit_length(across)
-    way = unit_length(way - x * (x * way).sum(-1, keepdim=True))  # what rounding left along x, where across is short
-    which = ((x @ pole).unsqueeze(-1) < 0) & (norm(across) > 100 * torch.finfo(a.dtype).eps)
+    direction = unit_length(across)
+    # Where `across` is short, rounding leaves a part along x: subtract it.
+    direction = unit_length(direction - x * (x * direction).sum(-1, keepdim=True))
+    turns = ((x @ pole).unsqueeze(-1) < 0) & (norm(across) > 100 * torch.finfo(a.dtype).eps)
     angle = math.pi * torch.sigmoid(network(a, weights, biases, "gelu")).unsqueeze(-1)
-    return which, angle, r * way
+    return turns, angle, r * direction
 
 
 def turned(
@@ -72,19 +73,21 @@ def turned(
 ) -> Tensor:
     """a turned by T γ₁(a) towards its reflection in the hyperplane θᵀa = 0, where θᵀa < 0; else a, bit for bit.
 
-    cos(γ) a + sin(γ) p is [sin(γ) a_H + sin(γ₂ − γ) a]/sin γ₂ without the division, which fails at γ₂ = ∠(a, a_H) → 0.
+    cos(γ) a + sin(γ) p equals [sin(γ) a_H + sin(γ₂ − γ) a]/sin γ₂, but does not divide by sin γ₂, which vanishes as
+    γ₂ = ∠(a, a_H) → 0.
     """
-    which, angle, way = turning(a, theta, weights, biases)
+    turns, angle, direction = turning(a, theta, weights, biases)
     angle = per_activation(T, a) * angle
-    return torch.where(which, torch.cos(angle) * a + torch.sin(angle) * way, a)
+    return torch.where(turns, torch.cos(angle) * a + torch.sin(angle) * direction, a)
 
 
 def turned_in_plane(a: Tensor, T: float | int | Tensor, plane: Tensor, target: float | None, adaptive: bool) -> Tensor:
-    """a turned by the angle T in the plane of two orthonormal rows, from the first towards the second: its part across
-    the plane stays, and so does ‖a‖.
+    """a turned by the angle T in the plane of two orthonormal rows, from the first towards the second. ‖a‖ and the part
+    of a orthogonal to the plane stay the same.
 
-    With a `target` it is turned towards that angle from the first row, the shorter way, and no further than there; a
-    negative T turns it away, at most to the opposite. `adaptive`: only where a's part along the first row is positive.
+    With a `target` (an angle from the first row) a is turned towards it by the shorter way, and stops there; a negative
+    T turns it away, at most to the opposite angle. `adaptive`: turn only where a's part along the first row is
+    positive.
     """
     y = a @ plane.T
     angle = per_activation(T, a)
@@ -100,5 +103,5 @@ def turned_in_plane(a: Tensor, T: float | int | Tensor, plane: Tensor, target: f
 
 def turning_speed(a: Tensor, theta: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:
     """The derivative of `turned` by T at T = 0: γ₁(a) p where θᵀa < 0, else 0."""
-    which, angle, way = turning(a, theta, weights, biases)
-    return torch.where(which, angle * way, torch.zeros_like(a))
+    turns, angle, direction = turning(a, theta, weights, biases)
+    return torch.where(turns, angle * direction, torch.zeros_like(a))

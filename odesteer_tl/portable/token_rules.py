@@ -1,4 +1,4 @@
-"""The rules that decide which tokens are steered: what "decoding", "prompt", a slice or a mask mean."""
+"""The rules that choose which tokens are steered: the meaning of "decoding", "prompt", a slice or a mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def checked(positions: Any) -> Any:
-    """`positions`, or ValueError saying what it can be."""
+    """Returns `positions`. Raises ValueError for a wrong value, and lists the possible ones."""
     if isinstance(positions, slice):
         edges = [edge for edge in (positions.start, positions.stop) if edge is not None]
         step = 1 if positions.step is None else positions.step
@@ -21,7 +21,8 @@ def checked(positions: Any) -> Any:
     elif isinstance(positions, Tensor):
         if positions.dtype != torch.bool or positions.ndim not in (1, 2) or positions.shape[-1] == 0:
             raise ValueError(
-                f"A mask of positions is bool, [pos] or [batch, pos], got {positions.dtype} {positions.shape}."
+                "A mask of positions is bool, [pos] or [batch, pos], with at least one position, got "
+                f"{positions.dtype} {positions.shape}."
             )
     elif not isinstance(positions, str) or positions not in ("decoding", "generated", "prompt", "all"):
         raise ValueError(
@@ -45,9 +46,9 @@ def lengths_of(given: Any) -> Tensor:
 
 
 def per_row(values: Any, batch: int, beams: int = 1) -> Tensor:
-    """One value per row of the batch, on the CPU, where `values` holds one for all or one per prompt.
+    """One value per row of the batch, on the CPU; `values` holds one for all rows, or one per prompt.
 
-    Raises ValueError for another number of them.
+    Raises ValueError for another number of values.
     """
     values = torch.as_tensor(values).cpu()
     if values.ndim == 0:
@@ -61,10 +62,10 @@ def per_row(values: Any, batch: int, beams: int = 1) -> Tensor:
 
 
 def chosen_by(positions: Any, index: Tensor, lengths: Tensor, beams: int = 1) -> Tensor:
-    """Which tokens a rule of `positions.Positions` chooses [batch, pos], among real and padded ones alike.
+    """The tokens that a rule (see `positions.Positions`) chooses, as a bool mask [batch, pos]; pads are not excluded.
 
-    `index` [batch, pos] numbers the real tokens of each row, `lengths` [batch] are those of its prompt; both on the
-    CPU. A mask has one row, or one per prompt.
+    `index` [batch, pos] numbers the real tokens of each row, `lengths` [batch] are the prompt lengths; both on the CPU.
+    A rule that is a mask has one row, or one per prompt.
     """
     ends = lengths.unsqueeze(1)
     if isinstance(positions, slice):
@@ -85,6 +86,6 @@ def chosen_by(positions: Any, index: Tensor, lengths: Tensor, beams: int = 1) ->
 
 
 def is_unambiguous(positions: Any, given: Any, needs_prompt_end: bool) -> bool:
-    """Whether prompt and continuation can be told apart in a multi-token cached pass, or need not be: lengths are
-    given, or no edit `needs_prompt_end` and the positions do not depend on it."""
+    """Whether the choice of tokens is clear in a multi-token pass after cached tokens: prompt lengths are `given`, or
+    neither the positions nor an edit (`needs_prompt_end`) depend on where the prompt ends."""
     return given is not None or (not needs_prompt_end and (not isinstance(positions, str) or positions == "all"))

@@ -1,7 +1,7 @@
-"""Token tracking over forward passes: which columns are real tokens, and which token of its row each one is.
+"""Token tracking over forward passes: which columns are real tokens, and the position of each in its row.
 
-The position of a token is its index among the real tokens of its row: the same number with the KV cache on or off, on
-its own or padded in a batch. This travels to remote servers, and works with plain classes and torch alone.
+The position of a token is its index among the real tokens of its row. It is the same with the KV cache on or off, alone
+or padded in a batch. This file is sent to servers, so it uses plain classes and torch alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class Pass:
-    """One forward pass as its caller made it: `width` columns after `offset` cached ones, of `batch` rows.
+    """One forward pass as it was called: `batch` rows of `width` columns, after `offset` cached columns.
 
-    `tokens` [batch, width, …] tell tokens apart. `mask` [batch, columns] covers the cached columns too, or the present
-    ones alone; None where the caller gave none. `caching`: keys and values are kept, so that the next token comes as a
-    pass of its own. `continues`: it is known to go on with the rows of the pass before.
+    `tokens` [batch, width, …]: ids, or embeddings where the model was called with those. `mask` [batch, columns] covers
+    all columns, or only the present ones; None if the caller gave none. `caching`: keys and values are kept, so the
+    next token comes as its own pass. `continues`: it is known to continue the rows of the previous pass.
     """
 
     def __init__(
@@ -35,212 +35,215 @@ class Pass:
 
 
 class TokenTrack:
-    """Where a pass stands, on the CPU. `index` [batch, width]: the position of each column; `real` [batch, width]: no
-    pad; `lengths` [batch]: real tokens of each row's prompt, as far as passes can tell; `seen` [batch]: those so far.
+    """The token positions of one pass, on the CPU. `index` [batch, width]: the position of each column. `real` [batch,
+    width]: not a pad. `lengths` [batch]: prompt lengths in real tokens, as far as the passes show them. `seen` [batch]:
+    real tokens so far.
 
-    `number` counts prompts. `known`: positions count from the rows' beginnings, which all passes since have seen.
-    `ragged`: a row ends in a pad. `pads` [batch]: columns before the first real one. `history`: the tokens of the
-    passes so far, newest first, as (first column, tokens, earlier ones).
+    `number`: the number of the prompt. `known`: positions count from the start of the rows, because every pass was seen
+    or its mask covers the cached columns. `ragged`: a row ends in a pad. `pads` [batch]: columns before the first real
+    token. `history`: the tokens of the passes so far, newest first, as (first column, tokens, earlier history).
     """
 
     def __init__(
-        self, now: Pass, number: int, seen: Tensor, real: Tensor, before: TokenTrack | None, known: bool
+        self, current: Pass, number: int, seen: Tensor, real: Tensor, previous: TokenTrack | None, known: bool
     ) -> None:
         self.index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
         self.real, self.number, self.known = real, number, known
         self.seen = self.index[:, -1] + 1
         self.ragged = bool((~real[:, -1] & (self.index[:, -1] >= 0)).any())
-        self.columns, self.offset, self.tokens = now.offset + now.width, now.offset, now.tokens
-        if before is not None:
-            self.lengths = before.lengths
+        self.columns, self.offset, self.tokens = current.offset + current.width, current.offset, current.tokens
+        if previous is not None:
+            self.lengths = previous.lengths
         else:
-            self.lengths = seen if now.offset else real.sum(1)  # what is cached elsewhere counts as prompt
+            self.lengths = seen if current.offset else real.sum(1)  # columns cached by an unseen pass count as prompt
         leading = (self.index < 0).sum(1)
-        self.pads = leading if before is None or now.offset == 0 else before.pads + leading
-        self.history = _told_later(now, before if now.offset else None)
+        self.pads = leading if previous is None or current.offset == 0 else previous.pads + leading
+        self.history = _history(current, previous if current.offset else None)
 
     def ends(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of the last token of each prompt of `lengths` [batch] tokens, where this pass shows it."""
+        """(rows, columns) of the last prompt tokens that lie in this pass, for prompts of `lengths` [batch] tokens."""
         rows, columns = ((self.index == lengths.unsqueeze(1) - 1) & self.real).nonzero(as_tuple=True)
         return rows, columns
 
     def rows(self, parents: Tensor) -> TokenTrack:
-        """The same for a batch whose row i continues row parents[i]."""
-        found = object.__new__(TokenTrack)
-        found.__dict__.update(self.__dict__)
-        found.lengths, found.seen, found.pads = self.lengths[parents], self.seen[parents], self.pads[parents]
-        return found
+        """The track of a batch whose row i continues row parents[i]."""
+        track = object.__new__(TokenTrack)
+        track.__dict__.update(self.__dict__)
+        track.lengths, track.seen, track.pads = self.lengths[parents], self.seen[parents], self.pads[parents]
+        return track
 
-    def stepped(self, now: Pass) -> TokenTrack:
-        """Fast path: advance all rows by one decoded token, real in all of them, as `TokenTrack` would count it."""
-        found = object.__new__(TokenTrack)
-        found.__dict__.update(self.__dict__)
-        found.index, found.seen = self.seen.unsqueeze(1), self.seen + 1
-        found.real = torch.ones_like(found.index, dtype=torch.bool)
-        found.columns, found.offset, found.tokens = now.offset + now.width, now.offset, now.tokens
-        found.history = _told_later(now, self)
-        return found
+    def stepped(self, current: Pass) -> TokenTrack:
+        """Fast path for one decoded token, real in every row: the same result as `TokenTrack(now, …)`."""
+        track = object.__new__(TokenTrack)
+        track.__dict__.update(self.__dict__)
+        track.index, track.seen = self.seen.unsqueeze(1), self.seen + 1
+        track.real = torch.ones_like(track.index, dtype=torch.bool)
+        track.columns, track.offset, track.tokens = current.offset + current.width, current.offset, current.tokens
+        track.history = _history(current, self)
+        return track
 
-    def rewound(self, now: Pass) -> TokenTrack:
-        """The same rows with the columns from `now.offset` on taken back, as where guessed tokens were refused. What
-        is taken back was generated, and so is real in every row."""
-        found = object.__new__(TokenTrack)
-        found.__dict__.update(self.__dict__)
-        found.seen = self.seen - (self.columns - now.offset)
-        found.columns = now.offset
-        return found
+    def rewound(self, current: Pass) -> TokenTrack:
+        """The track without the columns from `now.offset` on, as when speculative decoding rejects tokens. These were
+        generated, so they are real in every row."""
+        track = object.__new__(TokenTrack)
+        track.__dict__.update(self.__dict__)
+        track.seen = self.seen - (self.columns - current.offset)
+        track.columns = current.offset
+        return track
 
     def broken_off(self) -> TokenTrack:
-        """The same of a pass that was not completed, which no other continues."""
-        found = object.__new__(TokenTrack)
-        found.__dict__.update(self.__dict__)
-        found.columns, found.offset, found.tokens, found.history, found.ragged = 0, 0, None, None, False
-        return found
+        """The track of a pass that was not completed: no later pass continues it."""
+        track = object.__new__(TokenTrack)
+        track.__dict__.update(self.__dict__)
+        track.columns, track.offset, track.tokens, track.history, track.ragged = 0, 0, None, None, False
+        return track
 
     def replayed(self, tokens: Tensor | None) -> bool:
-        """Whether `tokens` [batch, pos] are all that was seen of these rows, and at most one token more: the text that
-        was just generated, run once more as a whole."""
+        """Whether `tokens` [batch, pos] are all tokens seen of these rows, and at most one more: the text that was just
+        generated, run again as one pass."""
         if self.offset == 0 or tokens is None or tokens.ndim != 2 or self.history is None:
             return False
         if tokens.shape[0] != len(self.seen) or tokens.shape[1] not in (self.columns, self.columns + 1):
             return False
-        parts, end, kept = [], self.columns, self.history
-        while kept is not None and end > 0:
-            start, own, kept = kept
+        parts, end, history = [], self.columns, self.history
+        while history is not None and end > 0:
+            start, ids, history = history
             if start < end:
-                parts.append(own[:, : end - start].to(tokens.device))
+                parts.append(ids[:, : end - start].to(tokens.device))
                 end = start
-        whole = torch.cat(parts[::-1], dim=1) if end == 0 else tokens[:, :0]
-        return torch.equal(whole, tokens[:, : self.columns])
+        earlier = torch.cat(parts[::-1], dim=1) if end == 0 else tokens[:, :0]
+        return torch.equal(earlier, tokens[:, : self.columns])
 
 
 class PromptCache:
-    """What was made of the last token of each row's prompt, for as long as that prompt is continued."""
+    """The values of `Edit.of_query` for the last prompt token of each row, kept while that prompt is continued."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.values = self.known = torch.empty(0)
 
-    def of(self, now: TokenTrack, ends: tuple[Tensor, Tensor], value: Tensor, answer: Any, rows: Tensor) -> Tensor:
-        """answer(value of its prompt's last token) for each of the `rows` [chosen]; it is asked anew where `value`
-        [batch, pos, width] shows that token, at `ends`. Indices are on the CPU, so that nothing waits for the device.
-        Raises ValueError for a row whose last token was not seen."""
-        batch = len(now.seen)
-        if self.number != now.number or batch % len(self.known):
-            self.number, self.known = now.number, torch.zeros(batch, dtype=torch.bool)
+    def of(self, track: TokenTrack, ends: tuple[Tensor, Tensor], value: Tensor, of_query: Any, rows: Tensor) -> Tensor:
+        """of_query(value of the row's last prompt token) for each of the `rows` [chosen]. It is computed in the pass
+        that has that token: at `ends` (rows, columns) of `value` [batch, pos, width]. Indices are on the CPU, so that
+        nothing waits for the device. Raises ValueError for a row whose last prompt token was not seen."""
+        batch = len(track.seen)
+        if self.number != track.number or batch % len(self.known):
+            self.number, self.known = track.number, torch.zeros(batch, dtype=torch.bool)
             self.values = value.new_zeros(batch, 0)
         beams = batch // len(self.known)
         known, values = self.known.repeat_interleave(beams, 0), self.values.repeat_interleave(beams, 0)
-        at, columns = ends
-        if len(at):
-            there = at.to(value.device, non_blocking=True), columns.to(value.device, non_blocking=True)
-            new = answer(value[there])
+        end_rows, end_columns = ends
+        if len(end_rows):
+            index = end_rows.to(value.device, non_blocking=True), end_columns.to(value.device, non_blocking=True)
+            new = of_query(value[index])
             known, values = known.clone(), values if values.shape[1] else new.new_zeros(batch, *new.shape[1:])
-            known[at] = True
-            values = values.index_put(there[:1], new)
+            known[end_rows] = True
+            values = values.index_put(index[:1], new)
         self.known, self.values = known, values
         if not bool(known[rows].all()):
             raise ValueError(
                 "This method steers by the last token of a prompt, and a token is to be steered before that one was "
-                'seen: let the whole prompt run at once and inside the block, or use positions="decoding".'
+                'seen: run the whole prompt in one pass inside the block, or give positions="decoding".'
             )
         return values[rows.to(values.device, non_blocking=True)]
 
 
-def _told_later(now: Pass, before: TokenTrack | None) -> Any:
-    """The history of a pass: its token ids after those of the passes before; None where a pass has none."""
-    ids = now.tokens
-    earlier = None if before is None else before.history
-    if ids is None or ids.ndim != 2 or ids.is_floating_point() or (now.offset > 0 and earlier is None):
+def _history(current: Pass, previous: TokenTrack | None) -> Any:
+    """(first column, token ids, history of the previous passes); None if one of the passes has no ids."""
+    ids = current.tokens
+    earlier = None if previous is None else previous.history
+    if ids is None or ids.ndim != 2 or ids.is_floating_point() or (current.offset > 0 and earlier is None):
         return None
-    return (now.offset, ids, earlier)
+    return (current.offset, ids, earlier)
 
 
-def follow(before: TokenTrack | None, now: Pass, given: Tensor | None = None, told: bool = True) -> TokenTrack:
-    """Where a pass stands that comes after `before`; `given` [batch] are prompt lengths that the caller knows.
+def follow(
+    previous: TokenTrack | None, current: Pass, prompt_lengths: Tensor | None = None, unambiguous: bool = True
+) -> TokenTrack:
+    """The track of the pass `current`, which comes after `previous`; `prompt_lengths` [batch]: those the user gave.
 
-    A pass after cached columns continues its prompt, also where some of those after the prompt were taken back. So
-    does, with the cache off, a pass whose rows extend rows of the previous pass by one column, or repeat a text that
-    was generated with the cache on. Any other pass begins a new prompt. Raises ValueError for a padded end that is then
-    continued, and, unless `told` which is which, for several columns after cached ones.
+    A pass after cached columns continues its prompt, even if some generated columns were removed from the cache. With
+    the cache off, a pass continues its prompt if its rows extend rows of the previous pass by one column, or repeat a
+    text that was generated with the cache on. Any other pass begins a new prompt. Raises ValueError for a continued row
+    that ends in a pad, and for several columns after cached ones unless `unambiguous` (see `token_rules`).
     """
-    carried = None if before is None else carried_on(before, now, given)
-    if carried is not None and carried.ragged:
+    continued = None if previous is None else carried_on(previous, current, prompt_lengths)
+    if continued is not None and continued.ragged:
         raise right_padded()
-    number = 0 if before is None else before.number if carried is not None else before.number + 1
-    if now.offset == 0:
-        return _checked(
-            now, TokenTrack(now, number, torch.zeros(now.batch, dtype=torch.long), mask_of(now), carried, True)
-        )
-    if now.width > 1 and not told:
+    number = 0 if previous is None else previous.number if continued is not None else previous.number + 1
+    if current.offset == 0:
+        seen = torch.zeros(current.batch, dtype=torch.long)
+        return _checked(current, TokenTrack(current, number, seen, mask_of(current), continued, True))
+    if current.width > 1 and not unambiguous:
         raise ValueError(
-            f"A pass of {now.width} tokens follows {now.offset} cached ones: is it prompt or continuation? "
+            f"A pass of {current.width} tokens follows {current.offset} cached ones: is it prompt or continuation? "
             "Pass prompt_lengths= (real tokens of each prompt) to say so."
         )
-    seen = mask_of(now, cached=True)[:, : -now.width].sum(1) if carried is None else carried.seen
-    # One token after cached ones is real; leaving its mask unread spares the device a synchronisation.
-    real = now.width == 1 and (given is None or bool((seen >= given).all()))
-    if real and carried is not None:
-        return carried.stepped(now)
-    known = carried.known if carried is not None else now.mask is None or now.mask.shape[1] >= now.offset + now.width
-    shown = torch.ones(now.batch, 1, dtype=torch.bool) if real else mask_of(now)
-    return _checked(now, TokenTrack(now, number, seen, shown, carried, known))
+    seen = mask_of(current, cached=True)[:, : -current.width].sum(1) if continued is None else continued.seen
+    # One token after cached ones is real. Its mask is not read, so nothing waits for the device.
+    is_real = current.width == 1 and (prompt_lengths is None or bool((seen >= prompt_lengths).all()))
+    if is_real and continued is not None:
+        return continued.stepped(current)
+    covered = current.mask is None or current.mask.shape[1] >= current.offset + current.width
+    known = covered if continued is None else continued.known
+    real = torch.ones(current.batch, 1, dtype=torch.bool) if is_real else mask_of(current)
+    return _checked(current, TokenTrack(current, number, seen, real, continued, known))
 
 
-def carried_on(before: TokenTrack, now: Pass, given: Tensor | None = None) -> TokenTrack | None:
-    """The prompt that `now` continues, one entry per row of `now`; None where it begins a new one.
+def carried_on(previous: TokenTrack, current: Pass, prompt_lengths: Tensor | None = None) -> TokenTrack | None:
+    """The track that `current` continues, with one entry per row of `current`; None if `current` begins a new prompt.
 
-    Cached: the same rows, or several beams for each, where all that was seen is cached, or all of the prompt (of
-    `given` tokens) and a part of what followed. Uncached: each row extends some earlier row by one token.
+    With a cache: `current` has the same rows, or several beams per row, and the cache holds all tokens seen, or the
+    whole prompt (`prompt_lengths`) and a part of what followed. Without: each row extends an earlier row by one token.
     """
-    batch = len(before.seen)
-    if now.offset > 0:
-        if now.batch % batch or now.offset > before.columns:
+    batch = len(previous.seen)
+    if current.offset > 0:
+        if current.batch % batch or current.offset > previous.columns:
             return None
-        if now.offset < before.columns:
-            lengths = before.lengths if given is None or len(given) != batch else given
-            if now.offset < int((before.pads + lengths).max()):
+        if current.offset < previous.columns:
+            lengths = previous.lengths if prompt_lengths is None or len(prompt_lengths) != batch else prompt_lengths
+            if current.offset < int((previous.pads + lengths).max()):
                 return None
-            before = before.rewound(now)
-        if now.batch == batch:
-            return before
-        parents = torch.arange(batch).repeat_interleave(now.batch // batch)
-    elif now.continues:
-        return before
+            previous = previous.rewound(current)
+        if current.batch == batch:
+            return previous
+        parents = torch.arange(batch).repeat_interleave(current.batch // batch)
+    elif current.continues:
+        return previous
     else:
-        if now.caching or now.tokens is None:
+        if current.caching or current.tokens is None:
             return None
-        if before.offset > 0 or before.tokens is None:
-            return before if before.replayed(now.tokens) else None
-        start = now.tokens[:, :-1]
-        if start.shape != before.tokens.shape:
+        if previous.offset > 0 or previous.tokens is None:
+            return previous if previous.replayed(current.tokens) else None
+        start = current.tokens[:, :-1]
+        if start.shape != previous.tokens.shape:
             return None
-        if torch.equal(start, before.tokens):
-            return before
-        same = torch.stack([(row == before.tokens).flatten(1).all(1) for row in start]).cpu()
+        if torch.equal(start, previous.tokens):
+            return previous
+        same = torch.stack([(row == previous.tokens).flatten(1).all(1) for row in start]).cpu()
         if not bool(same.any(1).all()):
             return None
         parents = same.int().argmax(1)
-    return before.rows(parents)
+    return previous.rows(parents)
 
 
-def mask_of(now: Pass, cached: bool = False) -> Tensor:
-    """The real tokens among the present columns, or among all of them; all are real where no mask says otherwise."""
-    width = now.width + (now.offset if cached else 0)
-    if now.mask is None or now.mask.shape[1] < width:
-        return torch.ones(now.batch, width, dtype=torch.bool)
-    return now.mask[:, -width:].bool().cpu()
+def mask_of(current: Pass, cached: bool = False) -> Tensor:
+    """The real tokens [batch, columns] of the present columns, or, with `cached`, of all. Without a mask: all."""
+    width = current.width + (current.offset if cached else 0)
+    if current.mask is None or current.mask.shape[1] < width:
+        return torch.ones(current.batch, width, dtype=torch.bool)
+    return current.mask[:, -width:].bool().cpu()
 
 
 def right_padded() -> ValueError:
-    """What is wrong with pads after the last token of a prompt that goes on."""
+    """The error for a prompt that ends in pads and is continued."""
     return ValueError(
         "Right-padded prompts cannot be continued: the next token would follow a pad. Pad on the left, and pass "
         'attention_mask= or padding_side="left" to generate.'
     )
 
 
-def _checked(now: Pass, found: TokenTrack) -> TokenTrack:
-    if found.ragged and now.caching:
+def _checked(current: Pass, track: TokenTrack) -> TokenTrack:
+    if track.ragged and current.caching:
         raise right_padded()
-    return found
+    return track

@@ -1,7 +1,8 @@
 """A flow from activations to correction vectors, as plain functions over tensors.
 
-Queries x₀ and corrections x₁ live at different scales, so the flow runs on z₀ = (x₀ − m₀)/s₀ and z₁ = (x₁ − m₁)/s₁.
-ż = u(z, t) carries z₀ at t = 0 to z₁ at t = 1; u is a linear U-Net. The rules of `integrate` hold.
+Queries x₀ and corrections x₁ have different scales, so the flow runs on z₀ = (x₀ − m₀)/s₀ and z₁ = (x₁ − m₁)/s₁.
+ż = u(z, t) carries z₀ at t = 0 to z₁ at t = 1; u is a linear U-Net. As in `integrate`, nothing is imported that a
+server does not have.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from odesteer_tl.portable.integrate import midpoint, path, per_activation
 def time_features(t: Tensor, size: int) -> Tensor:
     """(sin ω₁t, …, cos ω₁t, …) [*batch, size] of times t [*batch], ω from 1 to 100 in equal ratios.
 
-    The source's own frequencies are not known. Above 100 a wave turns by more than half a circle between two
-    evaluations of the solver, 1/30 apart: it would tell the network nothing that the solver can follow.
+    The frequencies of the source are not published. The solver evaluates at times 1/30 apart. A wave above 100 would
+    turn by more than half a circle between two evaluations, and the solver could not resolve it.
     """
     powers = torch.linspace(0, math.log(100), size // 2, device=t.device, dtype=t.dtype)
     angles = t.unsqueeze(-1) * torch.exp(powers)
@@ -28,19 +29,20 @@ def time_features(t: Tensor, size: int) -> Tensor:
 def unet(z: Tensor, t: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
     """u(z, t) [*batch, d_model] for z [*batch, d_model] and t [*batch].
 
-    `layers`, flat, each weight [out, in]: (W, b) with τ = s(W e(t) + b) for the features e of t, s = silu; per level
-    down (D, d, E, C, c), x ← R(Dx + d); per level up but the last (U, u, E, C, c), x ← R(Ux + u + what was kept at that
-    width on the way down); last (U, u, G, g), u = Ux + u + (Gτ + g) z. R(y) = y + C s(y + Eτ) + c is the residual
-    block. The skip at full width is a gate, one number per coordinate and time.
+    `layers` is a flat tuple, each weight [out, in], with s = silu and e(t) the time features:
+    first (W, b), τ = s(W e(t) + b); per level down (D, d, E, C, c), x ← R(Dx + d);
+    per level up but the last (U, u, E, C, c), x ← R(Ux + u + x of that width on the way down);
+    last (U, u, G, g), u = Ux + u + (Gτ + g) z. The residual block is R(y) = y + C s(y + Eτ) + c.
+    The skip connection at full width is a gate, one number per coordinate and time.
     """
     tau = torch.nn.functional.silu(time_features(t, layers[0].shape[1]) @ layers[0].T + layers[1])
-    depth = (len(layers) - 1) // 10  # of 2 + 5 depth + 5 (depth − 1) + 4 tensors
+    depth = (len(layers) - 1) // 10  # there are 2 + 5 depth + 5 (depth − 1) + 4 tensors
     blocks = [layers[2 + 5 * k : 7 + 5 * k] for k in range(2 * depth - 1)]
-    x, kept = z, []
+    x, skips = z, []
     for down in blocks[:depth]:
         x = residual(x @ down[0].T + down[1], tau, down[2:])
-        kept.append(x)
-    for up, skip in zip(blocks[depth:], reversed(kept[:-1]), strict=True):
+        skips.append(x)
+    for up, skip in zip(blocks[depth:], reversed(skips[:-1]), strict=True):
         x = residual(x @ up[0].T + up[1] + skip, tau, up[2:])
     weight, bias, gate, opening = layers[-4:]
     return x @ weight.T + bias + (tau @ gate.T + opening) * z
@@ -53,7 +55,7 @@ def residual(y: Tensor, tau: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
 
 
 def velocity(now: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
-    """(u(z, t), 1) at now = (z, t) [*batch, d_model + 1]: the field of the flow, where t is one more coordinate."""
+    """(u(z, t), 1) at now = (z, t) [*batch, d_model + 1]: the field of the flow, with t as the last coordinate."""
     z, t = now[..., :-1], now[..., -1]
     return torch.cat([unet(z, t, layers), torch.ones_like(now[..., -1:])], dim=-1)
 
@@ -67,9 +69,9 @@ def sampled(
     unit: float,
     steps: int,
 ) -> Tensor:
-    """x̂₁ [*batch, d_model] of queries x: from z₀ to z(1) by the midpoint rule, and back into the units of corrections.
+    """x̂₁ [*batch, d_model] of queries x: from z₀ to z(1) by the midpoint rule, then in the units of corrections.
 
-    `source` m₀ and `scale` s₀ are those of queries, `target` m₁ and `unit` s₁ those of corrections.
+    `source` m₀ and `scale` s₀ belong to queries, `target` m₁ and `unit` s₁ to corrections.
     """
 
     def field(now):

@@ -1,1 +1,1 @@
-"""The home side of remote servers: what is packed, and what may be sent."""
+"""Sending to remote servers: packing the tensors of a method, and checking that it can be sent."""

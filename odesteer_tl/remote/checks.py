@@ -1,8 +1,8 @@
-"""Checks of what is sent to a remote nnsight server: whether it is being sent, whether it can be, and its bytes.
+"""Checks of objects that are sent to a remote nnsight server: whether they can be sent, and how large they are.
 
-A server has neither this package nor the user's modules. nnsight sends functions and classes as source where their
-module is registered for it, as `odesteer_tl.portable` is; all else is a name that the server looks up, on a
-short list of modules. What would fail there is refused here, before anything is sent.
+A server has neither this package nor the user's modules. nnsight sends functions and classes as source if their module
+is registered for this, as `odesteer_tl.portable` is. Everything else is a name that the server looks up in a short list
+of modules. An object that would fail there is refused here, before anything is sent.
 """
 
 import ast
@@ -18,13 +18,14 @@ from typing import Any
 import cloudpickle
 
 RUNNING = frozenset("torch math einops numpy typing collections".split())
-"""What code may import on every server."""
+"""The modules that code may import on every server."""
 
 LOADING = RUNNING | frozenset("builtins time sympy nnterp operator enum pickle cloudpickle copyreg nnsight".split())
-"""What a payload may name: nnsight's and pickle's own machinery too."""
+"""The modules that a payload may name, including those that nnsight and pickle use themselves."""
 
 DECORATORS = frozenset("property staticmethod classmethod setter getter deleter override final".split())
-"""Those that a function keeps, or that leave it as it is. nnsight drops all others, and what they did with them."""
+"""The decorators that nnsight keeps, or that do not change the function. nnsight drops all others, with their
+effect."""
 
 _OF_ANNOTATIONS = frozenset({"_operator", "_functools"})  # how pickle writes Optional[int] and int | None
 
@@ -35,23 +36,23 @@ _COPIES = (copy.copy.__code__, copy.deepcopy.__code__)
 
 
 def sent_by_nnsight() -> bool:
-    """Whether the caller is being pickled by nnsight for a server, and not copied or pickled by anyone else."""
+    """Whether nnsight is pickling the caller for a server; False if it is copied, or pickled by something else."""
     serialization: Any = sys.modules.get(_SERIALIZATION)
     frame: FrameType | None = sys._getframe(1)
     while serialization is not None and frame is not None and frame.f_code not in _COPIES:
-        at_work = type(frame.f_locals.get("self"))
-        if issubclass(at_work, cloudpickle.CloudPickler):
-            return issubclass(at_work, serialization.CustomCloudPickler)
+        pickler = type(frame.f_locals.get("self"))
+        if issubclass(pickler, cloudpickle.CloudPickler):
+            return issubclass(pickler, serialization.CustomCloudPickler)
         frame = frame.f_back
     return False
 
 
 def check_travels(thing: Any, name: str = "") -> None:
-    """Raise ValueError, saying what stands in the way, where `thing` would not arrive on a remote server or not run.
+    """Raise ValueError, with the reasons, if `thing` cannot be sent to a remote server or would not run there.
 
-    `name` is what the message calls it. Looked at are the modules that a payload names, and the source of the
-    functions in it, but for __init__, which is not called there: what that imports, super(), and decorators. Functions
-    whose source cannot be found are refused.
+    `name` is its name in the message. This checks the modules that the payload names, and the source of its functions:
+    imports, super() and decorators. `__init__` is not checked, because the server does not call it. Functions without
+    source are refused.
     """
     name = name or f"This {type(thing).__name__}"
     try:
@@ -63,17 +64,17 @@ def check_travels(thing: Any, name: str = "") -> None:
     faults = sorted(set(_faults(payload)))
     if faults:
         raise ValueError(
-            f"{name} cannot be sent to a remote server: {'; '.join(faults)}. A barrier of your own travels as a plain "
-            "class, no dataclass, that imports nothing but torch, math, numpy, einops, typing and collections (but "
-            "within __init__ what it likes); where it is defined in a module of yours, call nnsight.register(module). "
-            "For a model on this machine it may be any object."
+            f"{name} cannot be sent to a remote server: {'; '.join(faults)}. Write a barrier of your own as a plain "
+            "class, no dataclass, that imports only torch, math, numpy, einops, typing and collections (anything "
+            "within __init__); if it is defined in a module of yours, call nnsight.register(module). For a model on "
+            "this machine it may be any object."
         )
 
 
 def payload_bytes(thing: Any) -> int:
-    """Bytes that a method, or a function, adds to a remote request, compressed as nnsight does it.
+    """The number of bytes that a method or a function adds to a remote request, with nnsight's compression.
 
-    Raises ValueError as the sending.
+    Raises ValueError as sending does.
     """
     return len(import_module("zstandard").ZstdCompressor(level=6).compress(_serialised(thing)))
 
@@ -83,28 +84,30 @@ def _serialised(thing: Any) -> bytes:
 
 
 def _faults(payload: bytes) -> Iterator[str]:
-    for said, (module, name) in _named(payload):
-        where = f"{module}.{name}"
-        if where == "cloudpickle.cloudpickle.subimport":
-            if not _listed(said, LOADING):
-                yield f"it uses the module {said}, which is not to be had there"
-        elif where == f"{_SERIALIZATION}._load_function":
-            yield from _faults_of_source(said) if said else ()
-        elif where == "cloudpickle.cloudpickle._make_function":
+    for argument, (module, name) in _globals_in(payload):
+        global_name = f"{module}.{name}"
+        if global_name == "cloudpickle.cloudpickle.subimport":
+            if not _listed(argument, LOADING):
+                yield f"it uses the module {argument}, which the server does not have"
+        elif global_name == f"{_SERIALIZATION}._load_function":
+            yield from _faults_of_source(argument) if argument else ()
+        elif global_name == "cloudpickle.cloudpickle._make_function":
             yield "it has a function whose source cannot be found (made by exec or by a dataclass)"
         elif module in _OF_ANNOTATIONS:
             yield (
-                f"it needs {where}, which the server refuses; where an annotation such as Optional[...] or X | None "
-                "brings it, begin the file with `from __future__ import annotations`"
+                f"it needs {global_name}, which the server refuses; if it comes from an annotation such as "
+                "Optional[...] or X | None, begin the file with `from __future__ import annotations`"
             )
         elif not _listed(module, LOADING):
-            yield f"it needs {where}, and the server has no module {module.split('.')[0]}"
+            yield f"it needs {global_name}, and the server has no module {module.split('.')[0]}"
 
 
-def _named(payload: bytes) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Every global (module, name) that a pickle asks for, with the first string that follows it, or ""."""
+def _globals_in(payload: bytes) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Every global (module, name) that a pickle names, after the string that directly follows it, or ""."""
     memo: dict[int, Any] = {}
-    values: list[Any] = [None]  # what was put on the stack, in order; None for what is neither string nor global
+    values: list[Any] = [
+        None
+    ]  # the values put on the stack, in order; None for a value that is neither string nor global
     for op, arg, _ in pickletools.genops(payload):
         if op.name in _MARKS:
             continue
@@ -131,30 +134,30 @@ def _named(payload: bytes) -> Iterator[tuple[str, tuple[str, str]]]:
 
 @cache
 def _faults_of_source(source: str) -> tuple[str, ...]:
-    """What would fail there in a function of that source. Kept: a request sends some hundred, mostly the same."""
+    """The faults of a function with this source. They are cached: a request sends some hundred, mostly the same."""
     return tuple(_faults_in(ast.parse(source)))
 
 
 def _faults_in(tree: ast.Module) -> Iterator[str]:
     name = getattr(tree.body[0], "name", "lambda")
-    if name == "__init__":  # objects arrive made
+    if name == "__init__":  # objects are sent initialised
         return
     for decorator in getattr(tree.body[0], "decorator_list", []):
         if ast.unparse(decorator).split(".")[-1] not in DECORATORS:
             yield (
-                f"`{name}` is decorated with @{ast.unparse(decorator)}, and functions arrive without their decorators "
-                "(grad modes work as in `with torch.enable_grad():`)"
+                f"`{name}` is decorated with @{ast.unparse(decorator)}, and functions are sent without their "
+                "decorators (for grad modes write `with torch.enable_grad():`)"
             )
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
             for module in modules:
                 if not _listed(module, RUNNING):
-                    yield f"`{name}` imports {module}, which is not to be had there"
+                    yield f"`{name}` imports {module}, which the server does not have"
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("__import__", "import_module"):
-            yield f"`{name}` imports by a call, which is not to be had there"
+            yield f"`{name}` imports by a function call, which the server does not allow"
         elif isinstance(node, ast.Call) and ast.unparse(node) == "super()":
-            yield f"`{name}` calls super(), which has no class to start from there (name the class it means)"
+            yield f"`{name}` calls super(), which does not work on the server (write the name of the class instead)"
 
 
 def _listed(module: str, names: frozenset[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Complete objects with their tensors on another device, in another float type, or packed for sending."""
+"""Copies of objects with their tensors on another device, in another float dtype, or packed for sending."""
 
 from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
@@ -11,10 +11,11 @@ from odesteer_tl.portable.gradients import changed, leaves
 
 
 def moved(thing: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
-    """`thing` with every tensor on `device` and every floating tensor in `dtype`; integer tensors keep their type.
+    """`thing` with every tensor on `device` and every floating-point tensor in `dtype`; integer tensors keep their
+    dtype.
 
-    Walks dataclasses, tuples and gradient functions. A module that is elsewhere is copied before it moves, so
-    that the user's own stays as it is; any other object is used as it is.
+    This walks through dataclasses, tuples and gradient functions. A module is copied before it moves, so that the
+    user's module does not change. Any other object is used as it is.
     """
     return changed(thing, lambda leaf: _moved(leaf, device, dtype))
 
@@ -23,35 +24,35 @@ def _moved(thing: Any, device: torch.device | str | None, dtype: torch.dtype | N
     if isinstance(thing, Tensor):
         return thing.to(device=device, dtype=dtype if thing.is_floating_point() else None)
     if isinstance(thing, torch.nn.Module):
-        there = all(
-            (device is None or n.device == torch.empty(0, device=device).device)
-            and (dtype is None or n.dtype == dtype or not n.is_floating_point())
-            for n in (*thing.parameters(), *thing.buffers())
+        in_place = all(
+            (device is None or tensor.device == torch.empty(0, device=device).device)
+            and (dtype is None or tensor.dtype == dtype or not tensor.is_floating_point())
+            for tensor in (*thing.parameters(), *thing.buffers())
         )
-        return thing if there else deepcopy(thing).to(device=device, dtype=dtype)
+        return thing if in_place else deepcopy(thing).to(device=device, dtype=dtype)
     if is_dataclass(thing) and not isinstance(thing, type):
         return replace(thing, **{f.name: moved(getattr(thing, f.name), device, dtype) for f in fields(thing)})
     return thing
 
 
 def packed(thing: Any) -> Any:
-    """The parts of a `PortableMethod` as they are sent: tensors on the CPU, without spare storage, in few bytes.
+    """The parts of a `PortableMethod` for sending: tensors on the CPU, without unused storage, in few bytes.
 
-    A float tensor of small whole numbers (signs) becomes int8, int64 becomes int32 where it fits; `gradients.to_device`
-    restores both. Objects of the user's are copied, so that what happens to them there does not happen here.
-    Raises ValueError for one that cannot be copied.
+    A float tensor of small whole numbers (signs) becomes int8, and int64 becomes int32 if it fits;
+    `gradients.to_device` restores both. The user's objects are copied, so that the originals do not change. Raises
+    ValueError for an object that cannot be copied.
     """
     return changed(thing, _packed)
 
 
 def _packed(thing: Any) -> Any:
     if isinstance(thing, Tensor):
-        here, kind = thing.detach().cpu(), thing.dtype
-        if thing.is_floating_point() and thing.numel() and bool((here == here.to(torch.int8)).all()):
-            kind = torch.int8
-        elif kind == torch.int64 and bool((here == here.to(torch.int32)).all()):
-            kind = torch.int32
-        return here.to(kind, copy=True, memory_format=torch.contiguous_format)
+        on_cpu, dtype = thing.detach().cpu(), thing.dtype
+        if thing.is_floating_point() and thing.numel() and bool((on_cpu == on_cpu.to(torch.int8)).all()):
+            dtype = torch.int8
+        elif dtype == torch.int64 and bool((on_cpu == on_cpu.to(torch.int32)).all()):
+            dtype = torch.int32
+        return on_cpu.to(dtype, copy=True, memory_format=torch.contiguous_format)
     try:
         copy = deepcopy(thing)
     except Exception as error:
@@ -60,10 +61,10 @@ def _packed(thing: Any) -> Any:
         return copy.cpu()
     for name, value in list(getattr(copy, "__dict__", {}).items()):
         if isinstance(value, (Tensor, torch.nn.Module)) and not isinstance(copy, type):
-            copy.__dict__[name] = value.cpu()  # a server may have no other device
+            copy.__dict__[name] = value.cpu()  # the server may have no other device
     return copy
 
 
-def held(thing: Any) -> int:
-    """Bytes of the tensors in the parts of a `PortableMethod`; objects of the user's do not count."""
+def tensor_bytes(thing: Any) -> int:
+    """The bytes of the tensors in the parts of a `PortableMethod`, without the user's objects."""
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves(thing) if isinstance(leaf, Tensor))

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import odesteer_tl as ot
 from odesteer_tl.backends import tokenise
-from odesteer_tl.backends.tokenize import answered
+from odesteer_tl.backends.tokenize import tokenise_answers
 from odesteer_tl.cli import app
 
 TEMPLATE = (
@@ -51,7 +51,7 @@ def test_a_system_prompt_stands_before_the_text(model):
     assert tokens(tokenise(model, CHAT, system="never bad")) == [ids(model, f"{expected} was good")]
     out = ot.generate(model, CHAT, max_new_tokens=2, stop_at_eos=False, system="never bad")
     assert out.tokens[0].tolist()[:-2] == ids(model, f"{expected} was good")
-    batch, starts = answered(model, ["the film"], ["was bad"], chat_template=True, system="never bad")
+    batch, starts = tokenise_answers(model, ["the film"], ["was bad"], chat_template=True, system="never bad")
     assert tokens(batch) == [ids(model, f"{expected} was bad")] and starts.tolist() == [len(ids(model, expected))]
 
 
@@ -81,12 +81,20 @@ def test_each_side_has_its_own_system_prompt_and_template(model):
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        ("film", {"chat_template": (True, False)}, "One chat template is for all texts here; a pair"),
+        (
+            "film",
+            {"chat_template": (True, False)},
+            "Give one chat template for all texts here; only ot.collect takes a pair",
+        ),
         ("film", {"chat_template": 3}, "chat_template is True .* a Jinja template or a function of the text; got int"),
         ("film", {"chat_template": "{% for"}, "The chat template does not write messages of user: "),
         ("film", {"system": "never"}, "A system prompt is written by a chat template: pass chat_template=True"),
         ("film", {"system": "never", "chat_template": str.upper}, "A system prompt is written by a chat template"),
-        ("film", {"system": ("a", "b"), "chat_template": True}, "system is one system prompt here, a text; got tuple"),
+        (
+            "film",
+            {"system": ("a", "b"), "chat_template": True},
+            "system is one system prompt here, a string; got tuple",
+        ),
         (torch.tensor([[1, 5]]), {"system": "never"}, "tokens are taken as they are"),
         (
             "film",
@@ -98,9 +106,13 @@ def test_each_side_has_its_own_system_prompt_and_template(model):
             {"system": "never", "chat_template": DEAF},
             "leaves the system prompt out: put it into the user's text",
         ),
-        ([{"role": "system", "content": "a"}, *CHAT], {"system": "never"}, "the chat begins with a system message"),
-        ([{"role": "user"}], {}, r"A message has a \"role\" and a \"content\", this one has \['role'\]"),
-        (CHAT, {"chat_template": str.upper}, "A chat is written by the tokenizer's template or by a Jinja template"),
+        (
+            [{"role": "system", "content": "a"}, *CHAT],
+            {"system": "never"},
+            "The chat already begins with a system message",
+        ),
+        ([{"role": "user"}], {}, r"A message needs a \"role\" and a \"content\", this one has \['role'\]"),
+        (CHAT, {"chat_template": str.upper}, "A function takes texts, not chats"),
         (["film", CHAT], {}, r"Expected texts, chats, .* got list of list, str; a chat is a list of messages"),
         ([3, 4], {}, "got list of int"),
         ([], {}, "No text was given"),

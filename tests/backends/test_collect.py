@@ -160,7 +160,7 @@ def test_chat_templates_render_one_user_message_and_decide_on_the_bos(model):
         ({"layer": -1}, "layers 0 to 2"),
         ({"batch_size": 0}, "batch_size"),
         ({"position": 9}, "lies outside row"),
-        ({"groups": ([1, 2], [3, 4, 5])}, "groups needs an id per text, 4 desired and 3 undesired; got 2 and 3"),
+        ({"groups": ([1, 2], [3, 4, 5])}, "groups needs one id per text, 4 desired and 3 undesired; got 2 and 3"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(model, change, says):

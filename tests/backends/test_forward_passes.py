@@ -277,10 +277,10 @@ def test_a_bridge_whose_weights_are_offloaded_is_read_and_steered(caa):
 def test_a_model_without_weights_is_told():
     with torch.device("meta"):
         hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**GATED))
-    from odesteer_tl.backends.offloaded_weights import numbers_of
+    from odesteer_tl.backends.offloaded_weights import weight_on_cpu
 
     with pytest.raises(ValueError, match="has no numbers: the model was made without its weights"):
-        numbers_of(hf, hf.lm_head.weight)
+        weight_on_cpu(hf, hf.lm_head.weight)
 
 
 def test_a_bridge_of_an_encoder_decoder_is_refused_in_its_own_words(caa):

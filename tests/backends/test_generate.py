@@ -113,7 +113,7 @@ def test_the_border_may_lie_within_the_prompts(loaded, rule, batch_size):
             where = steered_positions(rule, border, len(row))
             row.append(int(logits(hf, row, where, METHOD, T)[-1].argmax()))
         assert out.tokens[i][out.mask[i]].tolist() == row
-    with pytest.raises(ValueError, match="3 prompts need as many"):
+    with pytest.raises(ValueError, match="one value per prompt: 3 prompts"):
         ot.generate(model, TEXTS, METHOD, T, prompt_lengths=[1, 2])
 
 
@@ -182,7 +182,7 @@ def test_beams_are_the_bridges():
         ({"batch_size": "2"}, "batch_size is a whole number"),
         ({"top_k": 2.5}, "top_k is a whole number"),
         ({"top_p": "0.5"}, "top_p is a finite number of at least 0, got '0.5'"),
-        ({"top_p": 1.5}, r"top_p lies in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
         ({"seed": None}, "seed is a whole number"),
         ({"seed": 1.5}, r"got 1\.5"),
         ({"seed": 2**70}, r"seed below 2\*\*63"),
@@ -206,7 +206,7 @@ def test_beams_are_the_bridges():
         ({"prompts": []}, "No text"),
         ({"prompts": ["good", ""], "prepend_bos": False}, "Text 1"),
         ({"positions": "generated", "max_new_tokens": 1}, "No token was steered"),
-        ({"T": torch.ones(2)}, "3 prompts need as many values per prompt, got 2"),
+        ({"T": torch.ones(2)}, "one value per prompt: 3 prompts, got 2 values"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_by_name(model, options, says):

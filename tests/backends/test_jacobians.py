@@ -91,8 +91,8 @@ def test_products_are_those_of_the_matrix(loaded):
     rows = torch.randn(7, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     linear = Linearised(model, PROMPTS, [1, 2], chunk=3)
     for number, matrix in enumerate(mean_jacobians(model, PROMPTS, [1, 2])):
-        torch.testing.assert_close(linear.pushed(number, rows), rows @ matrix.T, rtol=off, atol=10 * off)
-        torch.testing.assert_close(linear.pulled(number, rows), rows @ matrix, rtol=off, atol=10 * off)
+        torch.testing.assert_close(linear.jvp(number, rows), rows @ matrix.T, rtol=off, atol=10 * off)
+        torch.testing.assert_close(linear.vjp(number, rows), rows @ matrix, rtol=off, atol=10 * off)
 
 
 def test_a_block_map_is_the_block(loaded):
@@ -122,7 +122,7 @@ def test_nothing_is_left_on_the_model_and_grad_modes_do_not_matter(loaded, where
     with where():
         (found,) = mean_jacobians(model, PROMPTS[:1], [1])
         grad = torch.is_grad_enabled()
-        Linearised(model, PROMPTS[:1], [1]).pushed(0, torch.ones(1, 32, dtype=torch.float64))
+        Linearised(model, PROMPTS[:1], [1]).jvp(0, torch.ones(1, 32, dtype=torch.float64))
         assert torch.is_grad_enabled() == grad
     assert torch.equal(found, expected)
     assert state(model) == before and not found.requires_grad
@@ -165,8 +165,8 @@ def test_blocks_that_return_tuples_or_keep_a_cache():
     given |= {"bias": torch.ones(4), "gate": torch.ones(1)}
     found = BlockMap(Block(), ((), {"hidden_states": x, **given}))
     u = torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(found.pulled(u), torch.diag(6 * x[0, -1]))
-    torch.testing.assert_close(found.pushed(u), torch.diag(6 * x[0, -1]))
+    torch.testing.assert_close(found.vjp(u), torch.diag(6 * x[0, -1]))
+    torch.testing.assert_close(found.jvp(u), torch.diag(6 * x[0, -1]))
 
 
 def test_several_prompts_at_once_are_refused():

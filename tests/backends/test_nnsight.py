@@ -116,7 +116,10 @@ def test_collect_refuses_what_cannot_be():
         (lambda: ot.collect(model, "the film", "bad", layer=3), "layers 0 to 2"),
         (lambda: ot.collect(model, "the film", "bad", layer=1, blocks="model.nowhere"), "leads nowhere"),
         (lambda: ot.collect(model, "", "bad", layer=1), "no tokens"),
-        (lambda: ot.collect(load("bridge", "llama"), "a", "bad", layer=1, blocks="model.layers"), "nnsight models"),
+        (
+            lambda: ot.collect(load("bridge", "llama"), "a", "bad", layer=1, blocks="model.layers"),
+            "for nnsight and Hugging Face models",
+        ),
         (lambda: ot.collect(load("bridge", "llama"), "a", "bad", layer=1, remote=True), "nnsight model"),
         (lambda: ot.collect(torch.nn.Linear(2, 2), "a", "bad", layer=1), "nnsight.NNsight"),
     ):

@@ -159,7 +159,7 @@ def test_misfits_are_refused_by_name(model):
     for method, says in [
         (Stub(16), "d_model 16, this model has 32"),
         (Stub(32, layer=3), "layers 0 to 2"),
-        (Stub(32, processing="centred"), "fitted on centred weights, this model has raw"),
+        (Stub(32, processing="centred"), "fitted on centred weights and this model has raw"),
     ]:
         with pytest.raises(ValueError, match=says):
             with ot.steering(model, method, T):
@@ -193,7 +193,7 @@ def test_a_site_that_a_model_lacks_is_refused(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weight_processing_must_match_where_it_is_known(kind):
     model = load(kind, "gpt2", compatible=True)
-    with pytest.raises(ValueError, match="fitted on raw weights, this model has centred"):
+    with pytest.raises(ValueError, match="fitted on raw weights and this model has centred"):
         with ot.steering(model, Stub(32, processing="raw"), T):
             pass
     for processing in ("centred", "unknown"):
@@ -230,7 +230,7 @@ def test_a_fit_on_raw_layer_norm_weights_is_refused_on_centred_ones_and_the_reve
         assert by_cache.processing == seen
         for acts in (by_cache, by_collect):
             method = ot.CAA.fit(acts)
-            with pytest.raises(ValueError, match="so that its residual stream differs"):
+            with pytest.raises(ValueError, match="so the residual streams differ"):
                 ot.generate(other, TOKENS, method, 1.0, max_new_tokens=2)
             ot.generate(own, TOKENS, method, 1.0, max_new_tokens=2)
 

@@ -91,8 +91,8 @@ def test_what_is_gone_is_named_with_its_library_version_and_remedy():
     told = rf"transformers {version('transformers')} \(Model\) .*{{}}.*constraints\.txt"
     with pytest.raises(ValueError, match=told.format("has no tokenizer, which is told")):
         need(Model(), "tokenizer", "which is told")
-    with pytest.raises(ValueError, match=told.format("takes no argument attention_mask, which tells pads")):
-        need_parameter(Model(), "attention_mask", "which tells pads")
+    with pytest.raises(ValueError, match=told.format("takes no argument attention_mask, which marks the pads")):
+        need_parameter(Model(), "attention_mask", "which marks the pads")
     need_parameter(Model(), "ids", "")
     assert made_by(Model()) == f"transformers {version('transformers')} (Model)"
     assert library("no_such_package") == "no_such_package"

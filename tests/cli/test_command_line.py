@@ -94,9 +94,13 @@ def raising(error):
         (AttributeError("'int' object has no attribute 'x'"), 70, "a fault of odesteer_tl, not yours (AttributeError"),
         (ValueError("d_sae"), 70, "report it to its maintainers with the command"),  # raised outside the package
         (RuntimeError("shapes cannot be multiplied"), 70, "ODESTEER_TL_DEBUG=1 before the command shows where"),
-        (MemoryError(), 2, "The memory does not suffice: take a smaller model"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "The memory does not suffice"),
-        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "The memory does not"),
+        (MemoryError(), 2, "There is not enough memory: use a smaller model"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "There is not enough memory"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"),
+            2,
+            "There is not enough memory",
+        ),
         (RuntimeError("probability tensor contains either `inf`, `nan`"), 2, "a smaller --T or --relative-T"),
         (IndexError("index out of range in self"), 2, "the tokenizer in its folder belongs to another model"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "Error: x: No space left on device\n"),
@@ -168,7 +172,7 @@ def test_a_full_disc_and_closed_streams():
     [
         ("absent/x.png", "there is no folder"), ("x.bmp", "should end in .png, or in another of"),
         ("x", "should end in .png"), ("folder.png", "is a folder: name a file in it"),
-        ("good.txt/x.png", "there is no folder"), ("/proc/x.png", "nothing may be written there"),
+        ("good.txt/x.png", "there is no folder"), ("/proc/x.png", "with write permission"),
         ("dangling.png", "there is no folder"),
     ],
 )  # fmt: skip

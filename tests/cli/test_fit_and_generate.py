@@ -96,10 +96,10 @@ def test_a_method_that_names_no_model_is_not_run_on_another(tmp_path):
 
 
 def test_messages_speak_of_options():
-    from odesteer_tl.cli.messages import in_own_words
+    from odesteer_tl.cli.messages import in_cli_words
 
     said = "pass paired=True and queries=[n, d], a layer=3, position=0 and T=2 or relative_T=0.2"
-    assert in_own_words(said) == (
+    assert in_cli_words(said) == (
         "pass --paired and --queries FILE, a --layer 3, --position 0 and --T 2 or --relative-T 0.2"
     )
 

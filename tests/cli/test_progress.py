@@ -19,7 +19,7 @@ from odesteer_tl._progress import bar
 acts = ot.ContrastiveActivations(torch.randn(64, 16), torch.randn(64, 16) + 1, layer=1)
 for progress, switch in {cases}:
     os.environ["ODESTEER_TL_PROGRESS"] = switch
-    for _ in bar(range(200), said="Counting", progress=progress):
+    for _ in bar(range(200), label="Counting", progress=progress):
         pass
     ot.REControl.fit(acts, epochs=30)
     print("<end>", end="", file=sys.stderr, flush=True)

@@ -320,8 +320,8 @@ def test_what_cannot_be_fitted_is_refused_by_name(fit):
             ((desired, undesired), {"also": (["a", "b"], ["c", "d"])}, r"also=\[\(desired2, undesired2\)\]"),
             ((desired, undesired), {"also": [(desired,)]}, "also is a list of pairs"),
             ((desired, undesired), {"also": None}, "also is a list of pairs"),
-            ((desired, desired), {}, "nothing to track"),
-            ((desired, undesired), {"also": [(desired, desired)]}, "nothing to track"),
+            ((desired, desired), {}, "same at every layer: pass other texts"),
+            ((desired, undesired), {"also": [(desired, desired)]}, "same at every layer: pass other texts"),
         ):
             with pytest.raises(ValueError, match=said):
                 fit(model, *given, **options)
@@ -330,13 +330,13 @@ def test_what_cannot_be_fitted_is_refused_by_name(fit):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"q": 0.0}, "q weighs a cost"),
-        ({"r": -1.0}, "r weighs"),
-        ({"q_f": float("nan")}, "q_f weighs"),
+        ({"q": 0.0}, "q is a weight of the cost"),
+        ({"r": -1.0}, "r is a weight"),
+        ({"q_f": float("nan")}, "q_f is a weight"),
         ({"n_jacobians": 0}, "n_jacobians must be at least 1"),
         ({"context": 0}, "context must be"),
         ({"chunk": 0}, "chunk must be"),
-        ({"keep_gains": True, "matrix_free": True}, "choose one"),
+        ({"keep_gains": True, "matrix_free": True}, "pass one of them"),
     ],
 )
 def test_what_a_regulator_cannot_be_is_refused_before_the_model_runs(options, said):

@@ -14,7 +14,7 @@ from odesteer_tl.backends.jacobians import BlockMap, block_maps, mean_jacobians
 from odesteer_tl.control import Tracking, local_linearity, set_point_tracking, similarity, tracking_bound
 from odesteer_tl.control.diagnostics.bound import bound_of, jacobians_of
 from odesteer_tl.control.diagnostics.linearity import _errors
-from odesteer_tl.control.diagnostics.record import watched
+from odesteer_tl.control.diagnostics.record import recorded
 from odesteer_tl.evaluation.plots import plot_bound, plot_linearity, plot_tracking
 from odesteer_tl.parity import oracle
 from odesteer_tl.parity.table import parity_rows
@@ -45,10 +45,10 @@ def test_what_is_watched_is_what_the_model_shows(loaded, name, rule):
     texts = ["the film is good", "a plot", "it was never slow"]
     for T in (None, 1.7):
         steered = () if T is None else (method, T)
-        found = watched(model, texts, sites, *steered, positions=rule)
+        found = recorded(model, texts, sites, *steered, positions=rule)
         assert found.shape == (4, 3, 32)
         torch.testing.assert_close(found[1], found[2])  # what leaves a block enters the next
-        alone = torch.cat([watched(model, text, sites, *steered, positions=rule) for text in texts], dim=1)
+        alone = torch.cat([recorded(model, text, sites, *steered, positions=rule) for text in texts], dim=1)
         torch.testing.assert_close(found, alone, atol=TOLERANCE, rtol=1e-4)
         if kind != "nnsight":
             names = [site.hook_name for site in sites]
@@ -61,7 +61,7 @@ def test_what_is_watched_is_what_the_model_shows(loaded, name, rule):
                         cached = model.run_with_cache(tokens, names_filter=names)[1]
                 expected = torch.stack([cached[each][0, -1] for each in names])
                 torch.testing.assert_close(found[:, n], expected, atol=TOLERANCE, rtol=1e-4)
-    assert (found - watched(model, texts, sites)).abs()[1:].max() > 0.1
+    assert (found - recorded(model, texts, sites)).abs()[1:].max() > 0.1
 
 
 def test_tracking_is_the_projection_of_what_enters_each_block(fitted, tmp_path):
@@ -112,7 +112,7 @@ def test_similarity_of_known_matrices():
     by_hand = torch.diag(torch.tensor([2.0, 1.0, 0.0])), torch.diag(torch.tensor([2.0, 0.0, 1.0]))
     assert similarity(*by_hand, 2) == pytest.approx(4 / 5)  # 2·2 over √5·√5
     for wrong in (0, 41):
-        with pytest.raises(ValueError, match="at most d_model, 40"):
+        with pytest.raises(ValueError, match="from 1 to d_model, 40"):
             similarity(W, X, wrong)
 
 
@@ -140,7 +140,7 @@ def test_the_error_of_a_linear_map_is_none_and_of_a_square_as_by_hand():
 
     x = torch.full((1, 2, 4), 1.0, dtype=torch.float64)
     block = BlockMap(Square(), ((x,), {}))
-    J, unit = block.pulled(torch.eye(4, dtype=torch.float64)), torch.eye(4, dtype=torch.float64)[:2]
+    J, unit = block.vjp(torch.eye(4, dtype=torch.float64)), torch.eye(4, dtype=torch.float64)[:2]
     found = _errors(block, unit, (0.01, 0.5), J)
     # with ‖z‖ = 2 and one coordinate moved by s: (1 + s) + (1 + s)² − 2 = 3s + s², of which s² is not linear
     assert found == pytest.approx([s / (3 + s) for s in (0.02, 1.0)])
@@ -264,17 +264,17 @@ def test_what_cannot_be_diagnosed_is_refused(fitted):
         with pytest.raises(ValueError, match=said):
             tracking_bound(model, wrong, texts)
     with without_shape_checks():
-        with pytest.raises(ValueError, match="T is one number here, for all texts; got a Tensor"):
+        with pytest.raises(ValueError, match="takes one number T for all texts; got a Tensor"):
             set_point_tracking(model, method, texts, torch.tensor([1.0, 2.0]))
         with pytest.raises(ValueError, match=r"such as \[2\], or None"):
             local_linearity(model, texts, 2)
-        with pytest.raises(ValueError, match="The bound is of A-LQR; SPID"):
+        with pytest.raises(ValueError, match="for A-LQR only; got a SPID"):
             tracking_bound(model, parity_rows()["S-PID"]("gpt2"), texts)
-        with pytest.raises(ValueError, match="by closed loops, ALQR or SPID; got a CAA"):
+        with pytest.raises(ValueError, match="takes closed loops, ALQR or SPID; got a CAA"):
             set_point_tracking(model, parity_rows()["CAA"]("gpt2"), texts)
-        with pytest.raises(ValueError, match='positions "decoding" or "all", got slice'):
+        with pytest.raises(ValueError, match='positions="decoding" or "all", got slice'):
             set_point_tracking(model, method, texts, positions=slice(0, 2))
-        with pytest.raises(ValueError, match="one width"):
+        with pytest.raises(ValueError, match="one shape"):
             similarity(torch.eye(4), torch.eye(5))
         for options, said in (
             ({"radii": ()}, "positive radii"),
@@ -286,7 +286,7 @@ def test_what_cannot_be_diagnosed_is_refused(fitted):
             ({"directions": 0}, "directions must be at least 1"),
             ({"chunk": 0}, "chunk must be at least 1"),
             ({"context": 0}, "context must be at least 1"),
-            ({"modes": 33}, "at most d_model, 32"),
+            ({"modes": 33}, "from 1 to d_model, 32"),
             ({}, "at least 2"),
         ):
             with pytest.raises(ValueError, match=said):

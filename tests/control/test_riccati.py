@@ -146,11 +146,11 @@ def test_conjugate_gradients_find_the_same_answers(at, features):
 
 def test_too_few_steps_are_told_of():
     v = torch.ones(1, 1, 24, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="raise r"):
+    with pytest.warns(UserWarning, match="pass a larger r"):
         answers(lambda n, x: x @ A[n].T, lambda n, x: x @ A[n], v, [0], 6, 100.0, 1e-3, 1.0, max_iter=2)
 
 
 @pytest.mark.parametrize("weights", [(0.0, 1, 1), (1, -1, 1), (1, 1, float("inf")), (1, 1, float("nan")), (True, 1, 1)])
 def test_weights_that_are_not_positive_are_refused(weights):
-    with without_shape_checks(), pytest.raises(ValueError, match="weighs a cost: a positive number"):
+    with without_shape_checks(), pytest.raises(ValueError, match="a weight of the cost, a positive number"):
         list(gains(A, *weights))

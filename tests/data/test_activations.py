@@ -7,7 +7,7 @@ from saved_folders import tensors_of
 
 from odesteer_tl.data.activations import ContrastiveActivations, Tokenised, processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
-from odesteer_tl.data.tokens import named, taken
+from odesteer_tl.data.tokens import select, tokens_at
 
 HOOK = "blocks.2.hook_resid_post"
 LENGTHS = [5, 2, 3, 1]
@@ -25,7 +25,7 @@ def padded(lengths, side="right", d_model=6, seed=0):
 
 
 def read_tokens(values, mask, position):
-    return taken(values, named(mask, position), position)
+    return select(values, tokens_at(mask, position), position)
 
 
 def expected_reading(rows, position):

@@ -8,7 +8,7 @@ import torch
 from instances import Own, activations, planted, planted_at_z, with_queries, without_shape_checks
 
 import odesteer_tl as ot
-from odesteer_tl.data.degeneracy import spread, twins
+from odesteer_tl.data.degeneracy import share_repeated, spread
 from odesteer_tl.methods.registry import registered
 
 FITS = {
@@ -35,7 +35,7 @@ def on_both_sides(noise=0.0):
 @pytest.mark.parametrize("name", FITS)
 @pytest.mark.parametrize("noise", [0.0, 1e-7])
 def test_sides_that_are_the_same_are_refused_by_every_fit(name, noise):
-    with pytest.raises(ValueError, match="40 desired and 40 undesired activations are the same ones, so that there is"):
+    with pytest.raises(ValueError, match="40 desired and 40 undesired activations are the same ones, so nothing tells"):
         FITS[name](on_both_sides(noise))
 
 
@@ -69,7 +69,7 @@ def test_answers_to_one_question_are_refused_by_truth_flow(noise):
     acts = with_queries(12)
     one = acts.queries[:1].expand(12, -1)
     one = one * (1 + noise * torch.randn(one.shape, generator=torch.Generator().manual_seed(0)))
-    with pytest.raises(ValueError, match=r"The 12 queries are one and the same.*answers to different questions"):
+    with pytest.raises(ValueError, match=r"The 12 queries are all the same.*answers to different questions"):
         ot.TruthFlow.fit(replace(acts, queries=one), rank=4, epochs=2)
     few = torch.cat([acts.queries[:3]] * 4)  # several answers to each of three questions
     method = ot.TruthFlow.fit(replace(acts, queries=few), rank=4, epochs=2)
@@ -78,7 +78,7 @@ def test_answers_to_one_question_are_refused_by_truth_flow(noise):
 
 DOUBTS = {
     "no spread": (lambda a: (a.desired[:1].expand(40, -1), a.undesired), "All 40 desired activations are the same"),
-    "repeated": (lambda a: (a.desired, a.undesired[:10].repeat(4, 1)), "100% of the undesired activations stand there"),
+    "repeated": (lambda a: (a.desired, a.undesired[:10].repeat(4, 1)), "100% of the undesired activations occur more"),
     "shared": (lambda a: (a.desired, torch.cat([a.desired[:30], a.undesired[:10]])), "75% of the desired activations"),
     "norms": (lambda a: (a.desired, 30 * a.undesired), r"Desired activations have a median norm of .*, undesired ones"),
     "sinks": (lambda a: (torch.cat([a.desired, 90 * a.desired[:2]]), a.undesired), "2 of 82 activations have a norm"),
@@ -100,11 +100,11 @@ def test_what_is_doubtful_is_said_once(name):
 
 def test_shares_and_spreads_are_those_counted_by_hand():
     rows = planted(50, 50).desired
-    assert twins(rows[:20], rows[10:]) == 0.5  # rows 10 to 19
-    assert twins(rows) == 0 and twins(torch.cat([rows, rows[:10]])) == pytest.approx(20 / 60)
-    assert twins(rows, rows + 1e-2) == 0
+    assert share_repeated(rows[:20], rows[10:]) == 0.5  # rows 10 to 19
+    assert share_repeated(rows) == 0 and share_repeated(torch.cat([rows, rows[:10]])) == pytest.approx(20 / 60)
+    assert share_repeated(rows, rows + 1e-2) == 0
     many = torch.randn(5000, 24, generator=torch.Generator().manual_seed(0))
-    assert twins(many, many.flip(0)) == 1 and twins(many) == 0
+    assert share_repeated(many, many.flip(0)) == 1 and share_repeated(many) == 0
     assert spread(torch.tensor([[3.0, 4.0], [3.0, 4.0]])) == 0
     assert spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == 1
     assert spread(torch.tensor([[2.0, 0.0], [4.0, 0.0]])) == pytest.approx(1 / 10**0.5)
@@ -117,10 +117,12 @@ RECIPES = (ot.Polynomial(), ot.PolynomialSketch(n_components=50), ot.RandomFouri
 def test_a_recipe_is_refused_where_a_fitted_map_is_wanted(recipe):
     name = type(recipe).__name__
     with without_shape_checks():
-        with pytest.raises(ValueError, match=rf"{name} is a recipe, .* recipe\.fit\(samples\) gives them"):
+        with pytest.raises(ValueError, match=rf"{name} is a recipe, .* pass recipe\.fit\(samples\)"):
             ot.LogRatioBarrier(recipe, torch.ones(24), 0.0)
         for make in (ot.GradientFlow, ot.UnitGradient, ot.Gradient):
-            with pytest.raises(ValueError, match=rf"A {name} is a recipe of features and no barrier: ot\.LogRatio"):
+            with pytest.raises(
+                ValueError, match=rf"A {name} is a recipe of features and no barrier: pass ot\.LogRatio"
+            ):
                 make(recipe)
     samples = planted().desired.double()
     fitted = recipe.fit(samples)
@@ -134,20 +136,20 @@ def test_classes_are_refused_where_objects_are_wanted():
         for call, message in (
             (
                 lambda: ot.LogRatioBarrier(ot.Polynomial, torch.ones(24), 0.0),
-                r"class, and here .* Polynomial\(…\)\.fit",
+                r"class, and a fitted map .* Polynomial\(…\)\.fit",
             ),
             (lambda: ot.LogRatioBarrier(ot.Linear, torch.ones(24), 0.0), r"Linear is a class"),
-            (lambda: ot.LogRatioBarrier("poly", torch.ones(24), 0.0), "Features are a FeatureMap.*a str is none"),
-            (lambda: ot.GradientFlow(Own), r"A barrier is an object; Own is a class: make one, Own\(…\)"),
+            (lambda: ot.LogRatioBarrier("poly", torch.ones(24), 0.0), "Features are a FeatureMap.*got a str"),
+            (lambda: ot.GradientFlow(Own), r"A barrier is an object; Own is a class: pass Own\(…\)"),
             (lambda: ot.UnitGradient(Own), "Own is a class"),
             (lambda: ot.Gradient(object()), r"A barrier needs a method value\(a\)"),
             (lambda: ot.Flow(ot.UnitGradient), "The field of a flow is an object; UnitGradient is a class"),
             (lambda: ot.Flow(ot.UnitGradient(Own()), ot.RK4), "The solver of a flow is an object; RK4 is a class"),
-            (lambda: ot.Flow(3), r"A field is v\(a\); a int is none, and ot\.UnitGradient\(barrier\) is"),
-            (lambda: ot.ODESteer.fit(acts, features=ot.Polynomial), r"Polynomial is its class: write Polynomial\(\)"),
+            (lambda: ot.Flow(3), r"A field is a function v\(a\), such as ot\.UnitGradient\(barrier\); got a int"),
+            (lambda: ot.ODESteer.fit(acts, features=ot.Polynomial), r"Polynomial is a class: pass Polynomial\(\)"),
             (
                 lambda: ot.ODESteer.fit(acts, features=ot.Polynomial().fit(acts.desired)),
-                r"a Kernel has no fit\(samples\)\. A map that is fitted already goes into ot\.LogRatioBarrier",
+                r"a Kernel has no fit\. Pass a fitted map to ot\.LogRatioBarrier",
             ),
             (lambda: ot.Layers(parts=(ot.CAA,)), "part 0 is the class CAA"),
         ):

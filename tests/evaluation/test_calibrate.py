@@ -40,7 +40,7 @@ def test_divergences_are_those_of_torch_hooks(model, name, rule):
     texts = ot.generate(model, PROMPTS, max_new_tokens=5)
     steered = SteeredTexts.of(model, texts, rule)
     T = 0.5 * method.usual_T
-    found = steered.divergences(method, [ot.Strength(T), ot.Strength(2 * T)], batch_size=4)
+    found = steered.divergences(lambda value: [(method, ot.Strength(value))], [T, 2 * T], batch_size=4)
     for own, strength in zip(found, (T, 2 * T), strict=True):
         torch.testing.assert_close(own, divergences(texts, method, strength, rule), rtol=1e-4, atol=2e-6)
     assert found.mean() > 1e-3
@@ -142,7 +142,9 @@ def test_strengths_that_are_tried_warn_of_nothing():
         ({"kl": "0.1"}, "kl is a budget in nats"),
         ({"layer": 9}, "layer=9 does not exist"),
         ({"method": ot.CAA}, "CAA is a class, not a fitted method"),
-        ({"method": [(ROWS["CAA"]("llama"), 1.0)]}, "calibrate takes one method.*ot.Layers"),
+        ({"method": [(ROWS["CAA"]("llama"), 0.0)]}, "All strengths of the list are 0"),
+        ({"method": [(ROWS["CAA"]("llama"), torch.ones(3))]}, "give one number for each"),
+        ({"method": [ROWS["CAA"]("llama")]}, "A list of methods holds pairs"),
         ({"method": ROWS["Ablation"]("llama"), "relative": True}, "and no relative_T; got T=None, relative_T=0.0"),
         ({"kl": 1e6}, r"CAA does not spend 1e\+06 nats of KL: .* at most, for T from .* Give a smaller budget"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from instances import activations, planted
 from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
+from odesteer_tl.evaluation import runs, strength
 from odesteer_tl.evaluation.checks import conditions_of
 from odesteer_tl.evaluation.entries import (
     PRAISE,
@@ -115,3 +117,13 @@ def test_every_kind_of_row_has_as_many_strengths(held_out):
 def test_a_method_without_a_layer_is_compared_at_that_of_the_data(held_out):
     near = ot.GradientFlow(Near(planted(60, 60).split(0)[1].undesired))
     assert ot.compare(None, planted(60, 60), {"near": near}).row("near").conditions.displacement > 0.19
+
+
+def test_the_head_of_the_rule_takes_its_numbers_from_constants():
+    """Numbers written out there were the demo's, and were called those of every method."""
+    head = strength.__doc__
+    assert re.search(r"\d\.\d|\.\d", head) is None
+    assert "the demo tries the displacements of `GRID`" in " ".join(head.split())
+    for name in ("GRID", "MOST_PERPLEXITY", "LEAST_DISTINCT", "strengths_tried"):
+        assert f"`{name}`" in head and hasattr(strength, name)
+    assert runs.DISPLACEMENTS != strength.GRID and "`runs.DISPLACEMENTS`" in head

@@ -75,7 +75,7 @@ def test_closed_loops_are_fitted_on_the_model_and_measured_in_it(few):
 
 def test_a_loop_that_the_comparison_does_not_see_or_that_would_take_turns_is_refused(few):
     late = ot.SPID.fit(few.model, few.desired, few.undesired, layers=[4, 5])
-    with pytest.raises(ValueError, match="'late' cannot be compared: it acts from layer 4 on, and the data"):
+    with pytest.raises(ValueError, match="'late' cannot be compared: it acts from layer 4 on, but the data"):
         ot.compare(few.model, few, {"late": late})
     assert ot.compare(few.model, few, {"late": late}, layer=4).rows[0].conditions.displacement > 0
     both = Entry(lambda source, seed: (late, late), "model")

@@ -93,7 +93,7 @@ def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
 def test_few_pairs_with_queries_serve_every_row():
     found = ot.compare(None, with_queries(10, d_model=8))
     assert [row.name for row in found.rows] == [*LITERATURE, *controls()]
-    assert found.left_out == dict.fromkeys(LOOPS, "it is fitted on texts and the model, and the data are activations")
+    assert found.left_out == dict.fromkeys(LOOPS, "it is fitted on texts and the model, but the data are activations")
     assert found.row("TruthFlow").method.basis.shape == (8, 8)
 
 

@@ -7,7 +7,7 @@ import torch
 from instances import activations, without_shape_checks
 
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.flows.training import STEPS, Network, NetworkBarrier, centred, drawn, held_out, trained
+from odesteer_tl.flows.training import LEAST_STEPS, Network, NetworkBarrier, centred, held_out, random_parameters, train
 from odesteer_tl.portable.networks import angle_between, network
 from odesteer_tl.remote.packing import moved
 from odesteer_tl.save_load import _built, _plain
@@ -16,7 +16,7 @@ D = 24
 
 
 def made(kind="relu", widths=(D, 16, 8, 1), seed=0, dtype=torch.float64) -> Network:
-    parameters = drawn(widths, torch.Generator().manual_seed(seed))
+    parameters = random_parameters(widths, torch.Generator().manual_seed(seed))
     return moved(Network.of(parameters, kind), dtype=dtype)
 
 
@@ -56,7 +56,7 @@ def test_a_barrier_is_the_network_less_its_threshold():
 
 
 def test_layers_are_drawn_as_wide_as_torch_draws_them():
-    first = drawn((400, 300, 1), torch.Generator().manual_seed(0))[0]
+    first = random_parameters((400, 300, 1), torch.Generator().manual_seed(0))[0]
     # U(−1/20, 1/20): 120,000 draws, variance 1/1200 with a relative error of about 0.3 %.
     assert first.abs().max() <= 0.05
     assert float(first.var()) == pytest.approx(1 / 1200, rel=0.02)
@@ -74,7 +74,10 @@ def test_layers_are_drawn_as_wide_as_torch_draws_them():
     ],
 )
 def test_layers_that_do_not_fit_are_refused(weights, biases, kind):
-    with without_shape_checks(), pytest.raises(ValueError, match="needs layers that fit and end in one number"):
+    with (
+        without_shape_checks(),
+        pytest.raises(ValueError, match="needs layers of matching shapes that end in one number"),
+    ):
         Network(tuple(torch.zeros(s) for s in weights), tuple(torch.zeros(s) for s in biases), kind)
 
 
@@ -105,8 +108,8 @@ def loss(parameters, x, y):
 
 def run(noise=0.0, start_seed=0, rows=None, **settings):
     fit, held = rows or problem(noise=noise)
-    start = drawn((6, 32, 1), torch.Generator().manual_seed(start_seed))
-    return trained(start, loss, fit, held, **{"lr": 1e-2, "epochs": 40, "batch": 32, **settings})
+    start = random_parameters((6, 32, 1), torch.Generator().manual_seed(start_seed))
+    return train(start, loss, fit, held, **{"lr": 1e-2, "epochs": 40, "batch": 32, **settings})
 
 
 def test_training_finds_a_planted_function():
@@ -126,7 +129,7 @@ def test_training_stops_early_and_keeps_the_best_epoch():
 
 def test_a_start_that_is_best_is_kept():
     found = run(lr=50.0, epochs=3, patience=3)
-    start = drawn((6, 32, 1), torch.Generator().manual_seed(0))
+    start = random_parameters((6, 32, 1), torch.Generator().manual_seed(0))
     assert min(found.losses) == found.losses[0]
     assert all(torch.equal(x, y) for x, y in zip(found.parameters, start, strict=True))
 
@@ -138,7 +141,7 @@ def test_one_seed_gives_identical_bytes_and_another_does_not():
 
 
 def test_few_rows_are_seen_more_often():
-    assert len(run(epochs=None, published=5, batch=150, lr=1e-5).losses) == STEPS + 1
+    assert len(run(epochs=None, published=5, batch=150, lr=1e-5).losses) == LEAST_STEPS + 1
     assert len(run(epochs=None, published=1100, batch=150, lr=1e-6, patience=2000).losses) == 1101
 
 
@@ -151,7 +154,7 @@ def test_the_warm_up_is_linear():
         return -(x * parameters[0]).sum(-1)
 
     ends = [
-        float(trained(start, slope, rows, rows, lr=0.1, epochs=4, batch=2, warmup=share).parameters[0])
+        float(train(start, slope, rows, rows, lr=0.1, epochs=4, batch=2, warmup=share).parameters[0])
         for share in (0.0, 1.0)
     ]
     assert ends[0] == pytest.approx(0.4, rel=1e-5)
@@ -181,7 +184,7 @@ def test_rows_are_held_out_by_pair_and_group_on_both_sides():
     fit, held = held_out(acts, 0.2, 0, "X")
     assert (len(fit.desired), len(held.desired)) == (16, 4)
     assert torch.equal(held.desired, -held.undesired)
-    with pytest.raises(ValueError, match=r"X needs rows to fit .* of 1 desired and 1 undesired .* Collect more"):
+    with pytest.raises(ValueError, match=r"X needs rows to fit .* 1 desired and 1 undesired .* Collect more"):
         held_out(ContrastiveActivations(rows[:1], rows[:1]), 0.2, 0, "X")
     for share in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match="between 0 and 1"):

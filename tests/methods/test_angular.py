@@ -156,7 +156,7 @@ def test_one_plane_serves_several_layers_as_in_the_source():
     rest = rest - torch.outer(rest @ first, first)
     second = torch.linalg.svd(rest).Vh[0]
     assert float((found.parts[0].plane[1].double() @ second).abs()) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="needs two or more, got 1"):
+    with pytest.raises(ValueError, match="at least two layers, got 1"):
         ot.Angular.fit_layers(acts[:1])
 
 
@@ -168,11 +168,11 @@ def test_what_is_no_plane_no_angle_and_no_strength_is_refused():
         with pytest.raises(ValueError, match=r"target is an angle in radians.*got nan"):
             ot.Angular(plane(), target=float("nan"))
         line = torch.linspace(-1, 1, 20).unsqueeze(1) * torch.ones(8)
-        with pytest.raises(ValueError, match="lies along one direction"):
+        with pytest.raises(ValueError, match="vary along one direction only"):
             ot.Angular.fit(ot.ContrastiveActivations(line + 3, line * 1.5))
     for call in (method().steer, method().trajectory, method().portable().steer):
         with pytest.raises(
             ValueError,
-            match=r"T counts radians here, whatever ‖a‖: give T, for example T=1\.57, and",
+            match=r"T counts radians here, whatever ‖a‖: pass T, for example T=1\.57, and",
         ):
             call(activations(2), relative_T=0.2)

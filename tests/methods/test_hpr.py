@@ -158,7 +158,7 @@ def test_the_fit_takes_any_float_type_and_scale(dtype):
 def test_what_cannot_be_fitted_says_what_to_do():
     with pytest.raises(ValueError, match=r"not paired: .* pass paired=True"):
         HPR.fit(planted(40, 40))
-    with pytest.raises(ValueError, match=r"HPR needs rows to fit .* of 2 desired and 2 undesired"):
+    with pytest.raises(ValueError, match=r"HPR needs rows to fit .* 2 desired and 2 undesired"):
         HPR.fit(replace(planted(2, 2), paired=True))
     with without_shape_checks(), pytest.raises(ValueError, match="fitted at d_model 24"):
         fitted("hpr").steer(activations(2, d_model=23), T=1.0)

@@ -159,3 +159,18 @@ def test_another_match_is_refused():
             LinearAcT.fit(planted(), match="median")
         with pytest.raises(ValueError, match=r"parity=True is the released code, .* got match='means'"):
             LinearAcT.fit(planted(), match="means", parity=True)
+
+
+@pytest.mark.parametrize("match", ["quantiles", "moments"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_coordinate_that_is_constant_but_for_rounding_is_shifted_only(match, dtype):
+    """300.3 read in two batches: the nearest number of the dtype, or the next one."""
+    acts = planted(40, 30)
+    desired, undesired = acts.desired.to(dtype), acts.undesired.to(dtype)
+    value = torch.tensor(300.3).to(dtype)
+    undesired[:, 2] = value
+    undesired[::2, 2] = torch.nextafter(value, torch.tensor(torch.inf, dtype=dtype)) if dtype != torch.bfloat16 else 302
+    method = LinearAcT.fit(ContrastiveActivations(desired, undesired), match=match)
+    assert float(method.omega[2]) == 1
+    shift = desired[:, 2].double().mean() - undesired[:, 2].double().mean()
+    assert float(method.beta[2]) == pytest.approx(float(shift), rel=1e-6)

@@ -142,7 +142,7 @@ def test_a_cache_filled_elsewhere_has_no_answer():
 
 
 def test_a_single_hook_remembers_nothing_and_is_refused():
-    with pytest.raises(ValueError, match="remembers nothing"):
+    with pytest.raises(ValueError, match="has no memory"):
         ot.steering_hook(Asking(32), T)
 
 

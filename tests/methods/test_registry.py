@@ -62,11 +62,11 @@ def test_every_public_method_is_registered_and_nothing_else():
 
 def test_each_has_a_view_an_instance_for_the_laws_and_a_row_of_parity_or_is_made_of_those_that_do():
     without_view = {entry.method for entry in registered() if not hasattr(entry.method, "view")}
-    assert without_view == {ot.Layers}
+    assert without_view == {ot.Calibrated, ot.Layers}
     no_example = {entry.method for entry in registered() if entry.example is None}
-    assert no_example == {ot.ALQR, ot.SPID, ot.Layers} and not {"alqr", "spid", "layers"} & set(METHODS)
+    assert no_example == {ot.ALQR, ot.SPID, ot.Calibrated, ot.Layers} and not {"alqr", "spid", "layers"} & set(METHODS)
     no_parity = {entry.method for entry in registered() if not entry.parity}
-    assert no_parity == {ot.HeadShift, ot.Layers}  # "ITI, heads" is the parity of both
+    assert no_parity == {ot.HeadShift, ot.Calibrated, ot.Layers}  # "ITI, heads" is the parity of both
     labels = [label for entry in registered() for label in entry.parity]
     assert len(labels) == len(set(labels)) and set(labels) == set(parity_rows())
 
@@ -118,7 +118,7 @@ def test_what_is_not_registered_is_neither_offered_nor_read(pushed, tmp_path, mo
 
 
 def test_two_classes_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="A method called CAA is registered; call this one otherwise"):
+    with pytest.raises(ValueError, match="A method called CAA is registered already: rename this class"):
         register(type("Caa", (), {"view": ot.CAA.view, "fit": ot.CAA.fit}))
 
 

@@ -142,5 +142,27 @@ def test_pairs_that_do_not_differ_are_refused():
     side = planted().desired
     with pytest.raises(ValueError, match="60 desired and 60 undesired activations are the same ones"):
         RepE.fit(ContrastiveActivations(side, side.clone(), paired=True))
-    with pytest.raises(ValueError, match=r"differ by one and the same vector, and parity=True centres it away"):
+    with pytest.raises(ValueError, match=r"differ by the same vector, and parity=True subtracts it: .*parity=False"):
         RepE.fit(ContrastiveActivations(side.double() + 1, side.double(), paired=True), parity=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("d_model", [8, 24, 200])
+def test_pairs_that_differ_by_one_rounded_vector_are_refused(dtype, d_model):
+    """Half a unit in the last place of each number is all that is left when the differences are centred."""
+    side = activations(60, d_model=d_model, dtype=dtype)
+    acts = ContrastiveActivations((side + activations(d_model=d_model, seed=1, dtype=dtype)), side, paired=True)
+    with pytest.raises(ValueError, match="All pairs differ by the same vector"):
+        RepE.fit(acts, parity=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_pairs_that_differ_by_more_than_rounding_are_fitted(dtype):
+    """One coordinate varies by a few units in the last place, and all others are exact: that is the direction."""
+    side = (8 * activations(60).clamp(-2, 2)).round().to(dtype) / 8
+    step = torch.zeros(D_MODEL, dtype=dtype)
+    step[3] = max(8 * torch.finfo(dtype).eps, 1e-10)
+    side[:, 3] = 1 + (side[:, 3] > 0).to(dtype)  # 1 or 2, so that the step is not lost where it is added
+    signs = torch.where(torch.arange(60) % 2 == 0, 1, -1).unsqueeze(1).to(dtype)
+    method = RepE.fit(ContrastiveActivations(side + 1 + signs * step, side, paired=True), parity=True)
+    assert abs(float(method.direction[3])) > 0.999

@@ -12,11 +12,11 @@ from torchdiffeq import odeint
 
 import odesteer_tl as ot
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.flows.training import trained
+from odesteer_tl.flows.training import train
 from odesteer_tl.methods import truth_flow
 from odesteer_tl.methods.truth_flow import TruthFlow
 from odesteer_tl.portable.unet import sampled, time_features, unet, velocity
-from odesteer_tl.remote.packing import held
+from odesteer_tl.remote.packing import tensor_bytes
 
 D = 32
 
@@ -108,7 +108,7 @@ def test_vectors_lie_in_the_span_of_the_first_right_singular_vectors(rank):
     queries = two_kinds(seed=1)[0].double()
     assert gap(method.basis @ method.basis.T, top.T @ top) < 1e-6  # the basis is kept in float32
     assert (method.basis.T @ method.basis - torch.eye(rank)).abs().max() < 1e-6
-    numbers = method._numbers[:-1]
+    numbers = method._params[:-1]
     assert gap(method.vector(queries), sampled(queries, *numbers) @ top.T @ top) < 1e-6
     if rank < 20:
         assert gap(method.vector(queries), sampled(queries, *numbers)) > 0.01
@@ -176,7 +176,7 @@ def test_the_fitted_layers_are_those_of_the_modules_in_two_bytes_a_number(brief)
     shapes = [tuple(p.shape) for p in brief.layers]
     assert shapes == [tuple(p.shape) for p in Reference(D).parameters()]
     assert len({p.dtype for p in brief.layers}) == 1 and brief.layers[0].dtype == torch.bfloat16
-    assert held(brief.portable().parts) < 2.2 * sum(p.numel() for p in brief.layers)
+    assert tensor_bytes(brief.portable().parts) < 2.2 * sum(p.numel() for p in brief.layers)
 
 
 def test_sampling_is_the_midpoint_rule_on_sixteen_points(brief):
@@ -189,7 +189,7 @@ def test_sampling_is_the_midpoint_rule_on_sixteen_points(brief):
 
     ends: Any = odeint(field, z, points, method="midpoint", options={"step_size": 1 / 15})
     expected = method.target + method.unit * ends[-1]
-    got = sampled(queries, *method._numbers[:-1])
+    got = sampled(queries, *method._params[:-1])
     assert gap(got, expected) < 1e-10  # float64
     coarse: Any = odeint(field, z, points[[0, -1]], method="midpoint", options={"step_size": 1 / 14})
     assert gap(got, method.target + method.unit * coarse[-1]) > 1e-7
@@ -230,12 +230,12 @@ def test_the_times_are_drawn_anew_for_every_batch_and_the_rate_falls_along_a_cos
     start, rows = (torch.zeros(1),), (torch.ones(4, 1),)
     held_rows = (torch.ones(4, 1), torch.full((4,), 0.5))
     settings = {"lr": 0.1, "epochs": 3, "batch": 2, "warmup": 1 / 3, "ending": 0.7, "timed": True}
-    found = trained(start, slope, rows, held_rows, **settings)
+    found = train(start, slope, rows, held_rows, **settings)
     rates = [0.05, 0.1, *(0.1 * (0.85 + 0.15 * math.cos(math.pi * k / 4)) for k in (1, 2, 3, 4))]
     assert float(found.parameters[0]) == pytest.approx(sum(rates), rel=1e-5)
     times = torch.cat(seen)
     assert len(times) == len(times.unique()) == 12 and 0 <= times.min() and times.max() < 1
-    trained(start, slope, rows, held_rows, **settings)
+    train(start, slope, rows, held_rows, **settings)
     assert torch.equal(torch.cat(seen[6:]), times)
 
 
@@ -244,9 +244,9 @@ def test_a_held_out_pair_is_looked_at_four_times_over_the_whole_way(monkeypatch)
 
     def spy(start, loss, rows, held_rows, **settings):
         seen.extend((rows, held_rows))
-        return trained(start, loss, rows, held_rows, **settings)
+        return train(start, loss, rows, held_rows, **settings)
 
-    monkeypatch.setattr(truth_flow, "trained", spy)
+    monkeypatch.setattr(truth_flow, "train", spy)
     TruthFlow.fit(asked(*two_kinds(40)), rank=4, epochs=1)
     (z0, z1), (held0, held1, t) = seen
     assert len(z0) == len(z1) == 36 and len(held0) == len(held1) == 16
@@ -304,7 +304,9 @@ def test_gradients_flow_through_the_query(brief):
 def test_what_cannot_be_fitted_says_what_to_do():
     queries, corrections = two_kinds(40)
     acts = asked(queries, corrections)
-    with pytest.raises(ValueError, match=r"which correction a query needs, and these are not paired: .* paired=True"):
+    with pytest.raises(
+        ValueError, match=r"fitted to pairs with their queries, and these are not paired: .* paired=True"
+    ):
         TruthFlow.fit(planted(40, 40))
     with pytest.raises(ValueError, match=r"these carry no queries: .* queries=\[n_pairs, d_model\]"):
         TruthFlow.fit(replace(acts, queries=None))
@@ -312,7 +314,7 @@ def test_what_cannot_be_fitted_says_what_to_do():
     bad[3, 0] = float("nan")
     with pytest.raises(ValueError, match="queries hold NaN or inf in 1 of 40 rows"):
         TruthFlow.fit(replace(acts, queries=bad))
-    with pytest.raises(ValueError, match=r"TruthFlow needs rows to fit .* of 3 desired and 3 undesired"):
+    with pytest.raises(ValueError, match=r"TruthFlow needs rows to fit .* 3 desired and 3 undesired"):
         TruthFlow.fit(asked(*two_kinds(3)), rank=1)
     for rank, pairs, most in ((0, 40, D), (D + 1, 40, D), (20, 12, 12)):
         with pytest.raises(ValueError, match=rf"rank is from 1 to min\(pairs, d_model\) = {most}, got {rank}"):

@@ -153,8 +153,8 @@ def test_leading_and_special_tokens_are_skipped(model):
 @pytest.mark.parametrize(
     ("skip", "message"),
     [
-        (2, r"skip=2 leaves no token of text 2 to be read: skip less, or drop that text"),
-        (-1, r'skip is how many tokens of each text to leave out, 0 or more, or "special"; got -1'),
+        (2, r"skip=2 leaves no token of text 2 to read: skip less, or drop that text"),
+        (-1, r'skip is the number of tokens to leave out per text, 0 or more, or "special"; got -1'),
     ],
 )
 def test_a_skip_that_leaves_nothing_is_refused(model, skip, message):
@@ -166,7 +166,7 @@ def test_an_index_that_reads_a_sink_says_so(model):
     acts, (message,) = collected(model, position=0)
     torch.testing.assert_close(acts.desired, torch.stack([a[0] for a in by_hand(DESIRED, ())]), rtol=1e-4, atol=1e-2)
     assert "7 of the 7 tokens that position=0 names are attention sinks" in message
-    assert "is about the sink and not about the text" in message and "keep_sinks=True says that you mean it" in message
+    assert "a fit on them describes the sink and not the text" in message and "pass keep_sinks=True" in message
     assert not collected(model, position="last")[1]
 
 

@@ -249,7 +249,7 @@ def test_what_it_has_not_it_says(make):
     method, a = make(), torch.randn(2, D)
     assert method.layer is None and method.barrier is None and method.speed is None and method.several
     for act in (lambda: method.steer(a, T=1.0), lambda: method.vector_field(a)):
-        with pytest.raises(ValueError, match=r"measures what enters a block.*ot\.steering"):
+        with pytest.raises(ValueError, match=r"reads the input of each block.*ot\.steering"):
             act()
     for each in (method, method.portable()):
         for strength, said in (
@@ -276,8 +276,8 @@ def test_what_it_has_not_it_says(make):
         (alqr, {"set_points": torch.ones(23, 1)}, "23 layers need"),
         (alqr, {"answers": torch.ones(23, 1, D)}, "answers have the shape"),
         (alqr, {"gains": torch.ones(22, D, D)}, "one matrix per layer"),
-        (alqr, {"r": 0.0}, "r weighs"),
-        (alqr, {"origin": Origin(d_model=7)}, "origin d_model 7"),
+        (alqr, {"r": 0.0}, "r is a weight"),
+        (alqr, {"origin": Origin(d_model=7)}, "d_model of their origin is 7"),
         (spid, {"kp": float("nan")}, "kp is a finite number"),
         (spid, {"kd": "1"}, "kd is a finite"),
     ],

@@ -234,7 +234,7 @@ def test_what_cannot_be_read_while_decoding_raises(how):
     wrapped, ids, cache = nnsight.NNsight(fake(how)), torch.tensor([[1, 5, 6, 7]]), DynamicCache()
     own = {"hidden": {}, "opaque": {"cache_of_tomorrow": Opaque()}, "shifted mask": {"memory": cache}}[how]
     said = {
-        "hidden": "its cache is not among these",
+        "hidden": "no argument is its cache",
         "opaque": "does not say its length",
         "shifted mask": "mask covers 3",
     }

@@ -167,7 +167,7 @@ def test_real_tokens_while_generating(name, way, ids, mask, passes, options):
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}])
 def test_a_block_that_is_given_the_last_token_alone(options):
-    with pytest.raises(ValueError, match=r"Block 2 is given the last 1 of 7 tokens.*output_hidden_states=True"):
+    with pytest.raises(ValueError, match=r"Block 2 is given only the last 1 of 7 tokens.*output_hidden_states=True"):
         generated(wrapped("gemma4"), *LEFT, **options)
 
 

@@ -106,14 +106,14 @@ def test_what_cannot_be_read_is_refused_by_name(loaded):
     kind, _, model = loaded
     for layers, options, said in (
         ([], {}, "No layers"),
-        ([1, 1], {}, "read once"),
+        ([1, 1], {}, "given once"),
         ([0, 3], {}, "layers 0 to 2"),
         ([0], {"site": "resid"}, "site is one of resid_pre, z"),
     ):
         with without_shape_checks(), pytest.raises(ValueError, match=said):
             ot.collect_layers(model, "a", "the", layers, **options)
     if kind == "nnsight":
-        with pytest.raises(ValueError, match="resid_pre, z and resid_post are read and written, not mlp_out"):
+        with pytest.raises(ValueError, match="resid_pre, z and resid_post, got mlp_out"):
             ot.collect(model, "a", "the", 0, site="mlp_out")
 
 

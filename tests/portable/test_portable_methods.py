@@ -25,7 +25,7 @@ from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods import GradientFlow, ODESteer, PointwiseMethod, StepODESteer
 from odesteer_tl.portable.edits import State
 from odesteer_tl.portable.gradients import GradientFunction, to_device
-from odesteer_tl.remote.packing import held, moved, packed
+from odesteer_tl.remote.packing import moved, packed, tensor_bytes
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -108,8 +108,8 @@ def test_the_form_with_fewer_bytes_travels():
         parts = method.portable().parts
         assert (parts[3] is not None) == reduced
         direct = packed(Flow(method.flow.field, coordinates="direct").parts())
-        assert held(parts) <= 1.1 * held(direct)
-    assert held(wide.portable().parts) < 0.5 * held(Flow(wide.flow.field, coordinates="direct").parts())
+        assert tensor_bytes(parts) <= 1.1 * tensor_bytes(direct)
+    assert tensor_bytes(wide.portable().parts) < 0.5 * tensor_bytes(Flow(wide.flow.field, coordinates="direct").parts())
 
 
 def test_a_sketch_travels_in_four_bytes_a_hash_and_one_a_sign():
@@ -147,13 +147,13 @@ def test_the_numbers_move_once_and_in_every_mode():
     portable, a = fitted("odesteer").portable(), activations(2, dtype=torch.float32)
     with torch.inference_mode():
         inside = portable.steer(a, T=1.0)
-    kept = dict(portable._there.made)
+    kept = dict(portable._copies.made)
     assert torch.equal(inside, portable.steer(a, T=1.0)) and len(kept) == 1
     double = activations(2).requires_grad_()
     portable.steer(double, T=1.0).sum().backward()
     assert torch.isfinite(double.grad).all() and double.grad.abs().sum() > 0
     portable.steer(a, T=1.0)
-    made = portable._there.made
+    made = portable._copies.made
     assert len(made) == 2 and all(made[place] is parts for place, parts in kept.items())
     assert portable.parts[3].dtype == torch.float32
 

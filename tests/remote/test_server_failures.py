@@ -19,7 +19,7 @@ FAIL = """
 
     url, model, acts = sys.argv[1], load(sys.argv[2]), oracle.activations("llama")
     method, T = ot.ODESteer.fit(acts), 3.0
-    server_errors.PATIENCE = 1
+    server_errors.CONNECT_TIMEOUT = 1
 
     def generated(method, url):
         return ot.generate(model, "the film is", method, T, max_new_tokens=3, remote=url).texts
@@ -125,11 +125,11 @@ FAIL = """
 """
 
 FAULTS = {  # what ot.generate and ot.collect raise, and the words that say why
-    "error": ("RuntimeError", "could not do it, and nothing came back: RuntimeError: a fault on demand"),
+    "error": ("RuntimeError", "could not run the request, and nothing came back: RuntimeError: a fault on demand"),
     "refuse": ("RuntimeError", "nnsight 0.7 required, got 0."),
     "drop_result": ("RuntimeError", "sent back no "),
     "drop": ("ConnectionError", "Connection to remote host was lost. Ask again"),
-    "close": ("ConnectionError", "ended before the answer was complete, and nothing came back. Ask again"),
+    "close": ("ConnectionError", "ended before the reply was complete, and nothing came back. Try again"),
     "gone": ("ConnectionError", "Connection refused. Ask again, or check the address"),
     "silent": ("ConnectionError", "Connection timed out. Ask again, or check the address"),
 }
@@ -179,7 +179,7 @@ def test_what_cannot_travel_is_refused_before_anything_is_sent(failed, name, why
 
 def test_what_of_the_package_is_not_there_is_named(failed):
     kind, said = failed["absent"]
-    assert kind == "RemoteError" and "ot.generate does not travel: inside a remote trace there is ot.intervene" in said
+    assert kind == "RemoteError" and "ot.generate is not sent to the server: inside a remote trace use" in said
 
 
 def test_a_model_without_a_name_on_the_hub_is_refused(failed):

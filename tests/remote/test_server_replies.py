@@ -21,7 +21,7 @@ import odesteer_tl as ot
 from odesteer_tl.backends.nnsight import addresses
 from odesteer_tl.backends.nnsight.addresses import address_of
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
-from odesteer_tl.backends.nnsight.server_text import MOST, visible
+from odesteer_tl.backends.nnsight.server_text import MAX_CHARS, visible
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +138,16 @@ def test_plain_data_is_read_as_it_was_written(protocol):
 
 
 def test_a_small_reply_that_unpacks_to_gigabytes_is_refused(server):
-    assert "the most that the answer can have" in said(server, "last", Reply(result=blob(torch.zeros(3_000_000))))
+    assert "the most that the reply can have" in said(server, "last", Reply(result=blob(torch.zeros(3_000_000))))
 
 
 def test_the_servers_words_are_cleaned_and_cut(server):
     text = "\x1b[2J\x1b]0;title\x07" + "x" * 10_000_000 + "\nRuntimeError: \x1b[31mno\x9b1m\x00\u202e luck"
     told = said(server, "plain", Reply(last=(1, status(Status.ERROR, text))))
     assert "nothing came back: RuntimeError: no luck" in told and "characters left out]" in told
-    assert len(told) < MOST + 400 and not fuzz_server.UNSEEN.search(told)
+    assert len(told) < MAX_CHARS + 400 and not fuzz_server.UNSEEN.search(told)
     left = int(told.partition("[")[2].partition(" ")[0].replace(",", ""))
-    assert left + MOST == 10_000_000 + len("\nRuntimeError: no luck")
+    assert left + MAX_CHARS == 10_000_000 + len("\nRuntimeError: no luck")
 
 
 def test_the_key_is_never_shown(server, capsys):
@@ -173,7 +173,7 @@ def test_the_key_is_never_shown(server, capsys):
 
 def test_a_key_that_a_library_writes_into_its_own_message_is_not_shown():
     assert visible("Illegal header value b'my-key\\n'", ["my-key\n"]) == "Illegal header value b'[key]'"
-    assert visible("a" * 10, most=4) == "[6 characters left out] aaaa"
+    assert visible("a" * 10, max_chars=4) == "[6 characters left out] aaaa"
     assert visible("e", ["", " "]) == "e"
 
 
@@ -190,7 +190,7 @@ def test_a_redirect_of_a_request_does_not_take_the_key_along(server):
 
 
 def told_of(remote):
-    addresses._TOLD.clear()
+    addresses._WARNED.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -206,7 +206,7 @@ def test_a_server_here_or_over_https_that_was_named_goes_without_a_word(url):
 @pytest.mark.parametrize("url", ["http://example.org", "http://10.0.0.1:8000", "http://127.0.0.1.example.org"])
 def test_plain_http_to_another_machine_is_warned_of_once(url):
     (told,) = told_of(url)
-    assert told.startswith(f"{url} is asked over plain http") and "https://" in told
+    assert told.startswith(f"Requests to {url} go over plain http") and "https://" in told
 
 
 @pytest.mark.parametrize(
@@ -227,15 +227,15 @@ def test_a_server_that_only_the_environment_names_is_named_once(monkeypatch, url
 
 
 def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
-    addresses._TOLD.clear()
-    with pytest.raises(UserWarning, match=r"^http://far.example:80 is asked"), warnings.catch_warnings():
+    addresses._WARNED.clear()
+    with pytest.raises(UserWarning, match=r"^Requests to http://far.example:80 go over"), warnings.catch_warnings():
         warnings.simplefilter("error")
         ot.generate(model(), "the film", max_new_tokens=2, remote="http://me:secret@far.example:80")
 
 
 @pytest.mark.parametrize("url", ["", "example.org", "ftp://a", "http://", "http://a:b", "http://a b", "https://x\n.y"])
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ValueError, match="remote is True, or the address of a server"):
+    with pytest.raises(ValueError, match="remote is True or the address of a server"):
         address_of(url)
 
 

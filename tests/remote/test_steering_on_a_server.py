@@ -163,6 +163,14 @@ STEER = """
             logits = nnsight.save(model.lm_head.output)
         return [logits]
 
+    pushed, flowed = ot.Calibrated(b, b_T, None, kl=0.1), ot.Calibrated(a, None, 0.3, kl=0.1)
+
+    def by_its_own_strength(remote):
+        with model.trace(inputs, remote=remote):
+            ot.intervene(model, [flowed, pushed])
+            logits = nnsight.save(model.lm_head.output)
+        return [logits]
+
     def by_helper(remote):
         def steer(method):
             ot.intervene(model, method, T=T)
@@ -172,9 +180,11 @@ STEER = """
             logits = nnsight.save(model.lm_head.output)
         return [logits]
 
-    composed = own_edits, invokes, directly, by_strength, by_helper
+    composed = own_edits, invokes, directly, by_strength, by_its_own_strength, by_helper
     found["composed"] = {way.__name__: measured(way)[0] for way in composed}
     hooked = oracle.logits("llama", rows[0], oracle.places(a, T), range(len(rows[0])))
+    same = by_strength(False)[0] - by_its_own_strength(url)[0]
+    found["composed"]["its own strength, given"] = float(same.detach().abs().max())
     found["composed"]["directly, hook"] = float((directly(url)[0] - hooked).abs().max())
 
     backend = nnsight.intervention.backends.remote.RemoteBackend(model.to_model_key(), url, blocking=False)
@@ -262,7 +272,7 @@ def test_every_method_steers_there_as_here_and_as_a_hook(found, name):
 
 
 def test_it_composes_with_the_users_own_edits_invokes_and_functions(found):
-    assert len(found["composed"]) == 7 and max(found["composed"].values()) <= 1e-4, found["composed"]
+    assert len(found["composed"]) == 9 and max(found["composed"].values()) <= 1e-4, found["composed"]
 
 
 def test_generate_continues_and_reports_as_here(found):

@@ -1,4 +1,4 @@
-"""What plain Hugging Face models do for this package: transformers' own, also in a PEFT adapter."""
+"""The backend for plain Hugging Face models (`transformers.PreTrainedModel`), also in a PEFT adapter."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -18,19 +18,19 @@ from odesteer_tl.backends.huggingface.run import activations_of, continued, edit
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformers_settings import (
     begins_with_bos,
-    eos_said,
-    size_said,
+    configured_eos,
+    configured_size,
     text_config,
     without_progress_bars,
 )
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """The model of a Hugging Face name, a folder or a GGUF file, its tokenizer as `model.tokenizer`."""
+    """Load the model of a Hugging Face name, a folder or a GGUF file, with its tokenizer as `model.tokenizer`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any
@@ -62,7 +62,7 @@ class _HuggingFace:
         return needed_tokenizer(model)
 
     def eos_token_ids(self, model: Any) -> Any:
-        return eos_said(root_of(model))
+        return configured_eos(root_of(model))
 
     def prepends_bos(self, model: Any, tokenizer: Any) -> bool:
         return begins_with_bos(tokenizer)
@@ -71,7 +71,7 @@ class _HuggingFace:
         return str(getattr(text_config(root_of(model)), "name_or_path", None) or root_of(model).config.name_or_path)
 
     def size(self, model: Any, name: Size) -> int | None:
-        return size_said(root_of(model), name)
+        return configured_size(root_of(model), name)
 
     def processing(self, model: Any) -> Processing:
         return "raw"
@@ -84,21 +84,21 @@ class _HuggingFace:
             )
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
             raise ValueError(
-                "This adapter puts tokens of its own before each text, so that which token is which is not known: "
-                "steer the model without it (model.get_base_model()), or an adapter of another kind, such as LoRA."
+                "This adapter puts its own tokens before each text, so the positions of tokens are not known: steer "
+                "the model without it (model.get_base_model()), or use an adapter of another kind, such as LoRA."
             )
 
     def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
-        found = blocks_in(model, blocks)
+        block_list = blocks_in(model, blocks)
         for site in sites:
-            module_at(found, site)
+            module_at(block_list, site)
 
     def check_generates(self, model: Any, num_beams: int) -> None:
         _check_decoder_only(model)
         if not hasattr(model, "generate"):
             raise ValueError(
-                f"A {type(model).__name__} does not generate: load it with its language model's head, as "
-                "transformers.AutoModelForCausalLM does."
+                f"A {type(model).__name__} does not generate: load it with transformers.AutoModelForCausalLM, which "
+                "adds the language model's head."
             )
 
     def load_weights(self, model: Any) -> None:
@@ -125,7 +125,7 @@ class _HuggingFace:
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
         _check_decoder_only(model)
         return activations_of(model, batch, sites, position, read, keep_sinks, blocks)
 
@@ -141,11 +141,11 @@ class _HuggingFace:
 
 
 def _check_decoder_only(model: Any) -> None:
-    """Raises ValueError for a model whose decoder is given other tokens than the model."""
+    """Raises ValueError for an encoder-decoder, whose decoder gets other tokens than the model."""
     if getattr(root_of(model).config, "is_encoder_decoder", False):
         raise ValueError(
-            f"A {type(root_of(model)).__name__} has an encoder beside its decoder, and what its decoder is given is "
-            "not the text: write ot.steering(model, method, T=..., blocks=...) around its own forward or generate."
+            f"A {type(root_of(model)).__name__} has an encoder, so its decoder does not get the text: write "
+            "ot.steering(model, method, T=..., blocks=...) around its own forward or generate."
         )
 
 

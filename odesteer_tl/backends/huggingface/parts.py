@@ -1,5 +1,5 @@
-"""The parts of a plain Hugging Face model: what is in its wrappers, its decoder blocks, the module at a site, and its
-tokenizer."""
+"""The parts of a plain Hugging Face model: the model inside its wrappers, its decoder blocks, the module at a site, and
+its tokenizer."""
 
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -8,43 +8,45 @@ from odesteer_tl.portable.decoder_blocks import is_list, path_of_blocks, path_of
 from odesteer_tl.portable.sites import Site
 
 SITES = ("resid_pre", "z", "resid_post")
-"""What is read and written: what enters and leaves a block, and what enters its attention's output projection."""
+"""The sites that can be read and written: the input and output of a block, and the input of its attention's output
+projection."""
 
 _TOKENIZERS: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
-"""Those that were loaded for a model by its name; None where it has none on this machine."""
+"""The tokenizers that were loaded by a model's name; None if this machine has none."""
 
 
 def root_of(model: Any) -> Any:
-    """The `PreTrainedModel` in a model that torch.compile or a PEFT adapter wraps; else the model itself."""
+    """The `PreTrainedModel` inside a model wrapped by torch.compile or a PEFT adapter; otherwise the model itself."""
     model = getattr(model, "_orig_mod", model)
     inner = getattr(model, "get_base_model", None)
     return model if inner is None else inner()
 
 
 def blocks_in(model: Any, blocks: Any = None) -> Any:
-    """The list of decoder blocks: the one as long as the configuration says whose items attend. `blocks` says which it
-    is: a dotted path, or the list itself. Raises ValueError where no list, or more than one, fits."""
+    """The list of decoder blocks (see `decoder_blocks.path_of_blocks`). `blocks` names it: a dotted path, or the list
+    itself. Raises ValueError if no list, or more than one, fits."""
     root = root_of(model)
     if blocks is None:
         return root.get_submodule(path_of_blocks(root, root.config))
-    found = blocks
+    block_list = blocks
     if isinstance(blocks, str):
         try:
-            found = root.get_submodule(blocks)
+            block_list = root.get_submodule(blocks)
         except AttributeError:
             kind = type(root).__name__
             raise unknown_blocks(root, f"blocks={blocks!r} leads nowhere in a {kind}") from None
-    if not is_list(found):
-        raise unknown_blocks(root, f"blocks={blocks if isinstance(blocks, str) else type(blocks).__name__} is no list")
-    return found
+    if not is_list(block_list):
+        what = blocks if isinstance(blocks, str) else type(blocks).__name__
+        raise unknown_blocks(root, f"blocks={what} is no list of modules")
+    return block_list
 
 
 def module_at(blocks: Any, site: Site) -> tuple[Any, Literal["input", "output"]]:
-    """The module whose input or output is the site. Raises ValueError for a site that is not found."""
+    """The module whose input or output is the site. Raises ValueError for a site that this model does not have."""
     if site.name not in SITES:
         raise ValueError(
-            f"In a Hugging Face model {', '.join(SITES[:-1])} and {SITES[-1]} are read and written, not {site.name}: "
-            "load the model as a TransformerBridge, ot.load_model(name)."
+            f"The sites of a Hugging Face model are {', '.join(SITES[:-1])} and {SITES[-1]}, got {site.name}: choose "
+            "one of them, or load the model as a TransformerBridge, ot.load_model(name)."
         )
     block = blocks[site.layer]
     if site.name == "z":
@@ -53,29 +55,29 @@ def module_at(blocks: Any, site: Site) -> tuple[Any, Literal["input", "output"]]
 
 
 def tokenizer_of(model: Any) -> Any:
-    """`model.tokenizer`, or else the one that lies on this machine under the model's name; None without either."""
-    own = getattr(model, "tokenizer", None)
-    if own is not None:
-        return own
+    """`model.tokenizer`, or else the local tokenizer of the model's name; None without either."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        return tokenizer
     root = root_of(model)
     if root not in _TOKENIZERS:
         try:
             _TOKENIZERS[root] = _loaded(root, local_files_only=True)
-        except Exception:  # of any kind, for a folder that is gone, or one without a tokenizer
+        except Exception:  # transformers raises many types if there is no folder or no tokenizer in it
             _TOKENIZERS[root] = None
     return _TOKENIZERS[root]
 
 
 def needed_tokenizer(model: Any) -> Any:
-    """The same, asked of the Hugging Face Hub too. Raises ValueError where it is nowhere."""
-    found = tokenizer_of(model)
-    if found is not None:
-        return found
-    root, reason = root_of(model), "the model has no name to find one by"
+    """The tokenizer of `tokenizer_of`, or else from the Hugging Face Hub. Raises ValueError if there is none."""
+    tokenizer = tokenizer_of(model)
+    if tokenizer is not None:
+        return tokenizer
+    root, reason = root_of(model), "the model has no name to load one by"
     if _name(root):
         try:
-            found = _TOKENIZERS[root] = _loaded(root)
-            return found
+            tokenizer = _TOKENIZERS[root] = _loaded(root)
+            return tokenizer
         except Exception as error:
             reason = f"none is found under the model's name, {_name(root)!r} ({type(error).__name__})"
     raise ValueError(

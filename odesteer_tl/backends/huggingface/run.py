@@ -1,4 +1,4 @@
-"""Running a plain Hugging Face model on tokens: what it holds at a layer, what it continues with, and edits on it."""
+"""Runs a plain Hugging Face model on tokens: reads activations and logits, generates, and attaches edits."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,26 +18,26 @@ from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.torch_hooks import edit_hook, removal, replacing
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
-from odesteer_tl.data.tokens import Met, Tokenised, named, without_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.decoder_blocks import entering, value_in
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.token_values import averaged, picked
 
 
-class _Read(Exception):
-    """All is read: the rest of the pass is not run."""
+class _StopForward(Exception):
+    """Stops a forward pass when all sites are read."""
 
 
 @contextmanager
 def edited(model: Any, runner: EditRunner, blocks: Any = None) -> Iterator[Report]:
-    """The carrier's edits are torch hooks on the model inside the block, and nothing of them is left after it."""
-    report, found = Report(runner.tokens_steered), blocks_in(model, blocks)
+    """The runner's edits are torch hooks on the model inside the block, and are removed after it."""
+    report, block_list = Report(runner.tokens_steered), blocks_in(model, blocks)
     with ExitStack() as stack:
         owner = stack.enter_context(owned(model, blocks))
         stack.enter_context(watching(model, runner, owner, blocks))
         for site in runner.sites:
-            module, side = module_at(found, site)
+            module, side = module_at(block_list, site)
             stack.callback(edit_hook(module, side, replacing(runner.hook(site), side)))
         yield report
         owner.wait()
@@ -45,73 +45,74 @@ def edited(model: Any, runner: EditRunner, blocks: Any = None) -> Iterator[Repor
 
 def activations_of(
     model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool, blocks: Any
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-    """The activations of a batch at each site (layers ascending), float32 on the CPU, the row that each came from, and
-    what was met (`tokens.without_sinks`), in one pass, which ends at the last site. Only tokens of `read` are read."""
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+    """The activations of a batch at each site (layers ascending), float32 on the CPU, the row of each, and the norms
+    and sinks (see `tokens.without_sinks`), in one pass that ends at the last site. Only tokens of `read` are read."""
     inputs, mask = _right_padded(model, batch)
     read = torch.zeros_like(mask).masked_scatter(mask, read[batch.mask])  # in the columns of the right-padded batch
-    sources, columns = named(read, position).nonzero(as_tuple=True)
-    seen: list[tuple[Tensor, Tensor]] = []
+    sources, columns = tokens_at(read, position).nonzero(as_tuple=True)
+    values_and_norms: list[tuple[Tensor, Tensor]] = []
 
-    def see(value: Tensor) -> None:
+    def read_value(value: Tensor) -> None:
         if value.shape[:2] != mask.shape:
             raise ValueError(
                 f"A block holds {tuple(value.shape[:2])} [batch, pos] where the texts have {tuple(mask.shape)}: it "
-                "sees other tokens than the model was given. Read an earlier layer, or say blocks=."
+                "does not see the same tokens as the model. Read an earlier layer, or give blocks=."
             )
         mean = position == "mean"
-        seen.append(averaged(value, mask, read, keep_sinks) if mean else picked(value, sources, columns))
-        if len(seen) == len(sites):
-            raise _Read
+        values_and_norms.append(averaged(value, mask, read, keep_sinks) if mean else picked(value, sources, columns))
+        if len(values_and_norms) == len(sites):
+            raise _StopForward
 
-    found = blocks_in(model, blocks)
+    block_list = blocks_in(model, blocks)
     with ExitStack() as stack:
         for site in sites:
-            stack.callback(_seen(*module_at(found, site), see))
+            stack.callback(_reading_hook(*module_at(block_list, site), read_value))
         try:
             model(**inputs, use_cache=False)
-        except _Read:
+        except _StopForward:
             pass
-    if len(seen) < len(sites):
+    if len(values_and_norms) < len(sites):
         raise ValueError(
-            f"{len(sites) - len(seen)} of the {len(sites)} sites to be read did not run: the model was compiled "
-            "before, or skips these blocks."
+            f"{len(sites) - len(values_and_norms)} of the {len(sites)} sites to be read did not run: the model was "
+            "compiled before, or skips these blocks."
         )
-    norms = [each for _, each in seen]
+    norms = [norm for _, norm in values_and_norms]
     chosen, met = without_sinks(norms, mask, read, position, keep_sinks)
     if position == "mean":
-        return [each for each, _ in seen], torch.arange(len(mask)), met
+        return [sample for sample, _ in values_and_norms], torch.arange(len(mask)), met
     kept = chosen[0][sources, columns]  # the same at every site
-    return [each[kept] for each, _ in seen], sources[kept], met
+    return [sample[kept] for sample, _ in values_and_norms], sources[kept], met
 
 
-def _seen(module: Any, side: str, see: Callable[[Tensor], None]) -> Callable[[], None]:
-    """`see` is shown what the hooks before it have left, also those of steering. Returns what ends that."""
+def _reading_hook(module: Any, side: str, read_value: Callable[[Tensor], None]) -> Callable[[], None]:
+    """Call `read_value` with the value after all earlier hooks, steering included. Returns a function that removes
+    the hook."""
     if side == "input":
         handle = module.register_forward_pre_hook(
-            lambda m, args, kwargs: see(entering((args, kwargs))), with_kwargs=True
+            lambda m, args, kwargs: read_value(entering((args, kwargs))), with_kwargs=True
         )
     else:
-        handle = module.register_forward_hook(lambda m, args, output: see(value_in(output)))
+        handle = module.register_forward_hook(lambda m, args, output: read_value(value_in(output)))
     return removal(module, handle)
 
 
 def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
-    """The logits of every real token of a left-padded batch, in its columns, on the CPU; 0 at pads."""
+    """The logits of every real token of a left-padded batch, at its row and column, on the CPU; 0 at pads."""
     inputs, mask = _right_padded(model, batch)
-    found = model(**inputs, use_cache=False).logits.float().cpu()
-    logits = found.new_zeros(*batch.tokens.shape, found.shape[-1])
-    logits[batch.mask] = found[mask]
+    right_padded_logits = model(**inputs, use_cache=False).logits.float().cpu()
+    logits = right_padded_logits.new_zeros(*batch.tokens.shape, right_padded_logits.shape[-1])
+    logits[batch.mask] = right_padded_logits[mask]
     return logits
 
 
 def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """The model's own generate."""
+    """Prompts and continuations, by the model's own generate."""
     warn_of_dropout(model)
     device = device_of(model)
     with ExitStack() as stack:
         for part in dict.fromkeys((root_of(model), model)):
-            if "generation_config" in vars(part):  # an adapter has the model's, unless it was given one
+            if "generation_config" in vars(part):  # an adapter uses the model's, unless it was given its own
                 stack.enter_context(settings_put_aside(part))
         return model.generate(
             input_ids=batch.tokens.to(device), attention_mask=batch.mask.long().to(device),
@@ -120,21 +121,22 @@ def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds
 
 
 def warn_of_dropout(model: Any) -> None:
-    """Warns of a model in training mode whose dropout makes what it computes a matter of chance."""
+    """Warns of a model in training mode with dropout, whose results are random."""
     root = root_of(model)
-    parts = any(isinstance(each, torch.nn.Dropout) and each.training and each.p > 0 for each in model.modules())
-    told = getattr(root.config, "to_dict", dict)()
-    rates = [value for name, value in told.items() if "drop" in name and isinstance(value, float)]
-    if parts or (root.training and any(value > 0 for value in rates)):
+    has_dropout = any(
+        isinstance(module, torch.nn.Dropout) and module.training and module.p > 0 for module in model.modules()
+    )
+    config = getattr(root.config, "to_dict", dict)()
+    rates = [value for name, value in config.items() if "drop" in name and isinstance(value, float)]
+    if has_dropout or (root.training and any(value > 0 for value in rates)):
         warnings.warn(
-            "The model is in training mode, and its dropout makes what it computes a matter of chance: call "
-            "model.eval() first.",
+            "The model is in training mode, and its dropout makes the results random: call model.eval() first.",
             stacklevel=2,
         )
 
 
 def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], TokenMask]:
-    """The inputs of a pass on the model's device, and the mask, with the pads on the right."""
+    """The right-padded inputs of a pass, on the model's device, and their mask."""
     warn_of_dropout(model)
     tokens, mask = right_padded(batch, pad_id_of(model) or 0)
     device = device_of(model)

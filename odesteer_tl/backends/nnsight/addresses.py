@@ -1,4 +1,4 @@
-"""Addresses of servers: which one is asked, and what is to be known of it before anything is sent there."""
+"""Addresses of servers: which server `remote` names, and warnings before anything is sent there."""
 
 import ipaddress
 import os
@@ -8,15 +8,15 @@ from urllib.parse import SplitResult, urlsplit
 
 from nnsight import CONFIG
 
-OWN = "ndif.us"
-"""Where NDIF's own servers are."""
+NDIF_DOMAIN = "ndif.us"
+"""The domain of NDIF's own servers."""
 
-_TOLD = set[str]()
-"""What was warned of in this process: a call asks many times."""
+_WARNED = set[str]()
+"""The warnings already given in this process; one call of the user makes many requests."""
 
 
 class Address(NamedTuple):
-    """A server's `url`; how it is `shown`, without a user's name and password; and these, which are never shown."""
+    """A server's `url`; `shown`, the same for messages, without login; `secrets`, its user name and password."""
 
     url: str
     shown: str
@@ -24,10 +24,10 @@ class Address(NamedTuple):
 
 
 def address_of(remote: bool | str) -> Address:
-    """The server that `remote` names: itself, or with True the one that nnsight is set to, by NDIF_HOST or a file.
+    """The server that `remote` names: an address, or True for nnsight's setting (NDIF_HOST or its file).
 
-    Warns, once for each server, of plain http to another machine, and of a server named by NDIF_HOST alone that is
-    neither NDIF's own nor on this machine. Raises ValueError for what is no address of a server.
+    Warns, once per server, of plain http to another machine, and of a server that only NDIF_HOST names and that is
+    neither NDIF's own nor on this machine. Raises ValueError for a value that is not the address of a server.
     """
     url = remote if isinstance(remote, str) else CONFIG.API.HOST
     try:
@@ -37,28 +37,28 @@ def address_of(remote: bool | str) -> Address:
         parts, host, port = urlsplit(""), "", None
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
         raise ValueError(
-            'remote is True, or the address of a server, such as "https://api.ndif.us" or "http://127.0.0.1:8000"; got '
+            'remote is True or the address of a server, such as "https://api.ndif.us" or "http://127.0.0.1:8000"; got '
             f"{_shown(parts) if host else 'another ' + type(url).__name__}."
         )
-    named = f"[{host}]" if ":" in host else host
-    shown = f"{parts.scheme}://{named}" + (f":{port}" if port is not None else "") + parts.path
-    if not _here(host):
+    host_in_url = f"[{host}]" if ":" in host else host
+    shown = f"{parts.scheme}://{host_in_url}" + (f":{port}" if port is not None else "") + parts.path
+    if not _is_local(host):
         if parts.scheme == "http":
-            _tell(
-                f"{shown} is asked over plain http: whoever is on the way can read your texts, what comes back and the "
-                "key (NDIF_API_KEY), and write another answer. Use an https:// address."
+            _warn_once(
+                f"Requests to {shown} go over plain http: anyone on the network path can read your texts, the replies "
+                "and the key (NDIF_API_KEY), and change the replies. Use an https:// address."
             )
-        own = host == OWN or host.endswith("." + OWN)
-        if not isinstance(remote, str) and os.environ.get("NDIF_HOST") == url and not own:
-            _tell(
+        is_ndif = host == NDIF_DOMAIN or host.endswith("." + NDIF_DOMAIN)
+        if not isinstance(remote, str) and os.environ.get("NDIF_HOST") == url and not is_ndif:
+            _warn_once(
                 f"NDIF_HOST names {shown}, which is not NDIF's own: your texts and the key (NDIF_API_KEY) go there. If "
-                f'you mean it, say remote="{shown}"; else unset NDIF_HOST.'
+                f'you want this, type remote="{shown}"; otherwise unset NDIF_HOST.'
             )
-    return Address(url, shown, tuple(each for each in (parts.username, parts.password) if each))
+    return Address(url, shown, tuple(secret for secret in (parts.username, parts.password) if secret))
 
 
-def _here(host: str) -> bool:
-    """Whether a host is this machine, by its name or number alone."""
+def _is_local(host: str) -> bool:
+    """Whether a host is this machine, by its name or IP address alone."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -71,7 +71,7 @@ def _shown(parts: SplitResult) -> str:
     return repr(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
 
 
-def _tell(said: str) -> None:
-    if said not in _TOLD:
-        _TOLD.add(said)
-        warnings.warn(said, UserWarning, stacklevel=2)
+def _warn_once(message: str) -> None:
+    if message not in _WARNED:
+        _WARNED.add(message)
+        warnings.warn(message, UserWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""What nnsight does for this package: the backend for its models, here and on a server."""
+"""The backend for nnsight models, on this machine and on a server."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -15,10 +15,10 @@ from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
 from odesteer_tl.backends.owners import Owner
-from odesteer_tl.backends.transformers_settings import begins_with_bos, eos_said, size_said, text_config
+from odesteer_tl.backends.transformers_settings import begins_with_bos, configured_eos, configured_size, text_config
 from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.blocks import blocks_of
 from odesteer_tl.portable.nnsight.sites import check_site
@@ -27,8 +27,8 @@ from odesteer_tl.portable.strength import Strength
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """An nnsight model of a Hugging Face name or a folder, whose weights come when it first runs here; or of a GGUF
-    file, whose weights come at once."""
+    """An nnsight model of a Hugging Face name or a folder, whose weights are loaded when it first runs here; or of a
+    GGUF file, whose weights are loaded at once."""
     from nnsight import TransformersModel
     from nnsight.modeling import huggingface
     from transformers import AutoTokenizer
@@ -36,14 +36,14 @@ def load(name: str, device: str, dtype: torch.dtype) -> Any:
     if is_gguf(name):
         model, tokenizer = model_and_tokenizer(name, dtype)
         return TransformersModel(model.to(device), tokenizer=tokenizer, task="text-generation")
-    if Path(name).is_dir():  # nnsight would ask the Hub by which name a server knows it
+    if Path(name).is_dir():  # otherwise nnsight would look up the folder's name on the Hub
         huggingface._ID_CACHE[name] = name
     tokenizer = AutoTokenizer.from_pretrained(name)
     return TransformersModel(name, tokenizer=tokenizer, task="text-generation", dtype=dtype, device_map=device)
 
 
 class _Nnsight:
-    """nnsight's models. What imports nnsight itself is imported where it is needed."""
+    """nnsight's models. Modules that import nnsight are imported only when they are used."""
 
     library: Library = "nnsight"
 
@@ -54,7 +54,7 @@ class _Nnsight:
         return blocks_of(model, blocks)._module
 
     def tokenizer(self, model: Any) -> Any:
-        if not hasattr(model, "repo_id"):  # a wrapper of any module, which has none
+        if not hasattr(model, "repo_id"):  # nnsight.NNsight(module) need not have a tokenizer
             return getattr(model, "tokenizer", None)
         return need(model, "tokenizer", "by whose pad token undeclared pads are noticed")
 
@@ -65,17 +65,17 @@ class _Nnsight:
         return tokenizer
 
     def eos_token_ids(self, model: Any) -> Any:
-        return eos_said(model._module)
+        return configured_eos(model._module)
 
     def prepends_bos(self, model: Any, tokenizer: Any) -> bool:
         return begins_with_bos(tokenizer)
 
     def model_name(self, model: Any) -> str:
-        own = getattr(model, "repo_id", None)
-        return str(own or getattr(text_config(model._module), "name_or_path", None) or "")
+        repo_id = getattr(model, "repo_id", None)
+        return str(repo_id or getattr(text_config(model._module), "name_or_path", None) or "")
 
     def size(self, model: Any, name: Size) -> int | None:
-        return size_said(model._module, name)
+        return configured_size(model._module, name)
 
     def processing(self, model: Any) -> Processing:
         return "raw"
@@ -84,9 +84,9 @@ class _Nnsight:
         pass
 
     def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
-        found = blocks_of(model, blocks)
+        block_list = blocks_of(model, blocks)
         for site in sites:
-            check_site(found[site.layer], site.name)
+            check_site(block_list[site.layer], site.name)
 
     def check_generates(self, model: Any, num_beams: int) -> None:
         pass
@@ -116,7 +116,7 @@ class _Nnsight:
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
         from odesteer_tl.backends.nnsight.run import activations_of
 
         layers = [site.layer for site in sites]
@@ -138,14 +138,14 @@ class _Nnsight:
         batch: Tokenised,
         options: dict[str, Any],
         pairs: list[tuple[Any, Strength]],
-        where: dict[str, Any],
+        intervene_args: dict[str, Any],
         remote: bool | str,
         seed: int,
         written: Iterable[int],
     ) -> tuple[TokenIds, Report | None]:
         from odesteer_tl.backends.nnsight.run import continued_remotely
 
-        return continued_remotely(model, batch, options, pairs, where, remote, seed, written)
+        return continued_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
 
 
 NNSIGHT = _Nnsight()

@@ -1,10 +1,10 @@
-"""Edits that stand on an nnsight model for as long as a block lasts.
+"""Edits that stay on an nnsight model while a block lasts.
 
-They are among the model's own edits, so that a trace inside the block reads steered values, as a TransformerLens cache
-does. An nnsight edit is a traced block in a greenlet, which is left hanging, with a warning or an error, where a run
-ends before its layer or after fewer steps than it waits for. A `StandingEdit` is a function that nnsight serves in the
-same way; it waits for nothing, and costs one call per visit. Where nnsight does not serve it (the model is called as a
-plain module, or a trace starts at a copy that was edited before) a torch hook does the same.
+They are in the model's own list of edits, so that a trace inside the block reads steered values, as a TransformerLens
+cache does. An edit made by nnsight is a traced block in a greenlet. If a run ends before its layer, or after fewer
+steps than it waits for, the greenlet is left hanging, with a warning or an error. A `StandingEdit` is a plain function
+behind nnsight's interface: it waits for nothing, and costs one call per visit. If nnsight does not call it (the model
+is called as a plain module, or a trace starts at a copy that was edited before), a torch hook does the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from odesteer_tl.portable.nnsight.sites import projection_of
 class StandingEdit(Mediator):
     """At every visit of `location`, replace the value by `apply(value)`, over the whole batch.
 
-    It speaks nnsight's protocol of mediators: `pending` names the visit that it waits for, `handle` serves that.
+    It follows nnsight's protocol of mediators: `pending` names the next visit, and nnsight calls `handle` at it.
     """
 
     worker: Any
@@ -38,7 +38,7 @@ class StandingEdit(Mediator):
 
     @property
     def alive(self) -> bool:
-        """Never: no worker of its own has to be unwound when a run ends."""
+        """Always False: it has no worker to stop when a run ends."""
         return False
 
     def start(self, interleaver: Any = None) -> None:
@@ -54,64 +54,63 @@ class StandingEdit(Mediator):
 
     @property
     def served(self) -> bool:
-        """Whether the run under way is one of nnsight's in which this edit stands."""
+        """Whether nnsight calls this edit in the current run."""
         run = self.interleaver
         return run is not None and run.interleaving and any(other is self for other in run.mediators)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StandingEdit":
-        """A copy of the model is another model, which is not steered."""
-        twin = StandingEdit(self.location, self.apply)
-        twin.over = True
-        return twin
+        """A copy of the model is another model, so the copied edit does nothing."""
+        copy = StandingEdit(self.location, self.apply)
+        copy.over = True
+        return copy
 
     def __getstate__(self) -> dict[str, Any]:
         raise ValueError(
-            "ot.steering steers what runs on this machine; a remote trace inside its block would not be steered. Call "
-            "ot.intervene(model, method, T=...) inside the trace, or ot.generate(..., remote=True)."
+            "ot.steering steers only what runs on this machine; a remote trace inside its block would not be steered. "
+            "Call ot.intervene(model, method, T=...) inside the trace, or ot.generate(..., remote=True)."
         )
 
 
 @contextmanager
 def edited(model: Any, runner: EditRunner, blocks: Any = None) -> Iterator[Report]:
-    """The carrier's edits stand on the model inside the block, and nothing of them is left after it.
+    """The runner's edits are on the model inside the block, and are removed after it.
 
-    At one layer the edits that were there before act first, then these, then those that are made inside the block, and
-    last what a trace does.
+    At one layer the order is: edits made before, these, edits made inside the block, operations of a trace.
     """
-    load_weights(model)  # the modules that are hooked below are replaced when they come
+    load_weights(model)  # loading replaces the modules that are hooked below
     report = Report(runner.tokens_steered)
-    found = blocks_of(model, blocks)
-    ours: list[StandingEdit] = []
+    block_list = blocks_of(model, blocks)
+    standing_edits: list[StandingEdit] = []
 
     def removed() -> bool:
-        return any(all(other is not edit for other in model._edits) for edit in ours)
+        return any(all(other is not edit for other in model._edits) for edit in standing_edits)
 
     def remove() -> None:
         report.hooks_removed |= removed()
-        for edit in ours:
-            edit.over = True  # a copy of the model made inside the block holds it still
-        model._edits = [other for other in model._edits if all(other is not edit for edit in ours)]
+        for edit in standing_edits:
+            edit.over = True  # a copy of the model made inside the block still has it
+        model._edits = [other for other in model._edits if all(other is not edit for edit in standing_edits)]
 
     runner.removed = removed
     with ExitStack() as stack:
         owner = stack.enter_context(owned(model, blocks))
         stack.enter_context(watching(model, runner, owner, blocks))
         for site in runner.sites:
-            module = projection_of(found[site.layer]) if site.name == "z" else found[site.layer]
+            module = projection_of(block_list[site.layer]) if site.name == "z" else block_list[site.layer]
             side = "output" if site.name == "resid_post" else "input"
-            ours.append(StandingEdit(f"{module.path}.{side}", replacing(runner.hook(site), side)))
-            stack.callback(edit_hook(module._module, side, _elsewhere(ours[-1], model)))
+            standing_edits.append(StandingEdit(f"{module.path}.{side}", replacing(runner.hook(site), side)))
+            stack.callback(edit_hook(module._module, side, _elsewhere(standing_edits[-1], model)))
         stack.callback(remove)
-        model._edits = [*model._edits, *ours]
+        model._edits = [*model._edits, *standing_edits]
         yield report
         owner.wait()
 
 
 def _elsewhere(edit: StandingEdit, model: Any) -> Callable[[Any], Any]:
-    """What `edit` does in the runs that nnsight does not serve."""
+    """The torch hook that applies `edit` in the calls in which nnsight does not."""
 
     def apply(value: Any) -> Any:
-        there = any(other is edit for other in model._edits)  # unless clear_edits has taken it away
-        return edit.apply(value) if not edit.over and there and not edit.served else None
+        still_attached = any(other is edit for other in model._edits)  # False after the user's clear_edits()
+        return edit.apply(value) if not edit.over and still_attached and not edit.served else None
 
     return apply

@@ -1,8 +1,8 @@
-"""Plain data out of what torch.save wrote, without running any of it: numbers, text, bytes, containers and tensors.
+"""Reads plain data from a torch.save file without running code: numbers, text, bytes, containers and tensors.
 
-A pickle is a program: torch.load(weights_only=False), as nnsight reads replies, calls whatever the sender names. Here
-the few instructions that plain data needs are carried out, by this file, and a pickle with any other is refused.
-torch.load(weights_only=True) is no way: it does not know the pickle protocol that nnsight's servers write.
+A pickle is a program: torch.load(weights_only=False), with which nnsight reads replies, calls any function that the
+sender names. This file carries out only the few instructions that plain data needs, and refuses a pickle with any
+other. torch.load(weights_only=True) cannot be used: it does not support the pickle protocol of nnsight's servers.
 """
 
 import io
@@ -20,12 +20,12 @@ _DTYPES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 _TENSOR, _ORDERED, _STATUS = "torch._utils _rebuild_tensor_v2", "collections OrderedDict", "Status"
-_ENCODE, _NO_BYTES = "_codecs encode", "__builtin__ bytes"  # how protocol 2 writes bytes, and none
+_ENCODE, _NO_BYTES = "_codecs encode", "__builtin__ bytes"  # how protocol 2 writes bytes, and empty bytes
 _NAMES = {
     **{f"torch {name}": dtype for name, dtype in _DTYPES.items()},
     **{name: name for name in (_TENSOR, _ORDERED, _ENCODE, _NO_BYTES)},
     "nnsight.schema.response Status": _STATUS,
-    "builtins getattr": "getattr",  # so Python 3.11.0 to 3.11.3 writes a member of an Enum
+    "builtins getattr": "getattr",  # Python 3.11.0 to 3.11.3 writes a member of an Enum in this way
 }
 _IGNORED = frozenset({"PROTO", "FRAME"})
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -38,24 +38,24 @@ _MARK = object()
 
 
 class NotPlain(Exception):
-    """What was sent is no torch.save file of plain data."""
+    """The bytes are no torch.save file of plain data."""
 
 
 def plain(content: bytes) -> Any:
-    """What a torch.save file holds. Raises NotPlain, saying why, for all but plain data; nothing is called by name."""
+    """The content of a torch.save file. Raises NotPlain, with the reason, for anything but plain data; no function that
+    the file names is called."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise NotPlain(
-                    "a compressed archive"
-                )  # torch writes none, and a small one may hold any number of bytes
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                # torch never compresses, and a small compressed file may expand to any size.
+                raise NotPlain("a compressed archive")
             files = {name.partition("/")[2]: name for name in archive.namelist()}
             if "byteorder" in files and archive.read(files["byteorder"]) != b"little":
                 raise NotPlain("numbers of another byte order")
             return _run(archive.read(files["data.pkl"]), lambda key: archive.read(files[f"data/{key}"]))
     except NotPlain:
         raise
-    except Exception as error:  # whatever broken bytes lead to
+    except Exception as error:  # broken bytes may raise any type
         raise NotPlain(f"bytes that cannot be read ({type(error).__name__})") from None
 
 
@@ -63,84 +63,85 @@ def _run(program: bytes, read: Any) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
-    def marked() -> list[Any]:
-        at = max(place for place, each in enumerate(stack) if each is _MARK)
-        items = stack[at + 1 :]
-        del stack[at:]
+    def pop_to_mark() -> list[Any]:
+        mark = max(index for index, item in enumerate(stack) if item is _MARK)
+        items = stack[mark + 1 :]
+        del stack[mark:]
         return items
 
-    for op, arg, _ in pickletools.genops(program):
+    for op, argument, _ in pickletools.genops(program):
         name = op.name
         if name in _IGNORED:
             continue
         if name == "STOP":
-            (found,) = stack
-            return found
+            (result,) = stack
+            return result
         if name == "MARK":
             stack.append(_MARK)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name in _VALUES:
-            stack.append(arg)
+            stack.append(argument)
         elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
             stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in _PUT:
-            memo[int(str(arg))] = stack[-1]
+            memo[int(str(argument))] = stack[-1]
         elif name in _GET:
-            stack.append(memo[int(str(arg))])
+            stack.append(memo[int(str(argument))])
         elif name == "TUPLE":
-            stack.append(tuple(marked()))
+            stack.append(tuple(pop_to_mark()))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[-1])
             stack[-count:] = [tuple(stack[-count:])]
         elif name in ("APPEND", "APPENDS"):
-            items = marked() if name == "APPENDS" else [stack.pop()]
-            _own(stack[-1], list).extend(items)
+            items = pop_to_mark() if name == "APPENDS" else [stack.pop()]
+            _of_type(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            items = marked() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            _own(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+            items = pop_to_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+            _of_type(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
         elif name == "GLOBAL":
-            stack.append(_named(str(arg)))
+            stack.append(_looked_up(str(argument)))
         elif name == "STACK_GLOBAL":
-            stack.append(_named(f"{stack.pop(-2)} {stack.pop()}"))
+            stack.append(_looked_up(f"{stack.pop(-2)} {stack.pop()}"))
         elif name == "BINPERSID":
             stack.append(_storage(stack.pop(), read))
         elif name == "REDUCE":
             function, arguments = stack.pop(-2), stack.pop()
-            stack.append(_made(function, arguments))
+            stack.append(_reduced(function, arguments))
         else:
             raise NotPlain(f"more than data (the pickle instruction {name})")
     raise NotPlain("a pickle without an end")
 
 
 class _Name(str):
-    """What a pickle named, on the list above; no text that it holds can pass for it."""
+    """A name in a pickle that is in `_NAMES`. It is a type of its own, so that a text in the pickle cannot pass for
+    it."""
 
 
-def _named(name: str) -> Any:
+def _looked_up(name: str) -> Any:
     if name not in _NAMES:
         raise NotPlain(f"more than data (it names {name.replace(' ', '.', 1)[:100]!a})")
     return _Name(_NAMES[name]) if isinstance(_NAMES[name], str) else _NAMES[name]
 
 
-def _own(value: Any, kind: type) -> Any:
+def _of_type(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise NotPlain("a container that is none")
+        raise NotPlain("a container of the wrong type")
     return value
 
 
-def _storage(said: tuple[Any, ...], read: Any) -> Tensor:
-    """A storage as a flat tensor, of exactly the bytes that there are."""
-    _, dtype, key, _, count = said
+def _storage(persistent_id: tuple[Any, ...], read: Any) -> Tensor:
+    """A storage as a flat tensor. Raises NotPlain if the number of bytes does not fit."""
+    _, dtype, key, _, count = persistent_id
     data = read(key)
     if not isinstance(dtype, torch.dtype) or len(data) != count * dtype.itemsize:
         raise NotPlain("a tensor of another size than it says")
     return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
-def _made(function: Any, arguments: Any) -> Any:
+def _reduced(function: Any, arguments: Any) -> Any:
     if not isinstance(function, _Name):
         raise NotPlain("more than data (a call of what is no name)")
     if function == _ORDERED and arguments == ():
@@ -155,9 +156,9 @@ def _made(function: Any, arguments: Any) -> Any:
         return Status[arguments[1]]
     if function == _TENSOR:
         flat, offset, size, stride = arguments[:4]
-        # as_strided checks that it stays within its storage; a size beyond it, by strides of 0, is no plain tensor
-        found = flat.as_strided(size, stride, offset)
-        if found.numel() > flat.numel():
+        # as_strided checks the bounds of the storage. With strides of 0 a tensor may still be larger than its storage.
+        tensor = flat.as_strided(size, stride, offset)
+        if tensor.numel() > flat.numel():
             raise NotPlain("a tensor of another size than it says")
-        return found.clone()
+        return tensor.clone()
     raise NotPlain(f"more than data (a call of {function})")

@@ -1,6 +1,6 @@
-"""Replies: what a server sent back is compared with what was asked, in all that can be seen from here.
+"""Checks that the reply of a server has the form that was asked for: types, shapes, finite numbers, prompts, counts.
 
-A server that computes something else, of the right form, is not noticed: another model, or no steering.
+A reply of the right form from another computation (another model, or no steering) is not noticed.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,22 +17,22 @@ from odesteer_tl.portable.nnsight.blocks import blocks_of
 from odesteer_tl.portable.nnsight.sites import projection_of
 
 Refused = Callable[[str], RuntimeError]
-"""Makes the error, of what was sent back."""
+"""Makes the error from a description of what was sent back."""
 
 _SLACK = 1e-3
-"""How far apart two numbers may be, relative to their size, that were computed in float32 from the same ones."""
+"""The relative difference allowed between two float32 results of the same computation."""
 
 
 def width_at(model: Any, blocks: Any, layers: list[int], site: str) -> int | None:
-    """How many numbers a token has at a site of these layers; None where it cannot be told from here."""
+    """The width of a site at these layers; None if it is not known here."""
     if site != "z":
         return width_of(model)
-    found = {_inputs_of(projection_of(blocks_of(model, blocks)[layer])._module) for layer in layers}
-    return found.pop() if len(found) == 1 else None
+    widths = {_inputs_of(projection_of(blocks_of(model, blocks)[layer])._module) for layer in layers}
+    return widths.pop() if len(widths) == 1 else None
 
 
 def _inputs_of(module: Any) -> int | None:
-    if type(module).__name__ == "Conv1D":  # Hugging Face's, of GPT-2: a weight [in, out]
+    if type(module).__name__ == "Conv1D":  # Hugging Face's module in GPT-2, with a weight [in, out]
         return module.weight.shape[0]
     return getattr(module, "in_features", None)
 
@@ -40,50 +40,53 @@ def _inputs_of(module: Any) -> int | None:
 def activations_in(
     value: Any, layers: int, count: int, width: int | None, mask: TokenMask, refused: Refused
 ) -> tuple[list[Samples], list[Tensor]]:
-    """The activations [count, width] and the norms [batch, pos] of so many layers, float32 and finite.
+    """The activations [count, width] and the norms [batch, pos] of each of `layers` layers, float32 and finite.
 
-    At pads, whose norms may be anything, the norms are 0.
+    The norms at pads, which may be anything, are set to 0. Raises the error of `refused` for any other value.
     """
     if type(value) is not list or len(value) != layers:
-        raise refused(f"no list of what {layers} layers hold")
+        raise refused(f"no list of the activations of {layers} layers")
     samples, norms = [], []
     for pair in value:
-        if type(pair) is not tuple or len(pair) != 2 or not all(_floats(each) for each in pair):
-            raise refused("something else than activations and norms, float32")
-        each, norm = pair
-        asked = (count, each.shape[-1] if width is None and each.ndim else width)
-        if tuple(each.shape) != asked or norm.shape != mask.shape:
+        if type(pair) is not tuple or len(pair) != 2 or not all(_floats(activations) for activations in pair):
+            raise refused("something else than activations and norms in float32")
+        activations, norm = pair
+        expected = (count, activations.shape[-1] if width is None and activations.ndim else width)
+        if tuple(activations.shape) != expected or norm.shape != mask.shape:
             raise refused(
-                f"activations of shape {tuple(each.shape)} and norms of shape {tuple(norm.shape)}, where {asked} and "
-                f"{tuple(mask.shape)} were asked for"
+                f"activations of shape {tuple(activations.shape)} and norms of shape {tuple(norm.shape)}, where "
+                f"{expected} and {tuple(mask.shape)} were asked for"
             )
-        known = norm.masked_fill(~mask, 0)
-        if not bool(torch.isfinite(each).all()) or not bool((torch.isfinite(known) & (known >= 0)).all()):
+        real_norm = norm.masked_fill(~mask, 0)
+        if not bool(torch.isfinite(activations).all()) or not bool(
+            (torch.isfinite(real_norm) & (real_norm >= 0)).all()
+        ):
             raise refused("numbers that are not finite, or norms below 0")
-        samples.append(each)
-        norms.append(known)
-    if len({each.shape[1] for each in samples}) > 1:
+        samples.append(activations)
+        norms.append(real_norm)
+    if len({activations.shape[1] for activations in samples}) > 1:
         raise refused("activations of several widths")
     return samples, norms
 
 
 def check_norms(samples: Samples, norms: Tensor, refused: Refused) -> None:
-    """Raise unless the norms, one for each sample, are those of the samples: rows in another order are noticed."""
+    """Raise unless the norms [n] are those of the samples [n, width]. This notices rows in another order."""
     if not torch.allclose(samples.norm(dim=1), norms, rtol=_SLACK, atol=1e-6):
-        raise refused("activations of other lengths than the norms beside them, such as rows in another order")
+        raise refused("activations that do not have the norms sent with them, such as rows in another order")
 
 
 def check_means(samples: Samples, norms: Tensor, kept: TokenMask, refused: Refused) -> None:
-    """Raise where a mean is longer than the mean of the norms that it is made of: no such vectors are there."""
-    most = norms.masked_fill(~kept, 0).sum(1) / kept.sum(1)
-    if bool((samples.norm(dim=1) > most * (1 + _SLACK) + 1e-6).any()):
-        raise refused("means that are longer than what they are the means of")
+    """Raise if a mean vector is longer than the mean of the norms of its tokens, which is impossible."""
+    bound = norms.masked_fill(~kept, 0).sum(1) / kept.sum(1)
+    if bool((samples.norm(dim=1) > bound * (1 + _SLACK) + 1e-6).any()):
+        raise refused("means that are longer than the vectors that they are means of")
 
 
 def tokens_in(
-    value: Any, batch: Tokenised, most: int, vocabulary: int | None, pad: int, eos: list[int], refused: Refused
+    value: Any, batch: Tokenised, max_new: int, vocabulary: int | None, pad: int, eos: list[int], refused: Refused
 ) -> TokenIds:
-    """The prompts as they were sent, and 1 to `most` new columns: ids of the vocabulary, after a text's end pads."""
+    """The generated tokens: the prompts as they were sent, then 1 to `max_new` columns of ids in the vocabulary, with
+    pads after the end of a text. Raises the error of `refused` for anything else."""
     if type(value) is not Tensor or value.dtype not in (torch.int64, batch.tokens.dtype) or value.ndim != 2:
         raise refused("no text")
     rows, width = batch.tokens.shape
@@ -94,26 +97,27 @@ def tokens_in(
     new = value[:, width:]
     if new.shape[1] < 1:
         raise refused("no text")
-    if new.shape[1] > most:
-        raise refused(f"{new.shape[1]} new tokens, where at most {most} were asked for")
-    ends = _ended_before(new, eos)
-    inside = (new >= 0) & (new < vocabulary) if vocabulary is not None else new >= 0
-    if not bool((inside | (ends & (new == pad))).all()):
+    if new.shape[1] > max_new:
+        raise refused(f"{new.shape[1]} new tokens, where at most {max_new} were asked for")
+    after_end = _ended_before(new, eos)
+    in_vocabulary = (new >= 0) & (new < vocabulary) if vocabulary is not None else new >= 0
+    if not bool((in_vocabulary | (after_end & (new == pad))).all()):
         raise refused("tokens that the vocabulary does not have")
-    if bool((ends & (new != pad)).any()):
+    if bool((after_end & (new != pad)).any()):
         raise refused("tokens after the end of a text")
     return value
 
 
-def report_in(value: Any, layers: Iterable[int], most: int, refused: Refused) -> dict[int, int]:
-    """How many tokens were steered at some of the layers asked: at least 0, and at most `most`."""
-    if type(value) is not dict or not all(type(each) is int for pair in value.items() for each in pair):
+def report_in(value: Any, layers: Iterable[int], max_count: int, refused: Refused) -> dict[int, int]:
+    """The number of steered tokens per layer: the layers are among `layers`, the counts from 0 to `max_count`. Raises
+    the error of `refused` for anything else."""
+    if type(value) is not dict or not all(type(number) is int for pair in value.items() for number in pair):
         raise refused("no count of the tokens steered")
-    asked = set(layers)
+    expected_layers = set(layers)
     for layer, count in value.items():
-        if layer not in asked or not 0 <= count <= most:
-            raise refused(f"a count of {count} tokens steered at layer {layer}, where 0 to {most} at {sorted(asked)} "
-                          "were possible")  # fmt: skip
+        if layer not in expected_layers or not 0 <= count <= max_count:
+            raise refused(f"a count of {count} tokens steered at layer {layer}, where 0 to {max_count} at "
+                          f"{sorted(expected_layers)} were possible")  # fmt: skip
     return dict(value)
 
 
@@ -122,6 +126,6 @@ def _floats(value: Any) -> bool:
 
 
 def _ended_before(new: TokenIds, eos: list[int]) -> Bool[Tensor, "batch new"]:
-    """The tokens that come after the first one of `eos` in their row."""
+    """The tokens after the first `eos` token of their row."""
     ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)).long()
     return ends.cumsum(1) - ends > 0

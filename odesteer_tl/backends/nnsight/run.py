@@ -1,4 +1,4 @@
-"""Running an nnsight model on tokens, here or on a server: what it holds at a layer, and what it continues with."""
+"""Runs an nnsight model on tokens, here or on a server: reads activations and logits, and generates."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,17 +19,17 @@ from odesteer_tl.backends.nnsight.replies import (
     tokens_in,
     width_at,
 )
-from odesteer_tl.backends.nnsight.server_errors import asked
+from odesteer_tl.backends.nnsight.server_errors import server_request
 from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
-from odesteer_tl.data.tokens import Met, Tokenised, named, without_sinks
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
 from odesteer_tl.portable.nnsight.intervene import intervene
 from odesteer_tl.portable.strength import Strength
 
-_SPACE, _WIDE = 2**22, 2**17
-"""Bytes for all but the numbers in a reply; and a width that no model has."""
+_OVERHEAD_BYTES, _MAX_WIDTH = 2**22, 2**17
+"""Bytes of a reply besides its numbers; and a width that is larger than that of any model."""
 
 
 def activations_of(
@@ -42,70 +42,71 @@ def activations_of(
     keep_sinks: bool,
     remote: bool | str = False,
     blocks: Any = None,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-    """The activations of a batch at a site of each layer (ascending), float32 on the CPU, the row that each came from,
-    and what was met (`tokens.without_sinks`), in one pass. Only tokens of `read` are read. Later blocks are not run.
-    Raises ValueError inside a trace, and as `Asking` does; RuntimeError for a reply that is not what was asked.
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+    """The activations of a batch at a site of each layer (ascending), float32 on the CPU, the row of each, and the
+    norms and sinks (see `tokens.without_sinks`), in one pass. Only tokens of `read` are read. Later blocks are not run.
+    Raises ValueError inside a trace, and as `ServerRequest` does; RuntimeError for a reply that is not what was asked.
     """
     if model.interleaver.interleaving:
-        raise ValueError("Reading runs the model: do it outside the trace.")
+        raise ValueError("Reading activations runs the model: call ot.collect outside the trace.")
     inputs, mask = _right_padded(model, batch)
     read = torch.zeros_like(mask).masked_scatter(mask, read[batch.mask])  # in the columns of the right-padded batch
-    sources, where = named(read, position).nonzero(as_tuple=True)
+    sources, columns = tokens_at(read, position).nonzero(as_tuple=True)
     values, width = None, width_at(model, blocks, layers, site) if remote else None
-    most = _SPACE + 8 * len(layers) * (len(sources) * (width or _WIDE) + mask.numel())
-    server = asked(model, remote, most)
+    max_bytes = _OVERHEAD_BYTES + 8 * len(layers) * (len(sources) * (width or _MAX_WIDTH) + mask.numel())
+    server = server_request(model, remote, max_bytes)
     if position == "mean":
         with model.trace(**inputs, use_cache=False, remote=remote, backend=server) as tracer:
             values = nnsight.save(averaged_at(model, blocks, layers, site, mask, read, keep_sinks))
             tracer.stop()
     else:
         with model.trace(**inputs, use_cache=False, remote=remote, backend=server) as tracer:
-            values = nnsight.save(picked_at(model, blocks, layers, site, sources, where))
+            values = nnsight.save(picked_at(model, blocks, layers, site, sources, columns))
             tracer.stop()
     if server is not None:
-        (sent,) = server.named("values")
+        (reply,) = server.named("values")
         count = len(mask) if position == "mean" else len(sources)
-        samples, norms = activations_in(sent, len(layers), count, width, mask, server.refused)
+        samples, norms = activations_in(reply, len(layers), count, width, mask, server.refused)
     elif values is None:
         raise RuntimeError("The trace saved no activations.")
     else:
-        samples, norms = [each for each, _ in values], [each for _, each in values]
+        samples, norms = [sample for sample, _ in values], [norm for _, norm in values]
     chosen, met = without_sinks(norms, mask, read, position, keep_sinks)
     if server is not None:
-        for each, norm, kept in zip(samples, norms, chosen, strict=True):
+        for sample, norm, kept in zip(samples, norms, chosen, strict=True):
             if position == "mean":
-                check_means(each, norm, kept, server.refused)
+                check_means(sample, norm, kept, server.refused)
             else:
-                check_norms(each, norm[sources, where], server.refused)
+                check_norms(sample, norm[sources, columns], server.refused)
     if position == "mean":
         return samples, torch.arange(len(mask)), met
-    kept = chosen[0][sources, where]  # the same at every site
-    return [each[kept] for each in samples], sources[kept], met
+    kept = chosen[0][sources, columns]  # the same at every site
+    return [sample[kept] for sample in samples], sources[kept], met
 
 
 def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
-    """The logits of every real token of a left-padded batch, in its columns, on the CPU; 0 at pads."""
+    """The logits of every real token of a left-padded batch, at its row and column, on the CPU; 0 at pads."""
     inputs, mask = _right_padded(model, batch)
     with model.trace(**inputs, use_cache=False):
-        found = nnsight.save(model.output)
-    found = found.logits.float().cpu()
-    logits = found.new_zeros(*batch.tokens.shape, found.shape[-1])
-    logits[batch.mask] = found[mask]
+        output = nnsight.save(model.output)
+    output = output.logits.float().cpu()
+    logits = output.new_zeros(*batch.tokens.shape, output.shape[-1])
+    logits[batch.mask] = output[mask]
     return logits
 
 
 def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], TokenMask]:
-    """The inputs of a trace, and the mask, with the pads on the right."""
+    """The right-padded inputs of a trace, and their mask."""
     tokens, mask = right_padded(batch, pad_id_of(model) or 0)
     return {"input_ids": tokens, "attention_mask": mask.long()}, mask
 
 
 def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """Hugging Face's generate, as nnsight runs it here: whatever edits stand on the model act in every pass."""
+    """Prompts and continuations, by Hugging Face's generate under nnsight on this machine. Edits on the model act in
+    every pass."""
     with settings_put_aside(model._module):
-        own = generation_options(options, pad_id_of(model))
-        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **own).cpu()
+        settings = generation_options(options, pad_id_of(model))
+        return model.generate(batch.tokens, attention_mask=batch.mask.long(), **settings).cpu()
 
 
 def continued_remotely(
@@ -113,33 +114,34 @@ def continued_remotely(
     batch: Tokenised,
     options: dict[str, Any],
     pairs: list[tuple[Any, Strength]],
-    where: dict[str, Any],
+    intervene_args: dict[str, Any],
     remote: bool | str,
     seed: int,
     written: Iterable[int],
 ) -> tuple[TokenIds, Report | None]:
-    """The same on a server, steered there by `intervene(model, pairs, **where)`, and what was steered.
+    """Prompts and continuations from a server, steered there by `intervene(model, pairs, **intervene_args)`, and the
+    counts of steered tokens.
 
     Random numbers start from `seed` on the server. Settings that a checkpoint has beyond those of `generation_options`
-    act there. Raises as `Asking` does, and RuntimeError for a reply that is not what was asked. Steered layers are
-    among `written`.
+    act there. Raises as `ServerRequest` does, and RuntimeError for a reply that is not what was asked. Steered layers
+    are among `written`.
     """
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
     beams = options.get("num_beams", 1)
-    here = {name: _per_row(value, beams) for name, value in where.items()}
-    if isinstance(mask := where["positions"], Tensor) and mask.ndim == 1:  # one for every row
-        here["positions"] = mask.cpu()
-    methods = [(each, strength.mapped(lambda value: _per_row(value, beams))) for each, strength in pairs]
+    remote_args = {name: _per_row(value, beams) for name, value in intervene_args.items()}
+    if isinstance(mask := intervene_args["positions"], Tensor) and mask.ndim == 1:  # one for every row
+        remote_args["positions"] = mask.cpu()
+    methods = [(method, strength.mapped(lambda value: _per_row(value, beams))) for method, strength in pairs]
     tokens, steered, steer, new = None, None, bool(pairs), options["max_new_tokens"]
     rows = len(batch.tokens) * beams
-    server = asked(model, remote, _SPACE + 16 * len(batch.tokens) * (batch.tokens.shape[1] + new))
+    server = server_request(model, remote, _OVERHEAD_BYTES + 16 * len(batch.tokens) * (batch.tokens.shape[1] + new))
     with model.generate(remote=remote, backend=server, **generation_options(options, pad_id_of(model))) as tracer:
         with tracer.invoke(inputs):
             torch.manual_seed(seed)
             steered = nnsight.save({})
             if steer:
                 for _ in tracer.iter[:]:
-                    steered.update(intervene(model, methods, **here))
+                    steered.update(intervene(model, methods, **remote_args))
         with tracer.invoke():
             tokens = nnsight.save(tracer.result)
     if server is None:
@@ -150,13 +152,14 @@ def continued_remotely(
     eos, pad = options.get("eos_token_id", []), pad_id_of(model) or 0
     ends = [eos] if isinstance(eos, int) else eos
     tokens = tokens_in(tokens, batch, new, vocabulary_of(model), pad, ends, server.refused)
-    most = beams * int(batch.mask.sum()) + rows * new
-    steered = report_in(steered, written if steer else (), most, server.refused)
+    max_count = beams * int(batch.mask.sum()) + rows * new
+    steered = report_in(steered, written if steer else (), max_count, server.refused)
     return tokens, Report(steered) if steer else None
 
 
 def _per_row(value: Any, beams: int) -> Any:
-    """What goes to a server, which may have no other device than the CPU: of a value per prompt, one per row there."""
+    """The value for a server: tensors on the CPU, because the server may have no other device, and a tensor of one
+    value per prompt repeated to one per row."""
     if not isinstance(value, Tensor):
         return value
     return repeat(value.cpu(), "prompt ... -> (prompt beam) ...", beam=beams) if value.ndim else value.cpu()

@@ -1,4 +1,4 @@
-"""What TransformerLens does for this package: a backend for `HookedTransformer` and one for `TransformerBridge`."""
+"""The backends for TransformerLens models: `HookedTransformer` and `TransformerBridge`."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -13,9 +13,9 @@ from odesteer_tl.backends.base import Library, Size
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
-from odesteer_tl.backends.offloaded_weights import numbers_of
+from odesteer_tl.backends.offloaded_weights import weight_on_cpu
 from odesteer_tl.backends.owners import Owner
-from odesteer_tl.backends.transformer_lens.cache_names import rename_for_good
+from odesteer_tl.backends.transformer_lens.cache_names import rename_permanently
 from odesteer_tl.backends.transformer_lens.hooked_passes import hooked_watched
 from odesteer_tl.backends.transformer_lens.hooks import hooked
 from odesteer_tl.backends.transformer_lens.run import (
@@ -28,25 +28,25 @@ from odesteer_tl.backends.transformer_lens.run import (
 from odesteer_tl.backends.transformers_settings import without_progress_bars
 from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing, processing_seen_in
-from odesteer_tl.data.tokens import Met, Tokenised
+from odesteer_tl.data.tokens import SiteTokens, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """A TransformerBridge of a Hugging Face name, a folder or a GGUF file, its weights as they are."""
+    """A TransformerBridge of a Hugging Face name, a folder or a GGUF file, with unprocessed weights."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    own: dict[str, Any] = {}
+    source: dict[str, Any] = {}
     if is_gguf(name):
         model, tokenizer = model_and_tokenizer(name, dtype)
-        own = {"hf_model": model.to(device), "tokenizer": tokenizer}
+        source = {"hf_model": model.to(device), "tokenizer": tokenizer}
     with without_progress_bars():
-        return rename_for_good(TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **own))
+        return rename_permanently(TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **source))
 
 
 class _TransformerLens:
-    """What both classes of models share: they have a `cfg`, and a hook point for every site."""
+    """The common part of both classes: the models have a `cfg`, and a hook point for every site."""
 
     library: Library = "transformer_lens"
 
@@ -66,9 +66,9 @@ class _TransformerLens:
         return tokenizer
 
     def eos_token_ids(self, model: Any) -> Any:
-        own = getattr(getattr(model, "original_model", None), "generation_config", None)
-        found = getattr(own, "eos_token_id", None)
-        return getattr(model.cfg, "eos_token_id", None) if found is None else found
+        generation_config = getattr(getattr(model, "original_model", None), "generation_config", None)
+        eos = getattr(generation_config, "eos_token_id", None)
+        return getattr(model.cfg, "eos_token_id", None) if eos is None else eos
 
     def prepends_bos(self, model: Any, tokenizer: Any) -> bool:
         return bool(model.cfg.default_prepend_bos)
@@ -80,33 +80,31 @@ class _TransformerLens:
         return getattr(model.cfg, name)
 
     def processing(self, model: Any) -> Processing:
-        """Told by the weights: "centred" where the rows of the embedding have mean zero over d_model, as
-        center_writing_weights makes them; "folded" where the norms have lost their scale; "raw" otherwise."""
-        if processing_seen_in(numbers_of(model, model.W_E)[:256]) == "centred":
+        """Read from the weights: "centred" if the rows of the embedding have mean zero over d_model, as after
+        center_writing_weights; "folded" if the norms have no scale; "raw" otherwise."""
+        if processing_seen_in(weight_on_cpu(model, model.W_E)[:256]) == "centred":
             return "centred"
         norm = getattr(model.blocks[0], "ln1", None)
         if norm is None:
             return "raw"
-        if type(norm).__name__.endswith(
-            "Pre"
-        ):  # LayerNormPre, RMSNormPre: what is left of a norm whose scale is folded
+        if type(norm).__name__.endswith("Pre"):  # LayerNormPre, RMSNormPre: a norm whose scale is folded
             return "folded"
         scale = need(norm, "w", "by which folded weights are told from raw ones")
-        return "folded" if bool((numbers_of(model, scale) == 1).all()) else "raw"
+        return "folded" if bool((weight_on_cpu(model, scale) == 1).all()) else "raw"
 
     def check_place(self, model: Any, remote: bool | str, blocks: Any) -> None:
         if remote:
             raise ValueError("remote=True needs an nnsight model; a TransformerLens model runs on this machine.")
         if blocks is not None:
             raise ValueError(
-                "blocks= is for nnsight models and Hugging Face's; TransformerLens knows the blocks of its own."
+                "blocks= is for nnsight and Hugging Face models; TransformerLens knows its own blocks: leave it out."
             )
 
     def check_sites(self, model: Any, sites: Iterable[Site], blocks: Any) -> None:
-        hooks = model.hook_dict  # which a bridge gathers each time it is asked
+        hooks = model.hook_dict  # read once, because a bridge collects it at every access
         for site in sites:
             if site.hook_name not in hooks:
-                raise ValueError(f"This model has no hook {site.hook_name}; model.hook_dict lists those it has.")
+                raise ValueError(f"This model has no hook {site.hook_name}: choose one of model.hook_dict.")
 
     def check_generates(self, model: Any, num_beams: int) -> None:
         pass
@@ -133,7 +131,7 @@ class _TransformerLens:
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
+    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
         return activations_of(model, batch, sites, position, read, keep_sinks)
 
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
@@ -147,7 +145,7 @@ class _TransformerLens:
 
 
 class _Hooked(_TransformerLens):
-    """`HookedTransformer`: its generate calls no module but the embedding and the blocks."""
+    """`HookedTransformer`: its generate calls only the modules of the embedding and of the blocks."""
 
     def root(self, model: Any) -> Any:
         return model
@@ -164,7 +162,7 @@ class _Hooked(_TransformerLens):
 
 
 class _Bridge(_TransformerLens):
-    """`TransformerBridge`: a Hugging Face model runs in it."""
+    """`TransformerBridge`: it wraps a Hugging Face model."""
 
     def root(self, model: Any) -> Any:
         return model.original_model

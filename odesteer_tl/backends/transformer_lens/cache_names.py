@@ -1,9 +1,9 @@
-"""The KV cache under the names that TransformerLens and transformers expect of each other.
+"""Passes the KV cache between TransformerLens and transformers under the name that each of them reads.
 
 transformers 5.24 renamed the argument `past_key_values` to `cache`. The attention of a TransformerBridge up to
-TransformerLens 4.3 looks for the old name alone, so that nothing is cached and every decoded token sees itself and no
-other: the bridge's own `generate` writes wrong text, steered or not, and without an error. State-space models lose
-their state in the same way, between the bridge and the model.
+TransformerLens 4.3 reads only the old name. So nothing is cached, and every decoded token attends to itself alone: the
+bridge's own `generate` writes wrong text, steered or not, without an error. State-space models lose their state in the
+same way, between the bridge and the model.
 """
 
 import inspect
@@ -20,8 +20,8 @@ _OLD = ("past_key_values", "layer_past", "cache_params")
 _MARK = "_odesteer_tl_cache_names"
 
 
-def rename_for_good(model: Any) -> Any:
-    """The same TransformerBridge, with the cache renamed on its way for as long as it lives, where that is needed."""
+def rename_permanently(model: Any) -> Any:
+    """The same TransformerBridge, with permanent hooks that rename the cache argument, if that is needed."""
     if _needed(model) and not hasattr(model.original_model, _MARK):
         _hooks(model)
         setattr(model.original_model, _MARK, True)
@@ -30,29 +30,29 @@ def rename_for_good(model: Any) -> Any:
 
 @contextmanager
 def renamed(model: Any) -> Iterator[None]:
-    """The cache is renamed on its way inside the block, and transformers does not say that TransformerLens uses old
-    names. Warns where the model itself is wrong outside."""
+    """Inside the block the cache argument is renamed, and the warning of transformers about the old name is not shown.
+    Warns if the model's own generate is wrong outside the block."""
     if not _needed(model):
         yield
         return
-    told = logging.getLogger("transformers.utils.generic")
-    told.addFilter(_not_of_names)
+    logger = logging.getLogger("transformers.utils.generic")
+    logger.addFilter(_is_other_message)
     try:
         if hasattr(model.original_model, _MARK):
             yield
         else:
-            with _for_now(model):
+            with _renamed_with_warning(model):
                 yield
     finally:
-        told.removeFilter(_not_of_names)
+        logger.removeFilter(_is_other_message)
 
 
-def _not_of_names(record: logging.LogRecord) -> bool:
+def _is_other_message(record: logging.LogRecord) -> bool:
     return "past_key_values" not in record.getMessage()
 
 
 @contextmanager
-def _for_now(model: Any) -> Iterator[None]:
+def _renamed_with_warning(model: Any) -> Iterator[None]:
     warnings.warn(
         f"{library('transformer_lens')} loses the KV cache of {library('transformers')}, which has another name there: "
         "outside odesteer_tl this model's generate writes wrong text with its cache on. Load the model with "
@@ -68,20 +68,23 @@ def _for_now(model: Any) -> Iterator[None]:
 
 
 def _needed(model: Any) -> bool:
-    """Whether transformers has the new name and this TransformerLens does not read it."""
+    """Whether transformers uses the new name and the installed TransformerLens does not read it."""
     inner = getattr(model, "original_model", None)
     if inner is None or "cache" not in inspect.signature(type(inner).forward).parameters:
         return False
-    own = next((module for module in model.modules() if hasattr(module, "_update_kv_cache")), None)
-    return own is None or '"cache"' not in inspect.getsource(type(own)._update_kv_cache)
+    attention = next((module for module in model.modules() if hasattr(module, "_update_kv_cache")), None)
+    return attention is None or '"cache"' not in inspect.getsource(type(attention)._update_kv_cache)
 
 
 def _hooks(model: Any) -> list[Callable[[], None]]:
     attention = [module for module in model.original_model.modules() if hasattr(module, "_update_kv_cache")]
     delegates = [module.original_component for module in attention if hasattr(module, "original_component")]
-    behind = [model.original_model, *(module for module in delegates if module is not None)]
-    pairs = [*((module, _to_old) for module in attention), *((module, _to_new) for module in behind)]
-    return [removal(m, m.register_forward_pre_hook(own, with_kwargs=True, prepend=True)) for m, own in pairs]
+    inner_modules = [model.original_model, *(module for module in delegates if module is not None)]
+    pairs = [*((module, _to_old) for module in attention), *((module, _to_new) for module in inner_modules)]
+    return [
+        removal(module, module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+        for module, hook in pairs
+    ]
 
 
 def _to_old(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:

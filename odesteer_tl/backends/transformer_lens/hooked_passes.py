@@ -1,4 +1,4 @@
-"""The forward passes of a HookedTransformer, whose generate calls no module but the embedding and the blocks."""
+"""Reads the forward passes of a HookedTransformer, whose generate calls only the embedding and the blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ from odesteer_tl.portable.token_tracking import Pass
 
 @contextmanager
 def hooked_watched(model: Any, runner: EditRunner, owner: Owner) -> Iterator[None]:
-    """`Backend.watched` for a HookedTransformer. Raises ValueError where its blocks are not told of cache and mask."""
+    """`Backend.watched` for a HookedTransformer. Raises ValueError if its blocks do not take the cache and the mask."""
     with ExitStack() as stack:
         for remove in _hooks(model, sorted({site.layer for site in runner.sites}), runner, owner):
             stack.callback(remove)
@@ -29,20 +29,20 @@ def _hooks(model: Any, layers: list[int], runner: EditRunner, owner: Owner) -> l
     earlier: TokenKeys | None = None
     last, shape = -1, (0, 0)
     for name in ("past_kv_cache_entry", "attention_mask"):
-        need_parameter(model.blocks[0], name, "which tells cached tokens and pads")
+        need_parameter(model.blocks[0], name, "which shows cached tokens and pads")
 
     def embeds(module: Any, args: tuple[Any, ...]) -> None:
         nonlocal embedded
         owner.admit()
         embedded = args[0]
 
-    def tokens_of(residual: Tensor, whole: bool, layer: int) -> TokenKeys | None:
-        """The ids of a pass. With the cache off, `generate` embeds only the newest: they follow the earlier ones. Where
-        the model was called with embeddings, what enters its first block tells tokens apart as well."""
+    def tokens_of(residual: Tensor, uncached: bool, layer: int) -> TokenKeys | None:
+        """The ids of a pass. With the cache off, `generate` embeds only the newest ids, which are appended to the
+        earlier ones. If the model was called with embeddings, the input of its first block stands for the ids."""
         batch, width = residual.shape[:2]
         if embedded is not None and embedded.shape == (batch, width):
             return embedded
-        if embedded is not None and whole and earlier is not None and earlier.shape == (batch, width - 1):
+        if embedded is not None and uncached and earlier is not None and earlier.shape == (batch, width - 1):
             return torch.cat([earlier, embedded], dim=1) if embedded.shape == (batch, 1) else None
         return residual if layer == 0 else None
 
@@ -51,7 +51,7 @@ def _hooks(model: Any, layers: list[int], runner: EditRunner, owner: Owner) -> l
             nonlocal embedded, earlier, last, shape
             owner.admit()
             residual = args[0]
-            if layer > last and residual.shape[:2] == shape:  # a block further on in the pass that began before
+            if layer > last and residual.shape[:2] == shape:  # a later block of the running pass
                 last = layer
                 return
             last, shape = layer, residual.shape[:2]
@@ -72,4 +72,4 @@ def _hooks(model: Any, layers: list[int], runner: EditRunner, owner: Owner) -> l
         block = model.blocks[layer]
         hooks.append((block, block.register_forward_pre_hook(runs(layer), with_kwargs=True)))
         hooks.append((block, block.register_forward_hook(returned(layer))))
-    return [removal(*each) for each in hooks]
+    return [removal(*hook) for hook in hooks]

@@ -1,4 +1,4 @@
-"""Edits as hooks of a TransformerLens model, for as long as a block lasts."""
+"""Edits as hooks of a TransformerLens model, while a block lasts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from odesteer_tl.interventions.report import Report
 
 @contextmanager
 def hooked(model: Any, runner: EditRunner) -> Iterator[Report]:
-    """The carrier's hooks are on the model inside the block, and nothing of them is left after it."""
+    """The runner's hooks are on the model inside the block, and are removed after it."""
     report = Report(runner.tokens_steered)
     points: list[tuple[Any, Any]] = []
     over = False
@@ -31,7 +31,7 @@ def hooked(model: Any, runner: EditRunner) -> Iterator[Report]:
             point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
     def until_over(carry_out: Callable[..., Any]) -> Callable[..., Any]:
-        """A copy of the model that is made inside the block keeps the hook."""
+        """The hook, which does nothing after the block: a copy of the model made inside the block keeps it."""
         return lambda value, hook: None if over else carry_out(value, hook)
 
     runner.removed = removed
@@ -40,7 +40,7 @@ def hooked(model: Any, runner: EditRunner) -> Iterator[Report]:
         stack.enter_context(renamed(model))
         stack.enter_context(watching(model, runner, owner))
         stack.callback(detach)
-        hooks = model.hook_dict  # which a bridge gathers each time it is asked
+        hooks = model.hook_dict  # read once, because a bridge collects it at every access
         for site in runner.sites:
             point = hooks[site.hook_name]
             point.add_hook(until_over(runner.hook(site)))

@@ -1,4 +1,4 @@
-"""Running a TransformerLens model on tokens: what it holds at a layer, and what it continues with."""
+"""Runs a TransformerLens model on tokens: reads activations and logits, and generates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,16 @@ from torch import Tensor
 from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.model_info import device_of, pad_id_of
 from odesteer_tl.backends.transformer_lens.cache_names import renamed
-from odesteer_tl.data.tokens import Met, Tokenised, read_sites
+from odesteer_tl.data.tokens import SiteTokens, Tokenised, read_sites
 from odesteer_tl.portable.sites import Site
 
 
 def activations_of(
     model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool
-) -> tuple[list[Samples], Int[Tensor, " n"], list[Met]]:
-    """The activations of a left-padded batch at each site, float32 on the CPU, the row that each came from, and what
-    was met (`tokens.read_sites`), in one pass. Only tokens of `read` are read. What has an axis for heads, as hook_z
-    has here, is read as one activation."""
+) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+    """The activations of a left-padded batch at each site, float32 on the CPU, the row of each, and the norms and sinks
+    (see `tokens.read_sites`), in one pass. Only tokens of `read` are read. A value with an axis for heads (hook_z) is
+    flattened to one activation per token."""
     tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
     names, last = [site.hook_name for site in sites], max(site.layer for site in sites)
     with renamed(model):
@@ -31,8 +31,8 @@ def activations_of(
 
 @contextmanager
 def no_logits(bridge: Any, last: int) -> Iterator[None]:
-    """Where the `last` layer that is read is the model's, a bridge does not stop after it, as HookedTransformer does,
-    but goes on to the logits, which nobody asked for: inside the block it stops before its last norm."""
+    """Inside the block a bridge stops before its final norm, if `last` is the model's last layer. Otherwise it would
+    compute the logits, which are not needed; a HookedTransformer stops by itself."""
     norm = getattr(bridge, "ln_final", None) if last + 1 == bridge.cfg.n_layers else None
     if norm is None:
         yield
@@ -58,27 +58,28 @@ def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"
 
 
 def hooked_continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """HookedTransformer's own generate, told which tokens are pads in the way that it understands."""
+    """Prompts and continuations, by HookedTransformer's own generate, with the flag by which it reads the right
+    mask."""
     flag = _bos_flag(model, batch)
     tokens = batch.tokens.to(device_of(model))
     return model.generate(tokens, padding_side="left", prepend_bos=flag, verbose=False, **options).cpu()
 
 
 def bridge_continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """A bridge's own generate; under a beam search Hugging Face's."""
+    """Prompts and continuations, by a bridge's own generate, or Hugging Face's for a beam search."""
     device = device_of(model)
     tokens, mask = batch.tokens.to(device), batch.mask
-    # Nothing said is what the library does by itself where there is nothing to say.
-    padded = {} if bool(mask.all()) else {"attention_mask": mask.long().to(device)}
+    # Without pads no mask is passed, as when a user calls the library.
+    mask_argument = {} if bool(mask.all()) else {"attention_mask": mask.long().to(device)}
     with renamed(model):
         if "num_beams" in options:
-            return model.hf_generate(tokens, use_cache=options["use_past_kv_cache"], **padded, **options).cpu()
-        return model.generate(tokens, verbose=False, **padded, **options).cpu()
+            return model.hf_generate(tokens, use_cache=options["use_past_kv_cache"], **mask_argument, **options).cpu()
+        return model.generate(tokens, verbose=False, **mask_argument, **options).cpu()
 
 
 def _bos_flag(model: Any, batch: Tokenised) -> bool:
-    """HookedTransformer.generate takes leading pad ids for pads, but spares one where it is told of a BOS of the same
-    id: the flag with which it reads the true mask. ValueError where there is none."""
+    """The `prepend_bos` with which HookedTransformer.generate reads the right mask. It treats leading pad ids as pads,
+    except one with `prepend_bos` if the BOS has the same id. Raises ValueError if neither flag is right."""
     pad_id = pad_id_of(model)
     if pad_id is None:
         if not bool(batch.mask.all()):
@@ -93,6 +94,6 @@ def _bos_flag(model: Any, batch: Tokenised) -> bool:
         if torch.equal(~leading, batch.mask):
             return flag
     raise ValueError(
-        f"Some prompts begin with the pad token {pad_id} and others do not, and HookedTransformer.generate tells "
-        "padding by that token: generate them apart, or load the model as a bridge, ot.load_model(name)."
+        f"Some prompts begin with the pad token {pad_id} and others do not, and HookedTransformer.generate recognises "
+        "pads by that token: generate them separately, or load the model as a bridge, ot.load_model(name)."
     )

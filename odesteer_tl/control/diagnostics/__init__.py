@@ -1,1 +1,1 @@
-"""What a closed loop does in the model: tracking, local linearity, the bound on its error."""
+"""Diagnostics of closed loops in a model: tracking, local linearity, the bound on the error."""

@@ -1,12 +1,12 @@
-"""Linearity: how far a block is from being one linear map for all prompts, which is what a regulator takes it for.
+"""Linearity: how close a block is to one linear map for all prompts, as a regulator assumes.
 
-Two Jacobians are compared by what they can put out, from the m largest singular values: with W ≈ U_W Σ_W V_Wᵀ,
+Two Jacobians are compared by their ranges, from the m largest singular values: with W ≈ U_W Σ_W V_Wᵀ,
 
     sim_m(W, X) = ‖(U_W Σ_W)ᵀ (U_X Σ_X)‖_* / (‖Σ_W‖ ‖Σ_X‖)   in [0, 1],
 
-1 for W = X and for W = XQ with Q orthogonal, 0 for ranges at right angles. The residual stream passes a block as it is,
-J = I + …: J − I is the block's own. And one Jacobian is held against what the block does to
-a change δz of growing length: ‖φ(z + δz) − φ(z) − A δz‖ / ‖φ(z + δz) − φ(z)‖.
+1 for W = X and for W = XQ with Q orthogonal, 0 for orthogonal ranges. The residual stream passes through a block,
+J = I + …, so J − I is the part of the block itself. Each Jacobian is also compared with the block's response to a
+change δz of growing length: ‖φ(z + δz) − φ(z) − A δz‖ / ‖φ(z + δz) − φ(z)‖.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,15 +24,15 @@ from odesteer_tl.backends.model_info import layers_chosen
 from odesteer_tl.backends.tokenize import Texts, tokenise
 
 RADII = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""‖δz‖/‖z‖ at which the error of a Jacobian is looked at."""
+"""‖δz‖/‖z‖ at which the error of a Jacobian is measured."""
 
 Matrix = Float[Tensor, "d_model d_model"]
 
 
 @dataclass(frozen=True, eq=False)
 class Linearity:
-    """For each layer: `similarity` of J and `own_similarity` of J − I, means over the pairs of prompts; at each of
-    `radii` the relative error of a prompt's own Jacobian, `own_error`, and of all prompts' mean, `mean_error`."""
+    """For each layer: `similarity` of J and `own_similarity` of J − I, means over all pairs of prompts; and at each of
+    `radii` the relative error of a prompt's own Jacobian, `own_error`, and of the prompts' mean one, `mean_error`."""
 
     layers: tuple[int, ...]
     radii: tuple[float, ...]
@@ -54,12 +54,12 @@ class Linearity:
 def similarity(W: Matrix, X: Matrix, modes: int | None = None) -> float:
     """sim_m of two matrices, m = `modes` (None: a twentieth of d_model, at least 1), in [0, 1]; 0 where one is 0.
 
-    Raises ValueError for matrices of two widths, and for modes that they have not.
+    Raises ValueError for matrices of different shapes, and for `modes` outside 1 … d_model.
     """
     if W.shape != X.shape:
-        raise ValueError(f"Matrices of one width are compared, got {tuple(W.shape)} and {tuple(X.shape)}.")
+        raise ValueError(f"similarity compares matrices of one shape, got {tuple(W.shape)} and {tuple(X.shape)}.")
     m = _modes(modes, len(W))
-    return _alike(_range(W, m), _range(X, m))
+    return _similarity(_top_range(W, m), _top_range(X, m))
 
 
 def local_linearity(
@@ -76,12 +76,12 @@ def local_linearity(
     seed: int = 0,
     blocks: Any = None,
 ) -> Linearity:
-    """Compare the last-token Jacobians of all `texts` at each of `layers` (None: all), and try them at random δz.
+    """Compare the last-token Jacobians of all `texts` at each of `layers` (None: all), and test them at random δz.
 
-    `directions` of them for each text and radius, drawn by `seed`; texts are cut to their first `context` tokens. Holds
-    a matrix of d_model × d_model per text. The model runs on this machine; in 16 bits the errors at small radii are
-    those of rounding. Raises ValueError for fewer than two texts, radii that are not positive, numbers below 1, layers
-    that the model has not, and as `similarity` and `ot.collect` do.
+    There are `directions` random δz for each text and radius, drawn by `seed`; texts are cut to their first `context`
+    tokens. It holds a matrix of d_model × d_model per text. The model runs on this machine; in 16 bits the errors at
+    small radii are rounding errors. Raises ValueError for fewer than two texts, radii that are not positive, counts
+    below 1, unknown layers, and as `similarity` and `ot.collect` do.
     """
     chosen = layers_chosen(model, layers, blocks)
     for layer in chosen:
@@ -89,42 +89,48 @@ def local_linearity(
     for name, value in (("layers", len(chosen)), ("directions", directions), ("chunk", chunk), ("context", context)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    read = tokenise(model, texts, prepend_bos=prepend_bos)
-    prompts = [tokens[mask][:context].unsqueeze(0) for tokens, mask in zip(read.tokens, read.mask, strict=True)]
+    tokenised = tokenise(model, texts, prepend_bos=prepend_bos)
+    prompts = [
+        tokens[mask][:context].unsqueeze(0) for tokens, mask in zip(tokenised.tokens, tokenised.mask, strict=True)
+    ]
     if len(prompts) < 2 or not radii or not all(radius > 0 for radius in radii):
-        raise ValueError(f"Jacobians of at least 2 texts are compared, at positive radii; got {len(prompts)}, {radii}.")
+        raise ValueError(f"local_linearity needs at least 2 texts and positive radii; got {len(prompts)}, {radii}.")
     generator = torch.Generator().manual_seed(seed)
-    whole, own, errors = [], [], []
+    of_J, of_J_minus_I, errors = [], [], []
     for layer in chosen:
         maps = [block_maps(model, prompt, [layer], blocks)[0] for prompt in prompts]
         m = _modes(modes, len(maps[0].at))
-        found = [_jacobian(each, chunk) for each in maps]
-        eye = torch.eye(len(found[0]), dtype=found[0].dtype)
-        for kept, matrices in ((whole, found), (own, [J - eye for J in found])):
-            pairs = list(combinations([_range(J, m) for J in matrices], 2))
-            kept.append(sum(_alike(*pair) for pair in pairs) / len(pairs))
-        mean = torch.stack(found).mean(0)
+        jacobians = [_jacobian(block, chunk) for block in maps]
+        eye = torch.eye(len(jacobians[0]), dtype=jacobians[0].dtype)
+        for similarities, matrices in ((of_J, jacobians), (of_J_minus_I, [J - eye for J in jacobians])):
+            pairs = list(combinations([_top_range(J, m) for J in matrices], 2))
+            similarities.append(sum(_similarity(*pair) for pair in pairs) / len(pairs))
+        mean = torch.stack(jacobians).mean(0)
         unit = torch.nn.functional.normalize(torch.randn(directions, len(mean), generator=generator), dim=1)
-        each = [[_errors(one, unit, radii, A) for A in (J, mean)] for one, J in zip(maps, found, strict=True)]
-        errors.append(torch.tensor(each).mean(0))  # [own or mean, radii]
+        of_prompts = [
+            [_errors(block, unit, radii, A) for A in (J, mean)] for block, J in zip(maps, jacobians, strict=True)
+        ]
+        errors.append(torch.tensor(of_prompts).mean(0))  # [own or mean, radii]
     both = torch.stack(errors)
-    return Linearity(tuple(chosen), tuple(radii), torch.tensor(whole), torch.tensor(own), both[:, 0], both[:, 1])
+    return Linearity(
+        tuple(chosen), tuple(radii), torch.tensor(of_J), torch.tensor(of_J_minus_I), both[:, 0], both[:, 1]
+    )
 
 
 def _modes(modes: int | None, d_model: int) -> int:
     m = max(1, d_model // 20) if modes is None else modes
     if not 1 <= m <= d_model:
-        raise ValueError(f"modes is at least 1 and at most d_model, {d_model}; got {modes}.")
+        raise ValueError(f"modes is from 1 to d_model, {d_model}; got {modes}.")
     return m
 
 
-def _alike(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """sim of two matrices by what `_range` says of them."""
+def _similarity(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """sim of two matrices, from the `_top_range` of each."""
     sizes = float(one[1].norm() * other[1].norm())
     return float(torch.linalg.matrix_norm(one[0].T @ other[0], "nuc")) / sizes if sizes > 0 else 0.0
 
 
-def _range(M: Matrix, m: int) -> tuple[Tensor, Tensor]:
+def _top_range(M: Matrix, m: int) -> tuple[Tensor, Tensor]:
     """U Σ and Σ of the m largest singular values."""
     U, s, _ = torch.linalg.svd(M.double() if M.device.type != "mps" else M, full_matrices=False)
     return U[:, :m] * s[:m], s[:m]
@@ -132,18 +138,18 @@ def _range(M: Matrix, m: int) -> tuple[Tensor, Tensor]:
 
 def _jacobian(block: BlockMap, chunk: int) -> Matrix:
     eye = torch.eye(len(block.at), dtype=block.at.dtype, device=block.at.device)
-    found = torch.cat([block.pulled(rows) for rows in eye.split(chunk)])
-    return found.to("cpu", torch.promote_types(found.dtype, torch.float32))
+    jacobian = torch.cat([block.vjp(rows) for rows in eye.split(chunk)])
+    return jacobian.to("cpu", torch.promote_types(jacobian.dtype, torch.float32))
 
 
 def _errors(block: BlockMap, unit: Tensor, radii: Sequence[float], A: Matrix) -> list[float]:
     """The mean over the rows of `unit` of the relative error of A, at each radius."""
-    found = []
+    errors = []
     with torch.inference_mode(False), torch.no_grad():
         for radius in radii:
-            here = block.at.unsqueeze(0)
-            moved = torch.cat([here, here + (radius * float(here.norm())) * unit.to(here)])
-            rows, moved = (each.cpu().to(A) for each in (block(moved), moved))  # the step as it was rounded
+            state = block.at.unsqueeze(0)
+            moved = torch.cat([state, state + (radius * float(state.norm())) * unit.to(state)])
+            rows, moved = (x.cpu().to(A) for x in (block(moved), moved))  # the step as rounded in the model's dtype
             response, linear = rows[1:] - rows[:1], (moved[1:] - moved[:1]) @ A.T
-            found.append(float(((response - linear).norm(dim=1) / response.norm(dim=1)).mean()))
-    return found
+            errors.append(float(((response - linear).norm(dim=1) / response.norm(dim=1)).mean()))
+    return errors

@@ -1,4 +1,4 @@
-"""Tracking: does a closed loop bring its features to their set-points, layer by layer, and by how much?"""
+"""Tracking: how close a closed loop brings its features to their set-points, layer by layer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.control.base import FeedbackController, SetPoints
-from odesteer_tl.control.diagnostics.record import watched
+from odesteer_tl.control.diagnostics.record import recorded
 from odesteer_tl.portable.sites import Site
 
 Betas = Float[Tensor, "layers n features"]
@@ -17,8 +17,8 @@ Betas = Float[Tensor, "layers n features"]
 
 @dataclass(frozen=True, eq=False)
 class Tracking:
-    """β_k = v_kᵀz_k of the last token of n texts at what enters each of `layers`: `open`, where nothing steers, and
-    `closed`, where the loop does; `goals` are T·β*_k."""
+    """β_k = v_kᵀz_k at the last token of n texts, at the input of each of `layers`: `open` without steering, `closed`
+    with the loop; `goals` are T·β*_k."""
 
     layers: tuple[int, ...]
     goals: SetPoints
@@ -50,19 +50,19 @@ def set_point_tracking(
     """Run `texts` twice, without the loop and with it at strength T, and read β_k at its layers in both.
 
     `reading`: `batch_size`, `prepend_bos`, `chat_template`, `blocks` as for `ot.generate`, and `positions`, "decoding"
-    or "all". The model runs on this machine. Raises ValueError for what is no closed loop, for other positions, a T
-    that is no number, and as `ot.generate` does.
+    or "all". The model runs on this machine. Raises ValueError for methods that are not closed loops, for other
+    positions, for a T that is not a number, and as `ot.generate` does.
     """
     if not isinstance(method, FeedbackController):
-        raise ValueError(f"Set-points are tracked by closed loops, ALQR or SPID; got a {type(method).__name__}.")
+        raise ValueError(f"set_point_tracking takes closed loops, ALQR or SPID; got a {type(method).__name__}.")
     if not isinstance(T, (int, float)):
-        raise ValueError(f"T is one number here, for all texts; got a {type(T).__name__}.")
+        raise ValueError(f"set_point_tracking takes one number T for all texts; got a {type(T).__name__}.")
     sites = [Site(layer, "resid_pre") for layer in method.layers]
     v = method.directions.cpu()
 
-    def of(z: Float[Tensor, "layers n d_model"]) -> Betas:
+    def betas(z: Float[Tensor, "layers n d_model"]) -> Betas:
         return torch.einsum("lnd,lfd->lnf", z, v.to(z))
 
-    without = of(watched(model, texts, sites, **reading))
-    with_it = of(watched(model, texts, sites, method, T, **reading))
-    return Tracking(method.layers, float(T) * method.set_points.cpu().to(without), without, with_it)
+    open_betas = betas(recorded(model, texts, sites, **reading))
+    closed_betas = betas(recorded(model, texts, sites, method, T, **reading))
+    return Tracking(method.layers, float(T) * method.set_points.cpu().to(open_betas), open_betas, closed_betas)

@@ -1,7 +1,7 @@
 """The paper's Table 3 in small: linear against nonlinear h, one step against ten, at its values and at tuned ones.
 
-Linear means φ(a) = a/‖a‖ and nothing else changed: the same fit, the same field, the same steps. Tuned means C, and for
-the nonlinear h also degree, γ and c₀, by cross-validated AUC on the texts that methods are fitted on.
+Linear means φ(a) = a/‖a‖ with the same fit, field and steps. Tuned means that C, and for the nonlinear h also degree, γ
+and c₀, are chosen by cross-validated AUC on the texts that methods are fitted on.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ STEPS = {"one step": StepODESteer, "ten steps": ODESteer}
 
 @dataclass(frozen=True)
 class Barriers:
-    """One pair of barriers that differ in nonlinearity."""
+    """A linear and a nonlinear barrier, at the paper's or at tuned `values`."""
 
     values: str
     linear: Trial
@@ -35,35 +35,35 @@ class Barriers:
 
     @property
     def gain(self) -> tuple[float, float]:
-        """How much more AUC the nonlinear one has: mean and deviation over the folds, which both see alike."""
-        each = [more - less for more, less in zip(self.nonlinear.aucs, self.linear.aucs, strict=True)]
-        return fmean(each), stdev(each)
+        """The gain in AUC of the nonlinear barrier: mean and deviation over the folds, which are the same for both."""
+        gains = [more - less for more, less in zip(self.nonlinear.aucs, self.linear.aucs, strict=True)]
+        return fmean(gains), stdev(gains)
 
     @property
     def alike(self) -> float:
-        """The C that regularises a linear h as the linear part of the nonlinear one is: its kernel is d γ c₀ᵈ⁻¹ xᵀy."""
+        """The C that regularises a linear h like the linear part of the nonlinear h, its kernel d γ c₀ᵈ⁻¹ xᵀy."""
         features = self.nonlinear.features
-        assert isinstance(features, Polynomial)  # no other features are candidates here
+        assert isinstance(features, Polynomial)  # all candidates are polynomial
         return self.nonlinear.C * features.degree * features.gamma * features.coef0 ** (features.degree - 1)
 
     def row(self, kind: str, steps: str) -> str:
-        """The name of the comparison's row for one cell. At the paper's values nonlinear ones stand in Table 2."""
+        """The name of a cell's row in the comparison. Nonlinear ones at the paper's values are in Table 2."""
         if (self.values, kind) == ("paper", "nonlinear"):
             return {"one step": "one-step ODESteer", "ten steps": "ODESteer"}[steps]
         return f"{self.values} {kind}, {steps}"
 
 
 def barriers_of(acts: ContrastiveActivations, seed: int = 0) -> tuple[Barriers, Barriers]:
-    """The paper's values, which are among the candidates, and the tuned ones: all by the folds of `seed`."""
+    """The barriers at the paper's values, which are among the candidates, and the tuned ones; folds by `seed`."""
     linear, nonlinear = tune(acts, features=[Linear()], seed=seed), tune(acts, seed=seed)
     return (
         Barriers("paper", linear.trial(Linear(), 1.0), nonlinear.trial(Polynomial(), 1.0)),
-        Barriers("tuned", *(found.trial(found.features, found.C) for found in (linear, nonlinear))),
+        Barriers("tuned", *(tuned.trial(tuned.features, tuned.C) for tuned in (linear, nonlinear))),
     )
 
 
 def entries_of(barriers: tuple[Barriers, ...], present: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The rows of the cells that are not among the rows already `present`."""
+    """The entries of the cells that are not yet `present`."""
 
     def entry(kind: Any, trial: Trial) -> Entry:
         return Entry(lambda acts, seed: kind.fit(acts, features=trial.features, C=trial.C))
@@ -74,13 +74,14 @@ def entries_of(barriers: tuple[Barriers, ...], present: Mapping[str, Entry]) -> 
         for kind in ("linear", "nonlinear")
         for steps, method in STEPS.items()
     }
-    return {name: each for name, each in rows.items() if name not in present}
+    return {name: row for name, row in rows.items() if name not in present}
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What came of it: the barriers; per values the mean cosine of linear and nonlinear velocities over held-out
-    activations, with the linear h as it is and with one regularised alike; and differences between cells."""
+    """The results: the barriers; per values the mean cosine of linear and nonlinear velocities over held-out
+    activations, with the linear h as fitted and with one regularised like the nonlinear h; and differences between
+    cells."""
 
     barriers: tuple[Barriers, Barriers]
     cosines: dict[str, tuple[float, float]]
@@ -89,32 +90,34 @@ class Ablation:
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values."""
         candidates = {
-            f"{pair.values} {kind}": {"features": str(each.features), "C": each.C, "aucs": each.aucs}
+            f"{pair.values} {kind}": {"features": str(trial.features), "C": trial.C, "aucs": trial.aucs}
             for pair in self.barriers
-            for kind, each in (("linear", pair.linear), ("nonlinear", pair.nonlinear))
+            for kind, trial in (("linear", pair.linear), ("nonlinear", pair.nonlinear))
         }
-        found = {name: vars(each) | {"verdict": each.verdict} for name, each in self.differences.items()}
-        return {"candidates": candidates, "cosines": self.cosines, "differences": found}
+        differences = {name: vars(result) | {"verdict": result.verdict} for name, result in self.differences.items()}
+        return {"candidates": candidates, "cosines": self.cosines, "differences": differences}
 
 
 def ablation_of(comparison: Comparison, barriers: tuple[Barriers, Barriers], material: Material) -> Ablation:
-    """Compare the cells: does nonlinearity pay, does tuning, do ten steps?"""
+    """Compare the cells: the effects of nonlinearity, of tuning and of ten steps."""
     a = torch.cat([material.held_out.desired, material.held_out.undesired]).float()
-    cosines, pairs, (paper, tuned) = {}, {}, barriers
-    for each in barriers:
-        linear, nonlinear = (comparison.row(each.row(kind, "ten steps")).method for kind in ("linear", "nonlinear"))
-        alike = ODESteer.fit(material.texts, features=Linear(), C=each.alike)
-        cosines[each.values] = (agreement(linear, nonlinear, a), agreement(alike, nonlinear, a))
+    cosines, compared_rows, (paper, tuned) = {}, {}, barriers
+    for pair in barriers:
+        linear, nonlinear = (comparison.row(pair.row(kind, "ten steps")).method for kind in ("linear", "nonlinear"))
+        alike = ODESteer.fit(material.texts, features=Linear(), C=pair.alike)
+        cosines[pair.values] = (agreement(linear, nonlinear, a), agreement(alike, nonlinear, a))
         for steps in STEPS:
-            name = f"Nonlinear − linear, {each.values} values, {steps}"
-            pairs[name] = each.row("nonlinear", steps), each.row("linear", steps)
+            name = f"Nonlinear − linear, {pair.values} values, {steps}"
+            compared_rows[name] = pair.row("nonlinear", steps), pair.row("linear", steps)
     for kind in ("linear", "nonlinear"):
         for steps in STEPS:
-            pairs[f"Tuned − paper's values, {kind}, {steps}"] = tuned.row(kind, steps), paper.row(kind, steps)
-    for each in barriers:
-        name = f"Ten steps − one, nonlinear, {each.values} values"
-        pairs[name] = each.row("nonlinear", "ten steps"), each.row("nonlinear", "one step")
-    return Ablation(barriers, cosines, {name: difference(*map(comparison.row, rows)) for name, rows in pairs.items()})
+            compared_rows[f"Tuned − paper's values, {kind}, {steps}"] = tuned.row(kind, steps), paper.row(kind, steps)
+    for pair in barriers:
+        name = f"Ten steps − one, nonlinear, {pair.values} values"
+        compared_rows[name] = pair.row("nonlinear", "ten steps"), pair.row("nonlinear", "one step")
+    return Ablation(
+        barriers, cosines, {name: difference(*map(comparison.row, rows)) for name, rows in compared_rows.items()}
+    )
 
 
 def agreement(one: Method | None, other: Method | None, a: Samples) -> float:
@@ -124,7 +127,7 @@ def agreement(one: Method | None, other: Method | None, a: Samples) -> float:
 
 
 def ablation_table(comparison: Comparison, ablation: Ablation) -> str:
-    """The cells, how far linear and nonlinear velocities agree, the differences, and whether nonlinearity pays."""
+    """The cells, the cosines of linear and nonlinear velocities, the differences, and whether nonlinearity pays."""
     lines = [
         f"{'values':<7}{'h':<10}{'steps':<12}{'features':<20}{'C':>4} {'AUC, folds':>13} {'held out':>8} "
         f"{'tried, desired %':>16} {'moved':>6} {'desired %':>11} {'shift':>12} {'ppl ratio':>12}"
@@ -143,7 +146,7 @@ def ablation_table(comparison: Comparison, ablation: Ablation) -> str:
             f"with the linear h regularised as the other's linear part, C = {pair.alike:g}: {alike:.4f}"
         )
     lines += ["", f"{'points of the judged share':<46}{'chosen':>13} {'95 %':>15} {'tried':>13}"]
-    lines += [*(f"{name:<46}{each}" for name, each in ablation.differences.items())]
+    lines += [*(f"{name:<46}{difference}" for name, difference in ablation.differences.items())]
     return "\n".join([*lines, "", wrapped(_answer(comparison, ablation))])
 
 
@@ -160,11 +163,11 @@ def _cell(candidate: Trial, row: ComparedRow) -> str:
 
 
 def _answer(comparison: Comparison, ablation: Ablation) -> str:
-    """Whether tuned nonlinearity pays, against a linear h that was tuned with the same care."""
+    """Whether tuned nonlinearity pays, against a linear h that was tuned on the same folds."""
     _, tuned = ablation.barriers
-    found = {steps: ablation.differences[f"Nonlinear − linear, tuned values, {steps}"] for steps in STEPS}
-    verdicts = {steps: each.verdict for steps, each in found.items()}
-    equal = {steps: spread(*each.equal, scale=100, sign="+") for steps, each in found.items()}
+    differences = {steps: ablation.differences[f"Nonlinear − linear, tuned values, {steps}"] for steps in STEPS}
+    verdicts = {steps: result.verdict for steps, result in differences.items()}
+    equal = {steps: spread(*result.equal, scale=100, sign="+") for steps, result in differences.items()}
     pays = set(verdicts.values()) == {"more"}
     held_out = [_auc(comparison.row(tuned.row(kind, "ten steps"))) for kind in ("nonlinear", "linear")]
     return (

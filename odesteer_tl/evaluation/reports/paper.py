@@ -27,7 +27,7 @@ from odesteer_tl.methods.view import FRACTION
 
 @dataclass(frozen=True)
 class Counts:
-    """How much is generated for every row."""
+    """How many texts are generated for every row."""
 
     prompts: int
     validation_prompts: int
@@ -53,7 +53,7 @@ def run_contest(
     out: Callable[[str], object] = print,
     load: Callable[[str], Any] = load_model,
 ) -> Comparison:
-    """Compare all rows on the embedded model, or on `model`, and print them by `out`; the picture goes to `picture`.
+    """Compare all rows on the embedded model, or on `model`; print them by `out` and write the plot to `picture`.
 
     Raises ValueError for fewer than one seed and as `check_picture` does, before any work; OSError where the picture
     fails after the table.
@@ -109,8 +109,8 @@ def _heading(name: str, layer: int, counts: Counts, seeds: int) -> str:
 
 
 def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list[str]:
-    """What the columns are, how strengths were chosen, and what the numbers are not."""
-    said = comparison.row("prompt only").typical.prefix
+    """The meaning of the columns, the choice of strengths, and the limits of the numbers."""
+    prefix = comparison.row("prompt only").typical.prefix
     displacements, fractions = (", ".join(f"{level:g}" for level in levels) for levels in (DISPLACEMENTS, FRACTIONS))
     return [
         "Texts. T, moved: strength and mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens under the median seed. desired: "
@@ -123,7 +123,7 @@ def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list
         "token; T multiplies their set-points, and at 0 they still act. Moved, length and angle are of last tokens at "
         "the comparison's layer, as the model shows them; h is of the state at every layer: there is none at one.",
         f"Controls. Random direction: two and their opposites, in turns. Shuffled labels: ODESteer. Prompt only: "
-        f"“{said}” before the prompt, and ppl without it.",
+        f"“{prefix}” before the prompt, and ppl without it.",
         f"Activations. On held-out undesired reviews, at a median displacement of {DISPLACEMENT:g}, or T = 1 of a map "
         "or a loop. h rises: share for which h never falls on the way. Fitted on pairs (minimal contrasts with their "
         "queries), texts (ends of reviews), or the model with them: h of pairs is judged on reviews all the same.",

@@ -1,10 +1,10 @@
 """Features φ(a) of an activation, each with a closed-form vector–Jacobian product.
 
-A *recipe* (`Polynomial`, `PolynomialSketch`, `RandomFourier`) says which features; `recipe.fit(samples)` draws or picks
-what they need and returns a complete `FeatureMap`. `Linear` needs nothing and is both. With `normalize`, φ sees
-x = a/‖a‖, so that h = wᵀφ lives on the sphere and its gradient is tangent to it.
+A *recipe* (`Polynomial`, `PolynomialSketch`, `RandomFourier`) names the features; `recipe.fit(samples)` draws or
+chooses their parameters and returns a fitted `FeatureMap`. `Linear` has no parameters and is both. With `normalize`,
+φ takes x = a/‖a‖, so h = wᵀφ depends on the direction of a alone and its gradient is tangent to the sphere.
 
-Nothing in this file, or in the files it imports, knows that a language model exists.
+Neither this file nor its imports use a language model.
 """
 
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import linear_grad, squares_grad, unit
 
 ROWS = 128
-"""How many activations are in float64 at once while something is fitted to them; more are not faster."""
+"""How many activations are converted to float64 at once during a fit; more are not faster."""
 
 
 class Reduced(NamedTuple):
     """wᵀφ(a) in the coordinates (y, p): y = Uᵀa and p the length of the rest a − UUᵀa.
 
     `basis` U [d_model, m] is orthonormal; `features`, `weight` and `bias` give the same number on the m + 1
-    coordinates. The coordinates are isometric, so gradients and their norms carry over as they are.
+    coordinates. The coordinates are isometric, so gradients keep their norms.
     """
 
     basis: Basis
@@ -35,7 +35,7 @@ class Reduced(NamedTuple):
 
 
 class FeatureMap(ABC):
-    """φ: R^d → R^k, complete; `gradient_function(w)` is the field ∇wᵀφ in plain numbers, `vjp(a, w)` its value at a."""
+    """A fitted φ: R^d → R^k. `gradient_function(w)` is ∇wᵀφ as a plain function, `vjp(a, w)` is its value at a."""
 
     normalize: bool
 
@@ -47,12 +47,12 @@ class FeatureMap(ABC):
         return self.gradient_function(w)(a)
 
     def reduced(self, w: Weight) -> Reduced | None:
-        """The coordinates in which wᵀφ is cheap, or None where there are none."""
+        """Coordinates in which wᵀφ is cheaper, or None where the map has none."""
         return None
 
     @abstractmethod
     def gradient_function(self, w: Weight) -> GradientFunction:
-        """a ↦ ∇_a wᵀφ(a): a function of `integrate`, and its numbers."""
+        """a ↦ ∇_a wᵀφ(a): a function of `portable/integrate.py`, and its parameters."""
 
     @abstractmethod
     def _phi(self, x: Activations) -> Features: ...
@@ -60,61 +60,61 @@ class FeatureMap(ABC):
 
 @runtime_checkable
 class Recipe(Protocol):
-    """Anything whose `fit` turns samples [n, d_model] into a complete feature map.
+    """Any object whose `fit` turns samples [n, d_model] into a fitted feature map.
 
-    One that needs few rows, or the two sides apart, may have `fit_sides(desired, undesired)`, which a barrier's fit
-    then calls instead: all rows together in float64 are three times the memory of the activations.
+    A recipe that needs few rows, or the sides separately, may define `fit_sides(desired, undesired)`. A barrier's fit
+    then calls that instead, which saves memory: all rows in float64 take three times that of the activations.
     """
 
     def fit(self, samples: Samples) -> FeatureMap: ...
 
 
 def check_fitted_map(features: Any) -> None:
-    """Raise ValueError for a class, or a recipe that was not fitted, where a feature map is wanted."""
+    """Raise ValueError for a class or a recipe in place of a fitted feature map."""
     name = features.__name__ if isinstance(features, type) else type(features).__name__
     if isinstance(features, type) or (not callable(features) and callable(getattr(features, "fit", None))):
         made = f"{name}(…)" if isinstance(features, type) else "recipe"
         raise ValueError(
-            f"{name} is a {'class' if isinstance(features, type) else 'recipe'}, and here its features are wanted: "
-            f"{made}.fit(samples) gives them, of samples [n, d_model]."
+            f"{name} is a {'class' if isinstance(features, type) else 'recipe'}, and a fitted map is needed here: pass "
+            f"{made}.fit(samples), samples [n, d_model]."
         )
     if not callable(features) or not callable(getattr(features, "gradient_function", None)):
-        raise ValueError(f"Features are a FeatureMap, φ(a) with gradient_function(w); a {name} is none.")
+        raise ValueError(f"Features are a FeatureMap, φ(a) with gradient_function(w); got a {name}.")
 
 
 def check_recipe(recipe: Any) -> None:
-    """Raise ValueError for a class, or a map that is fitted already, where a recipe is wanted."""
+    """Raise ValueError for a class, or a fitted map, in place of a recipe."""
     if isinstance(recipe, type):
-        raise ValueError(f"features is a recipe, and {recipe.__name__} is its class: write {recipe.__name__}().")
+        raise ValueError(f"features is a recipe, and {recipe.__name__} is a class: pass {recipe.__name__}().")
     if not callable(getattr(recipe, "fit", None)) and not callable(getattr(recipe, "fit_sides", None)):
         raise ValueError(
-            f"features is a recipe, such as ot.Polynomial(), which the fit fits; a {type(recipe).__name__} has no "
-            "fit(samples). A map that is fitted already goes into ot.LogRatioBarrier(features, weight, bias)."
+            f"features is a recipe, such as ot.Polynomial(), with fit(samples); a {type(recipe).__name__} has no fit. "
+            "Pass a fitted map to ot.LogRatioBarrier(features, weight, bias)."
         )
 
 
 def fit_to_sides(recipe: Recipe, desired: Desired, undesired: Undesired) -> FeatureMap:
-    """The recipe fitted to both sides: by its `fit_sides`, or by `fit` to all rows in float64."""
-    apart: Any = getattr(recipe, "fit_sides", None)
-    if apart is None:
+    """Fit the recipe to both sides: by its `fit_sides` if it has one, else by `fit` on all rows in float64."""
+    fit_sides: Any = getattr(recipe, "fit_sides", None)
+    if fit_sides is None:
         return recipe.fit(torch.cat([desired, undesired]).double())
-    return apart(desired, undesired)
+    return fit_sides(desired, undesired)
 
 
 def features_of(phi: FeatureMap, desired: Desired, undesired: Undesired) -> Features:
-    """φ of all rows [n, k], desired first, in float64 on the CPU; few rows at a time are held in float64 before φ.
+    """φ of all rows [n, k], desired first, in float64 on the CPU; few rows at a time are converted to float64.
 
-    One tensor takes them all: many small ones between the large keep the memory of those from being used again.
+    The result is allocated once: many small tensors would fragment the memory.
     """
-    found, done = None, 0
+    features, done = None, 0
     for rows in (*desired.split(ROWS), *undesired.split(ROWS)):
         part = phi(rows.double())
-        if found is None:
-            found = torch.empty(len(desired) + len(undesired), part.shape[1], dtype=torch.float64)
-        found[done : done + len(part)] = part
+        if features is None:
+            features = torch.empty(len(desired) + len(undesired), part.shape[1], dtype=torch.float64)
+        features[done : done + len(part)] = part
         done += len(part)
-    assert found is not None  # neither side is empty
-    return found
+    assert features is not None  # neither side is empty
+    return features
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Linear(FeatureMap):
 
 @dataclass(frozen=True)
 class Squares(FeatureMap):
-    """φ(x) = (x², x), elementwise: any quadratic form in the coordinates of its eigenvectors."""
+    """φ(x) = (x², x), elementwise: a quadratic form in the coordinates of its eigenvectors."""
 
     normalize: bool = True
 
@@ -157,15 +157,15 @@ class Squares(FeatureMap):
 
 
 def farthest(degree: int, gamma: float, coef0: float, normalize: bool) -> float | None:
-    """The ‖a‖ from which on the slope of a cubic kernel has the direction that it has at infinity: c₀ is 1e-12 of γ‖a‖.
+    """The ‖a‖ beyond which the gradient of a cubic kernel has its direction at infinity: c₀ is 1e-12 of γ‖a‖.
 
-    Its length grows like ‖a‖², and leaves float32 at 1e19. None where no such length is met.
+    The gradient grows like ‖a‖² and overflows float32 at ‖a‖ = 1e19. None for kernels where that does not happen.
     """
     return None if degree < 3 or normalize else 1e12 * (1 + coef0) / gamma
 
 
 def check_kernel(degree: int, gamma: float, coef0: float) -> None:
-    """Raise ValueError where (γ xᵀy + c₀)^degree is no kernel that the package knows."""
+    """Raise ValueError for a degree, gamma or coef0 for which (γ xᵀy + c₀)^degree is not supported."""
     if degree not in (1, 2, 3):
         raise ValueError(f"degree must be 1, 2 or 3, got {degree}.")
     if not gamma > 0 or not coef0 >= 0:

@@ -1,4 +1,4 @@
-"""Random Fourier features of the Gaussian kernel, for the ablation of the paper."""
+"""Random Fourier features of the Gaussian kernel, for the paper's ablation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -65,5 +65,5 @@ class RandomFourier:
             few = x[torch.randperm(len(x), generator=generator)[:1000].to(x.device)]
             sigma = float(torch.pdist(few.double()).median()) if len(few) > 1 else 0.0
             if not sigma > 0:
-                raise ValueError('sigma="median" needs samples that differ; give sigma as a number.')
+                raise ValueError('sigma="median" needs samples that differ; pass sigma as a number.')
         return Fourier((frequencies / sigma).to(samples), phases.to(samples), self.normalize)

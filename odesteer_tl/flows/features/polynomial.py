@@ -1,4 +1,4 @@
-"""The polynomial kernel, exactly: features through landmarks, and the coordinates in which steps are cheap."""
+"""The exact polynomial kernel: Nyström features from landmarks, and coordinates in which steps are cheap."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Activations, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.flows.features.base import FeatureMap, Linear, Reduced, Squares, check_kernel, farthest
-from odesteer_tl.flows.features.landmarks import FEWEST, drawn, landmarks
+from odesteer_tl.flows.features.landmarks import FEWEST, landmarks, random_rows
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import kernel_grad, unit
 
@@ -64,9 +64,9 @@ class Kernel(FeatureMap):
 class Polynomial:
     """The exact polynomial kernel (γ xᵀy + c₀)^degree, through m = min(n, rank) landmarks (Nyström).
 
-    φ(a) = K_mm^(−1/2) k_m(a), by a float64 eigen-decomposition with relative cut-off 1e-12. With m = n it *is* kernel
-    logistic regression; below, landmarks are drawn from the samples without replacement by `seed`, evenly at random,
-    and a barrier's fit takes sums over all samples beside them (features.landmarks).
+    φ(a) = K_mm^(−1/2) k_m(a), by a float64 eigen-decomposition with relative cut-off 1e-12. With m = n it is kernel
+    logistic regression. With m < n, landmarks are drawn from the samples by `seed`, uniformly and without replacement,
+    and a barrier's fit adds sums over all samples (features.landmarks).
     Raises ValueError for a degree outside 1, 2, 3, or gamma, coef0 or rank that define no kernel.
     Source: Williams & Seeger, Using the Nyström method to speed up kernel machines, 2001.
     """
@@ -84,21 +84,21 @@ class Polynomial:
             raise ValueError(f"rank must be at least 1, got {self.rank}.")
 
     def fit(self, samples: Samples) -> Kernel:
-        rows = samples[drawn(len(samples), self.rank, self.seed).to(samples.device)].double()
+        rows = samples[random_rows(len(samples), self.rank, self.seed).to(samples.device)].double()
         return self._through(unit(rows)[0] if self.normalize else rows)
 
     def fit_sides(self, desired: Desired, undesired: Undesired) -> Kernel:
-        """As `fit`, but where rows are left out, and `rank` is at least 6, half of the landmarks are sums over all of
-        them.
+        """As `fit`; but with more rows than `rank` ≥ 6, half of the landmarks are sums over all rows.
 
-        Of the demo's 600 texts 64 rows leave the field at cosine .90 to that of all, 64 such landmarks at .99997.
+        On the demo's 600 texts, 64 random rows give a field with cosine .90 to that of all rows, 64 such landmarks one
+        with .99997.
         """
         if len(desired) + len(undesired) <= self.rank or self.rank < FEWEST:
             return self.fit(torch.cat([desired, undesired]))
         return self._through(landmarks(desired, undesired, self.rank, self.seed, self.normalize, self._through))
 
     def _through(self, z: Samples) -> Kernel:
-        """The kernel through landmarks z, in float64."""
+        """The kernel's features for landmarks z, in float64."""
         values, vectors = torch.linalg.eigh((self.gamma * z @ z.T + self.coef0) ** self.degree)
         kept = values > 1e-12 * values[-1]
         whitening = vectors[:, kept] * values[kept].rsqrt()

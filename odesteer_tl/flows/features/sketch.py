@@ -1,4 +1,4 @@
-"""The polynomial kernel, sketched: the features of the paper, kept for parity with it."""
+"""A count sketch of the polynomial kernel: the paper's features, kept for parity."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -28,16 +28,16 @@ class Sketch(FeatureMap):
     normalize: bool = True
 
     @property
-    def _numbers(self) -> tuple[Tensor, Tensor, int, float, float]:
+    def _params(self) -> tuple[Tensor, Tensor, int, float, float]:
         return self.hashes, self.signs, self.n_components, self.gamma, self.coef0
 
     def gradient_function(self, w: Weight) -> GradientFunction:
         spectrum = torch.view_as_real(torch.fft.rfft(w)).contiguous()
         beyond = farthest(len(self.hashes), self.gamma, self.coef0, self.normalize)
-        return GradientFunction(sketch_grad, (spectrum, *self._numbers), self.normalize, farthest=beyond)
+        return GradientFunction(sketch_grad, (spectrum, *self._params), self.normalize, farthest=beyond)
 
     def _phi(self, x: Activations) -> Features:
-        return torch.fft.irfft(product(sketch_spectra(x, *self._numbers)), n=self.n_components)
+        return torch.fft.irfft(product(sketch_spectra(x, *self._params)), n=self.n_components)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class PolynomialSketch:
     """The paper's features: a count sketch of the polynomial kernel with `n_components` buckets.
 
     Hashes, then signs, are drawn by `seed` on the CPU; `hashes` and `signs` [degree, d_model + 1 (d_model where
-    coef0 = 0)] inject a draw. Raises ValueError where they do not fit. Sources: Pham & Pagh, Fast and scalable
-    polynomial kernels via explicit feature maps, 2013; arXiv:2602.17560.
+    coef0 = 0)] replace the draw. Raises ValueError where their shapes or values are wrong. Sources: Pham & Pagh, Fast
+    and scalable polynomial kernels via explicit feature maps, 2013; arXiv:2602.17560.
     """
 
     n_components: int = 8000
@@ -63,10 +63,10 @@ class PolynomialSketch:
         if self.n_components < 1:
             raise ValueError(f"n_components must be at least 1, got {self.n_components}.")
         if (self.hashes is None) != (self.signs is None):
-            raise ValueError("Inject both hashes and signs, or neither.")
+            raise ValueError("Pass both hashes and signs, or neither.")
 
     def fit_sides(self, desired: Desired, undesired: Undesired) -> Sketch:
-        """Only the width of the samples matters."""
+        """As `fit`: only the width of the samples matters."""
         return self.fit(desired[:1].double())
 
     def fit(self, samples: Samples) -> Sketch:
@@ -74,9 +74,9 @@ class PolynomialSketch:
         generator = torch.Generator().manual_seed(self.seed)
         hashes = torch.randint(self.n_components, shape, generator=generator) if self.hashes is None else self.hashes
         signs = 2 * torch.randint(2, shape, generator=generator) - 1 if self.signs is None else self.signs
-        for name, given in (("hashes", hashes), ("signs", signs)):
-            if tuple(given.shape) != shape:
-                raise ValueError(f"{name} must be {shape} for these activations, got {tuple(given.shape)}.")
+        for name, tensor in (("hashes", hashes), ("signs", signs)):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} must be {shape} for these activations, got {tuple(tensor.shape)}.")
         if int(hashes.min()) < 0 or int(hashes.max()) >= self.n_components:
             raise ValueError(f"hashes must lie in 0 … {self.n_components - 1}: they name the n_components buckets.")
         hashes, signs = hashes.to(samples.device), signs.to(samples)

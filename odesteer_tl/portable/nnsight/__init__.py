@@ -1,1 +1,1 @@
-"""What runs inside an nnsight graph, here or on a server."""
+"""The code that runs inside an nnsight graph, here or on a server."""

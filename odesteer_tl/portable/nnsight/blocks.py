@@ -1,6 +1,6 @@
 """The decoder blocks of an nnsight model: where they are, and which tokens of a pass are real.
 
-This file also runs on servers that have torch and not this package: nothing here needs more than that.
+This file is sent to servers, so it uses torch alone.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from odesteer_tl.portable.model_inputs import attending, compare, named, refuse_
 
 
 def blocks_of(model: Any, blocks: Any = None) -> Any:
-    """The list of decoder blocks, as nnsight holds it: the one as long as the configuration says whose items attend.
+    """The list of decoder blocks, as nnsight wraps it (see `decoder_blocks.path_of_blocks`).
 
-    `blocks` says which it is: a dotted path, or the list itself. Nothing runs, so that it works within a trace and on a
-    model without weights. Raises ValueError where no list, or more than one, fits.
+    `blocks` names it: a dotted path, or the list itself. Nothing runs, so this works within a trace and on a model
+    without weights. Raises ValueError if no list, or more than one, fits.
     """
     if blocks is None:
         return model.get(path_of_blocks(model._module, getattr(model, "config", None)))
-    found = blocks
+    block_list = blocks
     if isinstance(blocks, str):
         try:
-            found = model.get(blocks)
+            block_list = model.get(blocks)
         except AttributeError:
             kind = type(model._module).__name__
             raise unknown_blocks(model._module, f"blocks={blocks!r} leads nowhere in a {kind}") from None
-    if not is_list(getattr(found, "_module", None)):
+    if not is_list(getattr(block_list, "_module", None)):
         what = blocks if isinstance(blocks, str) else type(blocks).__name__
-        raise unknown_blocks(model._module, f"blocks={what} is no list")
-    return found
+        raise unknown_blocks(model._module, f"blocks={what} is no list of modules")
+    return block_list
 
 
 def real_tokens(
     inputs: Any, batch: int, width: int, layer: int, state: int | None = None, library: str = "transformers"
 ) -> tuple[Tensor | None, int]:
-    """Which of a pass's columns are real tokens, and how many columns were cached before it.
+    """(real, cached): which columns of a pass are real tokens, and how many columns were cached before it.
 
-    `inputs` is the block's (args, kwargs), and must be read before its output: attention appends to the cache. Real: a
-    bool mask [batch, width], pads False; None where the model attends without a mask, which it does only if no column
-    is padded. All True also says no more than that nobody declared a pad. `state`: the columns that a state-space
-    model's cache stands for, where they are known. Raises ValueError for a mask or a cache that cannot be read, and for
-    position ids that tell another story.
+    `inputs` is the block's (args, kwargs); read it before the block's output, because attention appends to the cache.
+    `real` is a bool mask [batch, width]; None if the model attends without a mask, which it does only if no column is
+    padded. If all are True, it may also be that nobody declared the pads. `state`: the number of columns seen by the
+    cache of a state-space model, if known. Raises ValueError for a mask or a cache that cannot be read, and for
+    position ids that disagree with the cache.
     """
     args, kwargs = inputs
-    given = named(args, kwargs, ("hidden_states",))
-    positions = given.get("position_ids")
+    arguments = named(args, kwargs, ("hidden_states",))
+    positions = arguments.get("position_ids")
     if isinstance(positions, Tensor) and positions.shape[-1] > width:
         raise ValueError(
-            f"Block {layer} is given the last {width} of {positions.shape[-1]} tokens, as blocks are that share an "
-            "earlier one's keys: pass output_hidden_states=True to generate, or choose an earlier layer."
+            f"Block {layer} is given only the last {width} of {positions.shape[-1]} tokens, as happens where blocks "
+            "share the keys of an earlier one: pass output_hidden_states=True to generate, or choose an earlier layer."
         )
-    refuse_packed(given, library)
-    cache = cache_in(given, library)
+    refuse_packed(arguments, library)
+    cache = cache_in(arguments, library)
     cached = 0 if cache is None else length_at(cache, layer, width, state, library)
     mask = _mask(args, kwargs)
     real = None
     if mask is not None:
-        # Flash attention has one entry per key, of which the present ones come last.
+        # Flash attention has one entry per key; the present keys come last.
         real = mask[:, -width:] != 0 if mask.ndim == 2 else attending(mask, cached, width)
         if real.shape[0] not in (1, batch) or real.shape[1] != width:
             raise ValueError(
@@ -72,12 +72,13 @@ def real_tokens(
                 "pass attention_mask= with one entry per token, [batch, pos]."
             )
         real = real.expand(batch, width)
-    compare(given, real, width, cached, library)
+    compare(arguments, real, width, cached, library)
     return real, cached
 
 
 def _mask(args: Any, kwargs: Any) -> Tensor | None:
-    """The attention mask. GPT-2's comes by position, where ids are integers and activations have three axes."""
+    """The attention mask. GPT-2 passes it by position: among the other arguments, ids are integers and activations have
+    three axes."""
     if "attention_mask" in kwargs:
         mask = kwargs["attention_mask"]
     else:
@@ -86,7 +87,7 @@ def _mask(args: Any, kwargs: Any) -> Tensor | None:
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
         what = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
-            f"Which tokens are real is read from an attention mask [batch, pos] or [batch, head, query, key], and this "
+            "Which tokens are real is read from an attention mask [batch, pos] or [batch, head, query, key], and this "
             f'model\'s is {what}: load it with attn_implementation="sdpa" or "eager".'
         )
     return mask
