@@ -1,7 +1,9 @@
 """Checks that a method, a site or a batch fits a model."""
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 from odesteer_tl._shapes import TokenMask
@@ -13,6 +15,26 @@ from odesteer_tl.data.activations import Origin
 from odesteer_tl.methods.calibrated import positions_name, strengths_used
 from odesteer_tl.portable.decoder_blocks import check_biases
 from odesteer_tl.portable.sites import Site
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """The number as an int, also one of numpy's or torch's. Raises ValueError for anything else, and below `least`."""
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name} is a whole number of at least {least}, got {value!r}.")
+    return number
+
+
+def real_number(name: str, value: Any, least: float = 0.0) -> float:
+    """The number as a float, also one of numpy's or torch's. Raises ValueError for anything else, below `least`, and
+    where it is not finite."""
+    number = None if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__") else float(value)
+    if number is None or not least <= number < math.inf:
+        raise ValueError(f"{name} is a finite number of at least {least:g}, got {value!r}.")
+    return number
 
 
 def check_place(model: Any, remote: bool | str, blocks: Any) -> None:

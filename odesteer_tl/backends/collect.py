@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl._shapes import Position, Samples
 from odesteer_tl.backends.batches import Skip, read_batches, readable, report_sinks
 from odesteer_tl.backends.chat_templates import ChatTemplate, Systems, Templates, per_side
-from odesteer_tl.backends.checks import check_layer, check_place, check_sites
+from odesteer_tl.backends.checks import check_layer, check_place, check_sites, whole_number
 from odesteer_tl.backends.model_info import model_name_of, processing_of
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
 from odesteer_tl.data.activations import ContrastiveActivations
@@ -114,8 +114,7 @@ def collect_layers(
     """
     wanted_layers = list(layers)
     sites = _sites(model, wanted_layers, site, remote, blocks)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    batch_size = whole_number("batch_size", batch_size)
     query_activations, left_starts, right_starts = [None] * len(sites), None, None
     styles = per_side(prepend_bos, chat_template, system)
     shared = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}

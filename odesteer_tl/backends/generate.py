@@ -1,6 +1,5 @@
 """Generate continuations of prompts, steered or not, reproducibly."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Time, TimeOrStrength, TokenIds
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use
+from odesteer_tl.backends.checks import check_mask_taken, check_place, real_number, warn_of_other_use, whole_number
 from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned
@@ -21,6 +20,7 @@ from odesteer_tl.interventions.positions import Positions, PromptLengths
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.method_list import pairs_of
 from odesteer_tl.portable.strength import Strength
+from odesteer_tl.portable.token_rules import lengths_of
 
 
 def generate(
@@ -74,14 +74,13 @@ def generate(
         raise ValueError("T was given without a method: type ot.generate(model, prompts, method, T=...).")
     pairs = [] if method is None else pairs_of(method, T, relative_T, layer)
     warn_of_other_use(model, method, T, relative_T, positions, layer)
-    finite = 0 <= temperature < math.inf
-    if max_new_tokens < 1 or num_beams < 1 or not finite or (batch_size is not None and batch_size < 1):
-        raise ValueError(
-            "max_new_tokens, num_beams and batch_size must be at least 1 and temperature at least 0 and finite, got "
-            f"{max_new_tokens}, {num_beams}, {batch_size} and {temperature}."
-        )
-    if (top_p is not None and not 0 < top_p <= 1) or (top_k is not None and top_k < 1):
-        raise ValueError(f"top_p must lie in (0, 1] and top_k must be at least 1, got {top_p} and {top_k}.")
+    max_new_tokens, num_beams = whole_number("max_new_tokens", max_new_tokens), whole_number("num_beams", num_beams)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
+    temperature, seed = real_number("temperature", temperature), whole_number("seed", seed, -(2**63))
+    top_k = None if top_k is None else whole_number("top_k", top_k)
+    top_p = None if top_p is None else real_number("top_p", top_p)
+    if seed >= 2**63 or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(f"top_p must lie in (0, 1] and seed below 2**63, got {top_p} and {seed}.")
     backend_of(model).check_generates(model, num_beams)
     if do_sample is None:
         do_sample = temperature not in (0.0, 1.0) or top_k is not None or top_p is not None
@@ -101,7 +100,7 @@ def generate(
         options["num_beams"] = num_beams
     texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
     count = len(texts.tokens)
-    lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
+    lengths = None if prompt_lengths is None else lengths_of(prompt_lengths)
     seeds = torch.Generator().manual_seed(seed)  # one seed per batch for a server, which has its own generators
     check_context(model, texts, max_new_tokens)
     generated: list[Tensor] = []

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from odesteer_tl._shapes import AnyTokens, PerRow, TokenIds
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.chat_templates import Chat, ChatTemplate, all_of, chats_of, check_style, described, rendered
-from odesteer_tl.backends.model_info import context_of, pad_id_of, prepends_bos
+from odesteer_tl.backends.model_info import context_of, pad_id_of, prepends_bos, vocabulary_of
 from odesteer_tl.data.activations import Tokenised
 from odesteer_tl.interventions.positions import uneven_pads
 
@@ -33,8 +33,9 @@ def tokenise(
     `prepend_bos` None follows TransformerLens's `cfg.default_prepend_bos`, the tokenizer of another model, or, with a
     chat template, the template. A text that already begins with the BOS gets no second one. Token tensors are taken as
     they are, and hold no pads; `Tokenised` is moved to left padding. Raises ValueError for no text, a text without
-    tokens, a missing tokenizer, template or BOS, tokens and mask of different shapes, a tensor whose rows begin or end
-    in different numbers of pad tokens, a wrong template, and a template that drops the chat or the system prompt.
+    tokens, a missing tokenizer, template or BOS, tokens and mask of different shapes, a token that the model does not
+    have, a tensor whose rows begin or end in different numbers of pad tokens, a wrong template, and a template that
+    drops the chat or the system prompt.
     """
     check_style(texts, chat_template, system)
     if isinstance(texts, Tokenised):
@@ -44,9 +45,10 @@ def tokenise(
                 "Tokenised needs tokens and mask of one shape [batch, pos] and a real token in every row, got "
                 f"{tuple(texts.tokens.shape)} and {tuple(mask.shape)}."
             )
-        return left_padded([row[real].tolist() for row, real in zip(texts.tokens, mask, strict=True)], _filler(model))
+        rows = [row[real].tolist() for row, real in zip(texts.tokens, mask, strict=True)]
+        return _known(model, left_padded(rows, _filler(model)))
     if isinstance(texts, torch.Tensor):
-        return _unpadded(texts, pad_id_of(model))
+        return _known(model, _unpadded(texts, pad_id_of(model)))
     chats = chats_of(texts)
     if chats is None and not isinstance(texts, str) and not all_of(texts, str):
         raise ValueError(
@@ -73,7 +75,7 @@ def tokenise(
     for number, row in enumerate(rows):
         if not row:
             raise ValueError(f"Text {number} ({text_list[number]!r}) has no tokens; drop it, or pass prepend_bos=True.")
-    return left_padded(rows, _filler(model))
+    return _known(model, left_padded(rows, _filler(model)))
 
 
 def tokenise_answers(
@@ -137,7 +139,7 @@ def right_padded(batch: Tokenised, filler: int) -> Tokenised:
 
 
 def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
-    if tokens.numel() == 0 or tokens.ndim != 2 or tokens.is_floating_point():
+    if tokens.numel() == 0 or tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise ValueError(f"Tokens are integers [batch, pos], at least one, got {tokens.dtype} {tuple(tokens.shape)}.")
     if pad_id is not None and uneven_pads(tokens, pad_id):
         raise ValueError(
@@ -145,6 +147,18 @@ def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
             "ot.Tokenised(tokens, mask), with a bool mask of the same shape."
         )
     return Tokenised(tokens.cpu(), torch.ones(tokens.shape, dtype=torch.bool))
+
+
+def _known(model: Any, texts: Tokenised) -> Tokenised:
+    """The texts. Raises ValueError for a token that the model has not: on a GPU that would end the process."""
+    real, count = texts.tokens[texts.mask], vocabulary_of(model)
+    if int(real.min()) < 0 or (count is not None and int(real.max()) >= count):
+        bad = int(real.min() if int(real.min()) < 0 else real.max())
+        raise ValueError(
+            f"Token {bad} is none of this model's {'' if count is None else f'{count} '}tokens, counted from 0: take "
+            "the tokenizer that belongs to it, or resize_token_embeddings for tokens that were added."
+        )
+    return texts
 
 
 def _filler(model: Any) -> int:

@@ -27,6 +27,7 @@ from odesteer_tl.flows.features import (
 )
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import grad_by_autograd
+from odesteer_tl.portable.precision import in_full
 from odesteer_tl.remote.packing import moved
 
 Inner = TypeVar("Inner")
@@ -110,7 +111,7 @@ class LogRatioBarrier:
     @cached_property
     def gradient_function(self) -> GradientFunction:
         """∇h as a plain function and its parameters."""
-        with torch.inference_mode(False):  # it is cached, and this call may run in inference mode
+        with torch.inference_mode(False), in_full(self.weight.device):  # it is cached, beyond the modes of this call
             return self.features.gradient_function(self.weight)
 
     def reduced(self) -> "Subspace[LogRatioBarrier] | None":

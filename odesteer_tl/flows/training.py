@@ -20,6 +20,7 @@ from odesteer_tl._shapes import Activations, PerActivation, Samples
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.networks import network, network_grad
+from odesteer_tl.portable.precision import in_full
 
 Kind = Literal["relu", "gelu"]
 """The activation function between the layers of a network."""
@@ -55,7 +56,8 @@ class Network:
         return cls(tuple(parameters[::2]), tuple(parameters[1::2]), kind)
 
     def value(self, a: Activations) -> PerActivation:
-        return network(a, self.weights, self.biases, self.kind)
+        with in_full(a.device):
+            return network(a, self.weights, self.biases, self.kind)
 
     def grad(self, a: Activations) -> Activations:
         return self.gradient_function(a)
@@ -68,7 +70,8 @@ class Network:
     def of_scaled(self, mean: Float[Tensor, " d_model"], scale: float) -> "Network":
         """The network g with g(a) = f((a − mean)/scale): the scaling goes into the first layer."""
         first = self.weights[0] / scale
-        bias = self.biases[0] - first @ mean
+        with in_full(mean.device):
+            bias = self.biases[0] - first @ mean
         return Network((first, *self.weights[1:]), (bias, *self.biases[1:]), self.kind)
 
     def times(self, scale: float, plus: float) -> "Network":
@@ -184,7 +187,7 @@ def train(
     epochs = max(published, ceil(LEAST_STEPS / per_epoch)) if epochs is None else epochs
     patience = max(2, epochs // 5) if patience is None else patience
     generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), in_full(device):
         parameters = tuple(p.detach().to(device, copy=True).requires_grad_() for p in start)
         fused = device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=fused)

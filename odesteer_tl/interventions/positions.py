@@ -6,13 +6,12 @@ for a row alone or padded in a batch. A `Tracker` follows the passes of a model 
 
 from typing import Literal
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from odesteer_tl._shapes import PerRow, TokenIds
 from odesteer_tl.portable.apply_edits import Selection, selected
-from odesteer_tl.portable.token_rules import checked, is_unambiguous, per_row
+from odesteer_tl.portable.token_rules import checked, is_unambiguous, lengths_of, per_row
 from odesteer_tl.portable.token_tracking import Pass, TokenTrack, follow
 
 Positions = Literal["decoding", "generated", "prompt", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"]
@@ -41,7 +40,7 @@ class Tracker:
         needs_prompt_end: bool = False,
     ) -> None:
         self.positions = checked(positions)
-        self.lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
+        self.lengths = None if lengths is None else lengths_of(lengths)
         self.pad_id, self.beams, self.needs_prompt_end = pad_id, beams, needs_prompt_end
         self.last: TokenTrack | None = None
 

@@ -131,11 +131,13 @@ class Ablation(FlowMethod):
 
         It folds the embeddings of tokens and positions, the output maps of attention and MLP of every block, and their
         biases. An unembedding that is tied to the embedding keeps its numbers: the two are untied, and `undo` ties them
-        again. Until then the old weights stay in memory. Undo several folds in reverse order, else RuntimeError.
+        again. Until then the old weights stay in memory. Undo several folds in reverse order, and before parts of the
+        model are resized or replaced, else RuntimeError, and nothing is undone.
 
-        Raises ValueError for a T outside [0, 1]. Raises ValueError and leaves the model unchanged if its stream keeps
-        the directions (a norm follows the matrices, as in Gemma-2), if its weights are quantised or not loaded, or if
-        they were processed in another way than those of the fit.
+        Raises ValueError for a T outside [0, 1]. Raises ValueError and leaves the model unchanged inside a steering
+        block, if its stream keeps the directions (a norm follows the matrices, as in Gemma-2), if its weights are
+        quantised, not loaded or computed from others (weight norm, pruning), or if they were processed in another way
+        than those of the fit.
         """
         Strength(T).check(limits=self._limits)
         return folded(model, self.directions, float(T), self.origin.processing)

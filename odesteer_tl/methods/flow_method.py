@@ -7,7 +7,7 @@ from odesteer_tl.flows.flow import Flow, Trajectory
 from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.portable.integrate import flowed
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.portable.precision import check_width
+from odesteer_tl.portable.precision import check_width, in_full
 from odesteer_tl.portable.strength import Strength
 
 
@@ -25,8 +25,9 @@ class FlowMethod(PointwiseMethod):
         """a(t) and h at every step, in the dtype of the computation; `chatters` marks activations where h falls."""
         strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
-        method, x = self._matched(a)
-        return method.flow.trajectory(x, strength.at(x), method.barrier)
+        with in_full(a.device):
+            method, x = self._matched(a)
+            return method.flow.trajectory(x, strength.at(x), method.barrier)
 
     def portable(self) -> PortableMethod:
         """The flow as plain tensors and functions, in direct or reduced form, whichever has fewer bytes."""

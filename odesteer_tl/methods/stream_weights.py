@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from odesteer_tl.data.activations import processing_seen_in
 
@@ -47,14 +48,24 @@ def folded(model: Any, directions: Tensor, T: float, processing: str = "unknown"
     """Remove the share T of orthonormal `directions` [k, d_model] from all weights that write to the stream of `model`.
 
     Returns a function that undoes it. `processing` is that of the weights that the directions were fitted on. Raises
-    ValueError and leaves the model unchanged where the weights are quantised, not loaded or processed in another way,
-    and where the stream keeps the directions at T = 1, for example because a norm follows the matrices (Gemma-2,
-    OLMo-2).
+    ValueError and leaves the model unchanged where the weights are quantised, not loaded, computed from others or
+    processed in another way, inside a steering block, and where the stream keeps the directions at T = 1, for example
+    because a norm follows the matrices (Gemma-2, OLMo-2).
     """
+    with torch.inference_mode(False):  # the new weights may be trained, also where this is called in inference mode
+        return _folded(model, directions, T, processing)
+
+
+def _folded(model: Any, directions: Tensor, T: float, processing: str) -> Callable[[], None]:
     root = root_of(model)
     blocks = _blocks(root)
     writers = list(_writers(root, blocks))
     _check(root, writers, directions, processing)
+    if any(_steered(module) for module in root.modules()):
+        raise ValueError(
+            "A steering block is open on this model, and would steer the pass that checks the folded weights: fold "
+            "before the block begins, or after it ends."
+        )
     undo = _replace(root, writers, directions, 1.0)
     try:
         share = _share_along(model, root, blocks, writers, directions)
@@ -89,6 +100,12 @@ def _blocks(root: Any) -> Any:
     return lists[0]
 
 
+def _steered(module: torch.nn.Module) -> bool:
+    """Whether a steering block follows the passes through this module."""
+    watched = getattr(module.__dict__.get("forward"), "around", ())
+    return bool(watched) or any(hasattr(hook, "steers") for hook in module._forward_pre_hooks.values())
+
+
 def _has_attention(block: Any) -> bool:
     return any("attn" in name or "attention" in name for name, _ in block.named_modules())
 
@@ -105,7 +122,8 @@ def _writers(root: Any, blocks: Any) -> Iterator[Writer]:
         for path, module in block.named_modules():
             leaf = path.removesuffix("._original_component").rpartition(".")[2]
             written += [(module, name, -1) for name in TL_PARAMETERS if name in module._parameters]
-            if leaf in WRITERS and isinstance(getattr(module, "weight", None), Tensor) and module._parameters:
+            own = module._parameters or is_parametrized(module)  # not one that a bridge has put around another
+            if leaf in WRITERS and isinstance(getattr(module, "weight", None), Tensor) and own:
                 linear = isinstance(module, torch.nn.Linear)  # else as Conv1D, [in, out]
                 written.append((module, "weight", 0 if linear else -1))
                 written += [(module, "bias", -1)] if module._parameters.get("bias") is not None else []
@@ -134,6 +152,11 @@ def _check(root: Any, writers: list[Writer], directions: Tensor, processing: str
     d_model = directions.shape[1]
     for (module, name, axis), weight in zip(writers, _parameters(writers), strict=True):
         what = f"{name} {tuple(weight.shape)} of a {type(module).__name__}"
+        if name not in module._parameters:
+            raise ValueError(
+                f"The {what} is computed from others (a parametrization, weight norm, pruning): make it a parameter "
+                "first, with torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove."
+            )
         if weight.is_meta:
             raise ValueError(f"The {what} is not loaded: load the weights (of an nnsight model by model.dispatch()).")
         if not weight.is_floating_point() or weight.element_size() < 2:
@@ -176,9 +199,13 @@ def _replace(root: Any, writers: list[Writer], directions: Tensor, T: float) -> 
         config.tie_word_embeddings = False  # else saving would tie them again
 
     def undo() -> None:
-        if any(getattr(module, name) is not new for module, name, _, new in changes):
+        there = {id(module) for module in root.modules()}
+        if any(
+            id(module) not in there or getattr(module, name) is not new or new.shape != weight.shape
+            for module, name, weight, new in changes
+        ):
             raise RuntimeError(
-                "These weights were replaced again, or this fold was undone already: undo later folds first."
+                "These weights were replaced or resized, or this fold was undone already: undo later folds first."
             )
         for module, name, weight, new in changes:
             if (weight.device, weight.dtype) != (new.device, new.dtype):  # the model was moved meanwhile

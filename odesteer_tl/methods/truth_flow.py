@@ -45,7 +45,7 @@ from odesteer_tl.methods.registry import as_needed, register
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import euler, path
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.portable.precision import check_width
+from odesteer_tl.portable.precision import check_width, in_full
 from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.unet import corrected, correction, unet
 from odesteer_tl.remote.packing import packed
@@ -164,8 +164,9 @@ class TruthFlow(PointwiseMethod):
         """The two ends of the straight line from a to `steer(a, T)`; there is no h."""
         strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
         check_width(a, self.origin.d_model)
-        method, x = self._matched(a)
-        return Trajectory(torch.stack(list(path(method._velocity, x, strength.at(x), euler, 1))), None)
+        with in_full(a.device):
+            method, x = self._matched(a)
+            return Trajectory(torch.stack(list(path(method._velocity, x, strength.at(x), euler, 1))), None)
 
     def portable(self) -> PortableMethod:
         """The U-Net, its scaling and the basis, as plain tensors."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.portable.edits import Edit, State
+from odesteer_tl.portable.precision import in_full
 from odesteer_tl.portable.sites import place_of
 from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.token_rules import chosen_by
@@ -136,11 +137,12 @@ class PassEdits:
         """The new value [batch, pos, *width] at a place, or None if it is unchanged; `edits_here` is the entry of
         `by_place` for it. Raises ValueError for a T with another number of rows, and as the edits do."""
         chosen, new = len(self.selection.rows) > 0, None
-        for number, reads, writes in edits_here:
-            if reads and (chosen or number in self.prompt_caches):
-                self._read[number] = self._taken(number, value)
-            if writes and chosen:
-                value = new = self._written(number, value)
+        with in_full(value.device):
+            for number, reads, writes in edits_here:
+                if reads and (chosen or number in self.prompt_caches):
+                    self._read[number] = self._taken(number, value)
+                if writes and chosen:
+                    value = new = self._written(number, value)
         return new
 
     def _taken(self, number: int, value: Tensor) -> Tensor:

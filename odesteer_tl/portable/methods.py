@@ -15,7 +15,7 @@ from torch import Tensor
 from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.gradients import Copies, holds_module, to_device
 from odesteer_tl.portable.integrate import per_activation
-from odesteer_tl.portable.precision import cast_back, check_width, compute_dtype
+from odesteer_tl.portable.precision import cast_back, check_width, compute_dtype, in_full
 from odesteer_tl.portable.sites import Site, check_no_layer, layer_of, place_of
 from odesteer_tl.portable.strength import Strength, check_fits
 
@@ -159,7 +159,8 @@ def steered(
     if strength.is_zero:
         return a
     x = a.to(compute_dtype(a.dtype))
-    return cast_back(mover(a.device, x.dtype)(x, strength.at(x)), a.dtype, strength.goes_far)
+    with in_full(a.device):
+        return cast_back(mover(a.device, x.dtype)(x, strength.at(x)), a.dtype, strength.goes_far)
 
 
 def computed(

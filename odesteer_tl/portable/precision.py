@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,14 @@ def check_width(a: Tensor, d_model: int | None) -> None:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of computation for activations of `dtype`: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def in_full(device: torch.device) -> Any:
+    """Inside, matrix products are computed in the dtype of their factors, even if the user's torch.autocast would
+    compute them in 16 bits."""
+    kind = device.type
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if cast else nullcontext()
 
 
 def cast_back(x: Tensor, dtype: torch.dtype, far: bool = False) -> Tensor:

@@ -12,10 +12,11 @@ def checked(positions: Any) -> Any:
     """Returns `positions`. Raises ValueError for a wrong value, and lists the possible ones."""
     if isinstance(positions, slice):
         edges = [edge for edge in (positions.start, positions.stop) if edge is not None]
-        if any(edge < 0 for edge in edges) or (positions.step or 1) < 1:
+        step = 1 if positions.step is None else positions.step
+        if any(not hasattr(each, "__index__") for each in (*edges, step)) or min([0, *edges]) < 0 or step < 1:
             raise ValueError(
-                f"A slice of positions counts forwards from the row's first real token, got {positions}; for the last "
-                'prompt token and what follows, type positions="decoding".'
+                "A slice of positions counts forwards, in whole tokens, from the row's first real one, got "
+                f'{positions}; for the last prompt token and what follows, type positions="decoding".'
             )
     elif isinstance(positions, Tensor):
         if positions.dtype != torch.bool or positions.ndim not in (1, 2) or positions.shape[-1] == 0:
@@ -29,6 +30,19 @@ def checked(positions: Any) -> Any:
             f"row's first real token; got {positions!r}."
         )
     return positions
+
+
+def lengths_of(given: Any) -> Tensor:
+    """Prompt lengths as they were given, one number or one per row, on the CPU. Raises ValueError for anything else."""
+    try:
+        lengths = torch.as_tensor(given).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        lengths = None
+    if lengths is None or lengths.dtype.is_floating_point or lengths.dtype in (torch.bool, torch.complex64):
+        raise ValueError(f"prompt_lengths are whole numbers of tokens, such as 5 or [5, 3], got {given!r}.")
+    if lengths.ndim > 1 or bool((lengths < 0).any()):
+        raise ValueError(f"prompt_lengths are one number, or one per row, from 0; got {given!r}.")
+    return lengths
 
 
 def per_row(values: Any, batch: int, beams: int = 1) -> Tensor:

@@ -1,7 +1,9 @@
 """Generation: the library's own, with the same tokens whenever the same call is made."""
 
+import numpy as np
 import pytest
 import torch
+from instances import without_shape_checks
 from models import KINDS, hugging_face, load
 from oracle import LAYER, Stub, T, logits, steered_positions
 
@@ -172,10 +174,35 @@ def test_beams_are_the_bridges():
     "options, says",
     [
         ({"T": 1.0, "method": None}, "without a method"),
-        ({"max_new_tokens": 0}, "at least 1"),
-        ({"temperature": -1.0}, "at least 0"),
-        ({"temperature": float("nan")}, "temperature at least 0 and finite, got 40, 1, None and nan"),
+        ({"max_new_tokens": 0}, "max_new_tokens is a whole number of at least 1, got 0"),
+        ({"max_new_tokens": "3"}, "max_new_tokens is a whole number of at least 1, got '3'"),
+        ({"max_new_tokens": 2.5}, r"got 2\.5"),
+        ({"max_new_tokens": True}, "got True"),
+        ({"num_beams": 2.0}, r"num_beams is a whole number of at least 1, got 2\.0"),
+        ({"batch_size": "2"}, "batch_size is a whole number"),
+        ({"top_k": 2.5}, "top_k is a whole number"),
+        ({"top_p": "0.5"}, "top_p is a finite number of at least 0, got '0.5'"),
+        ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
+        ({"seed": None}, "seed is a whole number"),
+        ({"seed": 1.5}, r"got 1\.5"),
+        ({"seed": 2**70}, r"seed below 2\*\*63"),
+        ({"temperature": None}, "temperature is a finite number of at least 0, got None"),
+        ({"temperature": "1"}, "got '1'"),
+        ({"temperature": -1.0}, r"at least 0, got -1\.0"),
+        ({"temperature": float("nan")}, "temperature is a finite number of at least 0, got nan"),
         ({"temperature": float("inf")}, "finite"),
+        ({"positions": slice("a", None)}, "counts forwards, in whole tokens"),
+        ({"positions": slice(0, 2.5)}, "in whole tokens"),
+        ({"positions": slice(None, None, 0)}, "in whole tokens"),  # range(3)[::0] is none either
+        ({"prompt_lengths": 2.5}, r"prompt_lengths are whole numbers of tokens, such as 5 or \[5, 3\], got 2\.5"),
+        ({"prompt_lengths": True}, "got True"),
+        ({"prompt_lengths": "3"}, "got '3'"),
+        ({"prompt_lengths": -1}, "from 0; got -1"),
+        ({"prompt_lengths": [[5]]}, "one per row"),
+        ({"prompts": torch.tensor([[1, 100]])}, r"Token 100 is none of this model's \d+ tokens.*resize_token_embed"),
+        ({"prompts": torch.tensor([[1, -1]])}, "Token -1 is none"),
+        ({"prompts": ot.Tokenised(torch.tensor([[99, 1, 100]]), torch.tensor([[False, True, True]]))}, "Token 100 is"),
+        ({"prompts": torch.ones(1, 3, dtype=torch.bool)}, "Tokens are integers"),
         ({"prompts": []}, "No text"),
         ({"prompts": ["good", ""], "prepend_bos": False}, "Text 1"),
         ({"positions": "generated", "max_new_tokens": 1}, "No token was steered"),
@@ -183,8 +210,18 @@ def test_beams_are_the_bridges():
     ],
 )
 def test_what_cannot_be_generated_is_refused_by_name(model, options, says):
-    with pytest.raises(ValueError, match=says):
+    with without_shape_checks(), pytest.raises(ValueError, match=says):
         ot.generate(model, **{"prompts": TEXTS, "method": METHOD, "T": T, **options})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model):
+    plain = ot.generate(model, TEXTS, METHOD, T, max_new_tokens=4, temperature=0.5, top_p=0.5, seed=3).tokens
+    with without_shape_checks():
+        other = ot.generate(
+            model, TEXTS, METHOD, T, max_new_tokens=np.int64(4), temperature=np.float32(0.5),
+            top_p=torch.tensor(0.5), seed=torch.tensor(3), batch_size=np.int64(3),
+        )  # fmt: skip
+    assert torch.equal(other.tokens, plain)
 
 
 if "hooked" in KINDS:

@@ -3,6 +3,7 @@
 The oracle is the law written a second time, under torch hooks on the Hugging Face model (`parity.oracle`).
 """
 
+import copy
 from dataclasses import replace
 from functools import cache
 
@@ -366,3 +367,21 @@ def test_fitting_inside_a_steering_block_is_refused():
     method = fitted("S-PID", "gpt2")
     with pytest.raises(ValueError, match="outside a forward pass"), ot.steering(model, method, 1.0):
         ot.ALQR.fit(model, *oracle.texts(), n_jacobians=1)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_autocast_of_the_models_is_not_the_laws(name):
+    """The model's products are in bfloat16 then; the stream that the law reads and writes is in float32."""
+    method, model, seen = fitted(name, "llama"), copy.deepcopy(hugging_face("llama")), []
+    first = method.layers[0]
+    block(model, first).register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.tensor(ROWS[:1]))
+        with ot.steering(model, method, 1.3, positions="all"):
+            model(torch.tensor(ROWS[:1]))
+    (z, plain), (same, steered) = seen
+    assert torch.equal(z, same) and steered.dtype == torch.float32
+    _, _, law = oracle.places(method, 1.3)[0]
+    expected = law(plain[0], z[0])
+    assert (expected - plain[0]).abs().max() > 0.1
+    torch.testing.assert_close(steered[0], expected, rtol=0, atol=1e-5)

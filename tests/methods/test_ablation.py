@@ -7,6 +7,7 @@ import pytest
 import torch
 from instances import D_MODEL, activations, planted, without_shape_checks
 from instances import fitted as instance
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import odesteer_tl as ot
 from odesteer_tl.parity import oracle
@@ -230,6 +231,63 @@ def test_folds_lie_above_each_other():
     second()
     first()
     assert torch.equal(logits(model), before)
+
+
+def test_folded_weights_can_be_trained_wherever_they_were_folded():
+    model, method = wrapped("huggingface", "llama"), ot.Ablation(activations(2, d_model=32, dtype=torch.float32))
+    with torch.inference_mode():
+        undo = method.fold(model)
+    model(IDS, labels=IDS).loss.backward()
+    assert model.model.embed_tokens.weight.grad is not None
+    model.load_state_dict(model.state_dict())  # which writes into them
+    with torch.inference_mode():
+        undo()
+
+
+@pytest.mark.parametrize("change", ["resized", "replaced"])
+def test_nothing_is_undone_where_a_part_of_the_model_was_replaced(change):
+    """Half of the weights put back would be neither model."""
+    model, method = wrapped("huggingface", "gpt2"), ot.Ablation(activations(d_model=32, dtype=torch.float32))
+    undo = method.fold(model)
+    if change == "resized":
+        model.resize_token_embeddings(30)
+    else:
+        model.transformer.wte = copy.deepcopy(model.transformer.wte)
+    folded = logits(model)
+    with pytest.raises(RuntimeError, match="replaced or resized"):
+        undo()
+    assert torch.equal(logits(model), folded)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("compatible")])
+def test_weights_are_not_folded_inside_a_steering_block(kind):
+    """What it adds to the stream would be found there, and laid at the weights' door."""
+    model, method = wrapped(kind, "llama"), ot.Ablation(activations(d_model=32, dtype=torch.float32))
+    before = logits(model)
+    with ot.steering(model, ot.CAA.fit(oracle.activations("llama")), T=1.0, positions="all") as report:
+        logits(model)
+        seen = dict(report.tokens_steered)
+        with pytest.raises(ValueError, match="fold before the block begins"):
+            method.fold(model)
+    assert report.tokens_steered == seen and torch.equal(logits(model), before)
+    method.fold(model)()
+
+
+@pytest.mark.parametrize("change", ["weight_norm", "l1_unstructured", "of the embedding"])
+def test_weights_that_are_computed_of_others_are_refused_before_anything_is_replaced(change):
+    model, method = wrapped("huggingface", "llama"), ot.Ablation(activations(d_model=32, dtype=torch.float32))
+    layer = model.model.layers[2].mlp.down_proj
+    if change == "weight_norm":
+        parametrizations.weight_norm(layer)
+    elif change == "l1_unstructured":
+        prune.l1_unstructured(layer, "weight", 0.3)
+    else:
+        parametrize.register_parametrization(model.model.embed_tokens, "weight", torch.nn.Tanh())
+    before, weights = logits(model), [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"is computed from others .*remove_parametrizations"):
+        method.fold(model)
+    assert torch.equal(logits(model), before)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), weights, strict=True))
 
 
 def test_what_cannot_be_folded_is_left_as_it_was_and_named():

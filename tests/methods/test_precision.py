@@ -120,3 +120,26 @@ def test_modes_change_no_number_and_leave_nothing_behind(name, mode):
     for x in (a.clone().requires_grad_(), a.double().requires_grad_()):
         method.steer(x, T=T).sum().backward()
         assert torch.isfinite(x.grad).all() and x.grad.norm() > 0
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_autocast_changes_no_number(name):
+    """Products of bfloat16 would be off by 0.4 %, and lose a projection or an angle by as much."""
+    a, T = activations(6, dtype=torch.float32), taken(name, 1.5)
+
+    def found(on):
+        method = fitted(name).to(dtype=torch.float32)  # a new one: whatever it computes once, it computes inside
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            own = [each.steer(a, T=T) for each in (method, *([] if name.endswith("own") else [method.portable()]))]
+            return [*own, method.vector_field(a), method.trajectory(a, T=T).activations]
+
+    for inside, outside in zip(found(True), found(False), strict=True):
+        assert inside.dtype == torch.float32 and torch.equal(inside, outside)
+
+
+@pytest.mark.parametrize("name", ["hpr", "recontrol", "truthflow"])
+def test_autocast_changes_no_fit_that_is_trained(name):
+    a, T = activations(6, dtype=torch.float32), taken(name, 1.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        method = METHODS[name]()
+    assert torch.equal(method.steer(a, T=T), METHODS[name]().steer(a, T=T))

@@ -66,6 +66,7 @@ def _hooks(model: Any, layers: list[int], runner: EditRunner, owner: Owner) -> l
     def returned(layer: int) -> Callable[..., None]:
         return lambda module, args, output: runner.check_complete(layer, made_by(model))
 
+    embeds.__dict__["steers"] = True  # for `stream_weights`, which folds no weights meanwhile
     hooks = [(model.embed, model.embed.register_forward_pre_hook(embeds))]
     for layer in sorted({0, *layers}):
         block = model.blocks[layer]

@@ -12,7 +12,7 @@ from odesteer_tl.portable.model_inputs import named, unread
 from odesteer_tl.portable.nnsight.blocks import blocks_of, real_tokens
 from odesteer_tl.portable.nnsight.sites import entering
 from odesteer_tl.portable.sites import place_of
-from odesteer_tl.portable.token_rules import is_unambiguous, per_row
+from odesteer_tl.portable.token_rules import is_unambiguous, lengths_of, per_row
 from odesteer_tl.portable.token_tracking import Pass, PromptCache, TokenTrack, follow
 
 
@@ -85,7 +85,7 @@ def selected_in(
 ) -> Selection:
     """The tokens to steer in the running pass. If it is new, this advances the token track of the invoke."""
     batch, width = value.shape[:2]
-    prompt_lengths = None if lengths is None else per_row(lengths, batch)
+    prompt_lengths = None if lengths is None else per_row(lengths_of(lengths), batch)
     pass_number, track = worker.wanted(f"{block.path}.output"), invoke.tokens
     if track is None or invoke.pass_number != pass_number:
         mask, cached = facts if facts is not None else _inferred(track, batch, width)
