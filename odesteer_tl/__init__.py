@@ -26,7 +26,9 @@ from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.evaluation.calibrate import calibrate
 from odesteer_tl.evaluation.calibration import Calibration
+from odesteer_tl.evaluation.choose_layer import choose_layer
 from odesteer_tl.evaluation.compare import compare
+from odesteer_tl.evaluation.layer_choice import LayerChoice
 from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.flows.fields import Constant, Gradient, UnitGradient
@@ -51,6 +53,7 @@ __all__ = [
     "Euler",
     "Flow",
     "Gradient",
+    "LayerChoice",
     "Linear",
     "LogRatioBarrier",
     "Midpoint",
@@ -65,6 +68,7 @@ __all__ = [
     "Tuned",
     "UnitGradient",
     "calibrate",
+    "choose_layer",
     "collect",
     "collect_layers",
     "compare",

@@ -122,11 +122,16 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
     def method() -> str:
         return of(files["methods"], files["hostile methods"] * 3 + files["texts"] + WORDS)
 
-    command = of(["fit", "fit", "generate", "generate", "demo", "compare", "parity", "methods"], WORDS)
+    command = of(["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods"], WORDS)
     options = {
         "fit": {
             "--layer": small, "--model": model, "--method": lambda: of(list(METHODS), WORDS), "--paired": None,
             "--position": lambda: of(["last", "mean", "all", "-1", "0"], NUMBERS + WORDS), "--queries": texts,
+            "--prompts": texts, "--kl": lambda: of(["0.1", "0.01"], NUMBERS), "--no-calibrate": None, "--chat": None,
+        },
+        "calibrate": {
+            "--kl": lambda: of(["0.1", "0.01"], NUMBERS), "--quantile": lambda: of(["0.9"], NUMBERS), "--model": model,
+            "--max-new-tokens": lambda: of(["1", "3"], NUMBERS), "--chat": None,
         },
         "generate": {
             "--T": lambda: of(["1", "0.5"], NUMBERS), "--relative-T": lambda: of(["0.2"], NUMBERS), "--model": model,
@@ -148,10 +153,16 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
     }.get(command, {"--foo": small})  # fmt: skip
     line = {
         "fit": [texts, texts, output],
+        "calibrate": [method, texts],
         "generate": [method, lambda: of(["the film", "we saw it"], WORDS)],
     }.get(command, [])
     argv = [command, *(each() for each in line)]
-    usual = {"fit": ["--layer", "--model"], "generate": ["--T"], "demo": ["--quick"]}.get(command, [])
+    usual = {
+        "fit": ["--layer", "--model"],
+        "generate": ["--T"],
+        "demo": ["--quick"],
+        "calibrate": ["--kl", "--max-new-tokens"],
+    }.get(command, [])
     for option, value in options.items():
         if chance.random() < (0.95 if option in usual else 0.3):
             argv += [option] if value is None else [option, value()]

@@ -10,6 +10,8 @@ CLI_WORDS = {
     r"\brelative_T\b": "--relative-T",
     r"(?<!-)\bT=": "--T ",
     r"\blayer=": "--layer ",
+    r"\bkl=": "--kl ",
+    r"type ot\.calibrate\(model, method, prompts\) for this use": "run `odesteer-tl calibrate` for this use",
     r"\btop_p\b": "--top-p",
     r"\bmax_new_tokens\b": "--max-new-tokens",
     r"ot\.load_model\(name\)": "--model NAME",

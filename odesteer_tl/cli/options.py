@@ -11,6 +11,7 @@ from odesteer_tl.cli import values
 MAX_SEED = 2**31 - 1
 """The rows of a comparison use multiples of the seed, and torch's seeds have 64 bits."""
 MAX_SEEDS = 1_000
+MAX_BUDGET = 100.0
 MAX_TOKENS = 1_000_000
 MAX_LAYER = 10_000
 MAX_TIME = 1e9
@@ -47,8 +48,12 @@ Layer = Annotated[
     ),
 ]
 FitLayer = Annotated[
-    int,
-    Option(parser=values.whole(0, MAX_LAYER), metavar="INTEGER", help="Block whose resid_post is read, from 0."),
+    int | None,
+    Option(
+        parser=values.whole(0, MAX_LAYER),
+        metavar="INTEGER",
+        help="Block whose resid_post is read, from 0. Default: the one that steers most for --kl.",
+    ),
 ]
 Towards = Annotated[Direction, Option(help="Towards praise or towards its opposite.")]
 Seed = Annotated[
@@ -89,8 +94,42 @@ Out = Annotated[Path, Argument(parser=values.output, metavar="OUT", help="Folder
 Folder = Annotated[Path, Argument(parser=values.path, metavar="FOLDER", help="Folder that `fit` wrote.")]
 Prompts = Annotated[list[str], Argument(parser=values.text, metavar="PROMPT...", help="One or more prompts.")]
 Position = Annotated[
-    str, Option(parser=values.position, metavar="WHERE", help="last, mean, all, or an index such as -2.")
+    str | None,
+    Option(
+        parser=values.position,
+        metavar="WHERE",
+        help="last, mean, all, or an index such as -2. Default: last; without --layer the better of last and mean.",
+    ),
 ]
+PromptFile = Annotated[
+    Path | None,
+    Option(
+        parser=values.path,
+        metavar="FILE",
+        help="Prompts to calibrate on, one per line. Default: the queries, or the first words of the texts.",
+    ),
+]
+PromptArgument = Annotated[
+    Path, Argument(parser=values.path, metavar="PROMPTS", help="A text file, one prompt per line; - is standard input.")
+]
+Budget = Annotated[
+    float,
+    Option(
+        "--kl",
+        parser=values.number(0.0, MAX_BUDGET, above=True),
+        metavar="NATS",
+        help="How far the next-token distribution may move, KL(unsteered ‖ steered) on average.",
+    ),
+]
+Quantile = Annotated[
+    float | None,
+    Option(
+        parser=values.number(0.0, 0.999999, above=True),
+        metavar="NUMBER",
+        help="Budget a quantile of the tokens, such as 0.95, and not their mean.",
+    ),
+]
+Chat = Annotated[bool, Option("--chat", help="Put prompts and queries into the model's chat template.")]
 Paired = Annotated[bool, Option("--paired", help="Line i of both files answers the same query.")]
 IntegrationTime = Annotated[
     float | None, Option("--T", parser=values.number(-MAX_TIME, MAX_TIME), metavar="NUMBER", help="Integration time.")

@@ -35,3 +35,13 @@ def _attempt(action: Callable[[], Any], folder: Path) -> Any:
             f"{folder} holds no method that can be used: one of its files is damaged, or holds a value of another kind "
             f"than `fit` writes ({type(cause).__name__}). Fit it again."
         ) from error
+
+
+def carries_strength(method: Any) -> bool:
+    """Whether a method, or every part of it, says at which strength it steers."""
+    from odesteer_tl.portable.method_list import pairs_of
+
+    try:
+        return bool(pairs_of(method, None, None))
+    except ValueError:
+        return False

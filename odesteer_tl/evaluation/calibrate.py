@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from odesteer_tl._shapes import Samples
 from odesteer_tl.backends.checks import check_layer
@@ -18,19 +16,15 @@ from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.model_info import model_name_of
 from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
-from odesteer_tl.evaluation.calibration import Calibration, Measured, Sought
+from odesteer_tl.evaluation.calibration import Calibration, Measured
 from odesteer_tl.evaluation.crossing import Crossing, first_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.strength_search import Search, check_budget, search_for_factor, search_of
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod
-from odesteer_tl.methods.calibrated import positions_name, without_strength
-from odesteer_tl.methods.view import LENGTH
-from odesteer_tl.portable.method_list import check_method, pairs_of
+from odesteer_tl.methods.calibrated import positions_name
 from odesteer_tl.portable.sites import Site, site_name
 from odesteer_tl.portable.strength import Strength
-
-GUESS = 0.1
-"""Where the search begins for methods whose T is a length: a tenth of each activation's norm."""
 
 
 def calibrate(
@@ -67,11 +61,10 @@ def calibrate(
     every strength it takes, as a map that is too weak or a closed loop that is never off.
     """
     start = time.perf_counter()
-    if not (isinstance(kl, (int, float)) and math.isfinite(kl) and kl >= 0):
-        raise ValueError(f"kl is a budget in nats, 0 or more, such as 0.1; got {kl}.")
+    check_budget(kl)
     if quantile is not None and not 0 < quantile < 1:
         raise ValueError(f"quantile lies between 0 and 1, as 0.95 does; got {quantile}.")
-    search = _search_for_factor(method, layer) if isinstance(method, Sequence) else _search(method, relative)
+    search = search_for_factor(method, layer) if isinstance(method, Sequence) else search_of(method, relative)
     if layer is not None:
         check_layer(model, layer, blocks)
     written = generate(
@@ -115,54 +108,6 @@ def calibrate(
         raise ValueError(_not_reached(search, kl, crossing))
     points = tuple(curve[value] for value in sorted(curve))
     return found(crossing.strength, crossing.cost, crossing.monotone, points, crossing.rounds)
-
-
-@dataclass(frozen=True, eq=False)
-class Search:
-    """What is sought, where the search begins, the largest value there is, and `pairs(value)`: the methods with their
-    strengths at a value, which may be a tensor of one value per row."""
-
-    name: str
-    sought: Sought
-    guess: float
-    most: float
-    pairs: Callable[[Any], list[tuple[Any, Strength]]]
-
-
-def _search(method: Any, relative: bool | None) -> Search:
-    """For T or relative_T of one method."""
-    check_method(method)
-    method = without_strength(method)
-    view = getattr(method, "view", None)
-    unit = LENGTH if view is None else view.T
-    relative = (unit is LENGTH and not method.several) if relative is None else relative
-    if relative:
-        Strength(relative_T=0.0).check(limits=unit.limits)
-    most = math.inf if unit.bounds is None or relative else unit.bounds[1]
-
-    def pairs(value: Any) -> list[tuple[Any, Strength]]:
-        return [(method, Strength(relative_T=value) if relative else Strength(value))]
-
-    guess = GUESS if relative else method.usual_T / 2
-    return Search(type(method).__name__, "relative_T" if relative else "T", guess, most, pairs)
-
-
-def _search_for_factor(methods: Sequence[Any], layer: int | None) -> Search:
-    """For the factor of all strengths of a list."""
-    given, most = pairs_of(methods, None, None, layer), math.inf
-    for method, strength in given:
-        if isinstance(strength.value, Tensor):
-            raise ValueError("calibrate multiplies the strengths of a list by one factor: give one number for each.")
-        bounds = method.view.T.bounds if hasattr(method, "view") else None
-        if bounds is not None and strength.value > 0:
-            most = min(most, bounds[1] / strength.value)
-    if all(strength.is_zero for _, strength in given):
-        raise ValueError("All strengths of the list are 0: no factor makes them spend anything. Give others.")
-
-    def pairs(value: Any) -> list[tuple[Any, Strength]]:
-        return [(method, strength.mapped(lambda own: own * value)) for method, strength in given]
-
-    return Search("The list", "factor", min(0.5, most), most, pairs)
 
 
 def _at(method: Method, layer: int | None) -> Method:

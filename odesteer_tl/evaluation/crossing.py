@@ -59,6 +59,29 @@ def first_crossing(
     return Crossing(best, costs[best], abs(costs[best] / budget - 1) <= 0.05, monotone, costs, made)
 
 
+def near_crossing(
+    measure: Callable[[float], float], budget: float, guess: float, most: float = math.inf, tries: int = 5
+) -> float | None:
+    """A strength whose cost is within 5 % of the budget, from a guess that is near it, one measurement at a time; None
+    after so many `tries`. A cost grows as the square of a small strength, which says where to go without a bracket."""
+    costs: dict[float, float] = {}
+    strength = min(guess, most)
+    for _ in range(tries):
+        cost = measure(strength)
+        if not math.isfinite(cost) or cost <= 0 or strength in costs:
+            return None
+        costs[strength] = cost
+        if abs(cost / budget - 1) <= 0.05:
+            return strength
+        low = max((s for s in costs if costs[s] < budget), default=None)
+        high = min((s for s in costs if costs[s] >= budget), default=None)
+        if low is None or high is None or low >= high:
+            strength = min(strength * min(max((budget / cost) ** 0.5, 0.25), 4.0), most)
+        else:
+            strength = _secant(low, costs[low], high, costs[high], budget)
+    return None
+
+
 def _bracket(costs: dict[float, float], budget: float, floor: float) -> tuple[float | None, float | None]:
     """The neighbours between which the cost first comes from below the budget to it; (None, s), s the smallest
     strength, where that exceeds it and is not below `floor`, and (s, None), s with the largest cost, where none

@@ -4,15 +4,16 @@ KL(p ‖ q) = Σ p (log p − log q) in nats at every steered token, p the unste
 steered one, both after the same text: a prompt and what the unsteered model made of it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
-from odesteer_tl._shapes import Samples, TokenMask
+from odesteer_tl._shapes import PerRow, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.batches import read_batches
 from odesteer_tl.backends.outputs import Generation
@@ -23,6 +24,9 @@ from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.token_rules import checked, chosen_by
+
+MOST_KEPT = 2**29
+"""Bytes of unsteered log-probabilities that are kept for the next strengths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class SteeredTexts:
     named: TokenMask
     layer: int | None = None
     blocks: Any = None
+    _unsteered: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,6 +57,15 @@ class SteeredTexts:
             raise ValueError(f"positions={positions!r} names no token of these texts: nothing would be steered.")
         return cls(model, texts, positions, named, layer, blocks)
 
+    @classmethod
+    def given(cls, model: Any, rows: Sequence[Tensor], prompt_lengths: PerRow, blocks: Any = None) -> "SteeredTexts":
+        """Texts that somebody else wrote, token by token; those after their first `prompt_lengths` tokens are steered,
+        as they would be in a generation."""
+        width = max(map(len, rows))
+        tokens = torch.stack([pad(row, (width - len(row), 0)) for row in rows])
+        mask = torch.stack([pad(torch.ones_like(row, dtype=torch.bool), (width - len(row), 0)) for row in rows])
+        return cls.of(model, Generation([], [], tokens, mask, prompt_lengths, None), blocks=blocks)
+
     @torch.no_grad()
     def divergences(
         self, pairs: Callable[[Any], list[tuple[Any, Strength]]], values: Sequence[float], batch_size: int
@@ -61,19 +75,54 @@ class SteeredTexts:
 
         Raises ValueError as `steering` does.
         """
-        backend, costs = backend_of(self.model), []
+        costs = [torch.stack([_kl(batch.p, q) for q in batch.q]) for batch in self._batches(pairs, values, batch_size)]
+        return torch.cat(costs, dim=1)
+
+    @torch.no_grad()
+    def costs_and_gains(
+        self, pairs: Callable[[Any], list[tuple[Any, Strength]]], values: Sequence[float], batch_size: int
+    ) -> tuple[Float[Tensor, "strengths tokens"], Float[Tensor, "strengths texts"]]:
+        """The `divergences`, and how much likelier each text becomes: Σ log q(x) − log p(x) in nats over the tokens x
+        that follow a steered one."""
+        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64)
+        for batch in self._batches(pairs, values, batch_size):
+            costs.append(torch.stack([_kl(batch.p, q) for q in batch.q]))
+            rows, columns = batch.named.nonzero(as_tuple=True)
+            followed = columns + 1 < batch.named.shape[1]
+            followed &= batch.real[rows, (columns + 1).clamp_max(batch.named.shape[1] - 1)]
+            rows, columns = rows[followed], columns[followed]
+            following = batch.tokens[rows, columns + 1].unsqueeze(1)
+            before = batch.p[followed].gather(1, following)
+            for number, q in enumerate(batch.q):
+                gain = (q[followed].gather(1, following) - before).squeeze(1).double()
+                gains[number].index_add_(0, batch.rows[rows], gain)
+        return torch.cat(costs, dim=1), gains
+
+    @torch.no_grad()
+    def _batches(self, pairs: Any, values: Sequence[float], batch_size: int) -> Iterator["_Batch"]:
+        backend = backend_of(self.model)
         for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(values))):
             batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
             named = self.named[rows][:, -batch.mask.shape[1] :]
             if not bool(named.any()):
                 continue
-            p = backend.logits(self.model, batch)[named].log_softmax(-1)
+            p = self._unsteered_logits(batch, named, (int(rows[0]), len(rows)))
             copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
             with self._steering(pairs, values, rows, copies):
                 logits = backend.logits(self.model, Tokenised(batch.tokens[copies], batch.mask[copies]))
             steered = logits.unflatten(0, (len(values), len(rows)))
-            costs.append(torch.stack([_kl(p, q[named].log_softmax(-1)) for q in steered]))
-        return torch.cat(costs, dim=1)
+            yield _Batch(rows, batch.tokens, batch.mask, named, p, [of[named].log_softmax(-1) for of in steered])
+
+    def _unsteered_logits(self, batch: Tokenised, named: TokenMask, rows: tuple[int, int]) -> Tensor:
+        """Log-probabilities of what follows the named tokens [tokens, d_vocab]: computed once for the same rows, as
+        long as all of them fit into `MOST_KEPT` bytes."""
+        if rows in self._unsteered:
+            return self._unsteered[rows]
+        p = backend_of(self.model).logits(self.model, batch)[named].log_softmax(-1)
+        kept = sum(other.numel() * other.element_size() for other in self._unsteered.values())
+        if kept + p.numel() * p.element_size() <= MOST_KEPT:
+            self._unsteered[rows] = p
+        return p
 
     def _steering(self, pairs: Any, values: Sequence[float], rows: Tensor, copies: Tensor) -> Any:
         """The block that steers every copy of a row by its own strength."""
@@ -92,6 +141,19 @@ class SteeredTexts:
             self.model, texts, [site], "all", batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
         )
         return values[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Some `rows` of the texts in one pass: their tokens, which are real and which steered [batch, pos], and the
+    log-probabilities of what follows the steered ones [tokens, d_vocab]: p unsteered, q for each strength."""
+
+    rows: Tensor
+    tokens: TokenIds
+    real: TokenMask
+    named: TokenMask
+    p: Tensor
+    q: list[Tensor]
 
 
 def _kl(p: Float[Tensor, "tokens d_vocab"], q: Float[Tensor, "tokens d_vocab"]) -> Float[Tensor, " tokens"]:

@@ -128,6 +128,28 @@ def plot_calibration(calibration: Any, file: str | Path) -> None:
     _save(figure, file, "")
 
 
+def plot_layers(choice: Any, file: str | Path) -> None:
+    """Write a picture of `choose_layer`: the shift with its standard error, and the AUC of h, against the layer."""
+    from matplotlib.figure import Figure
+
+    check_picture(file)
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    shifts, aucs = figure.subplots(1, 2)
+    for position in dict.fromkeys(one.position for one in choice.candidates):
+        own = [one for one in choice.candidates if one.position == position]
+        steered, scored = [one for one in own if one.shift is not None], [one for one in own if one.auc is not None]
+        shifts.errorbar(
+            [one.layer for one in steered], [one.shift for one in steered], [one.shift_error for one in steered],
+            fmt="o-", ms=4, capsize=2, label=str(position),
+        )  # fmt: skip
+        aucs.plot([one.layer for one in scored], [one.auc for one in scored], "o-", ms=4, label=str(position))
+    shifts.axhline(0, color="grey", lw=1, ls=":")
+    shifts.set(xlabel="layer", ylabel=f"shift at {choice.budget:g} nats of KL, nats")
+    aucs.set(xlabel="layer", ylabel="held-out AUC of h")
+    aucs.legend(title="read at", fontsize=8)
+    _save(figure, file, "")
+
+
 def _save(figure: Any, file: str | Path, title: str) -> None:
     """Write the figure, under its title if there is one."""
     if title:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,12 +22,20 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+class _AsItIs:
+    """A block that changes nothing. (A server has no contextlib.)"""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
 def in_full(device: torch.device) -> Any:
     """Inside, matrix products are computed in the dtype of their factors, even if the user's torch.autocast would
     compute them in 16 bits."""
     kind = device.type
     cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if cast else nullcontext()
+    return torch.autocast(kind, enabled=False) if cast else _AsItIs()
 
 
 def cast_back(x: Tensor, dtype: torch.dtype, far: bool = False) -> Tensor:

@@ -40,7 +40,8 @@ OPTIONS = {
     "--temperature": (GENERATE, [*REAL, "-1", "1e-300"]), "--top-p": (GENERATE, [*REAL, "0", "1.1", "-1"]),
     "--model": (FIT, ["", " ", "\udce9"]), "--queries": (FIT, ["", " "]), "--picture": (["demo"], ["", " ", "-"]),
     "--direction": (["demo"], ["", "up"]), "--remote": (["parity"], ["", "ftp://x", "localhost:5001"]),
-    "--with": (["parity"], [""]),
+    "--with": (["parity"], [""]), "--kl": (FIT, [*REAL, "0", "-1", "1e9"]), "--prompts": (FIT, ["", " "]),
+    "--quantile": (["calibrate", "method", "good.txt"], [*REAL, "0", "1", "-1"]),
 }  # fmt: skip
 
 

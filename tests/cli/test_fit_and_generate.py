@@ -67,7 +67,7 @@ def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder,
     )
     out, queries = str(tmp_path / "method"), ["--queries", str(tmp_path / "asked.txt")]
     asked = {"truthflow": queries, "repe": queries, "hpr": ["--paired"]}.get(name, [])
-    where = ["--layer", "1", "--model", model_folder, "--position", "mean", "--method", name]
+    where = ["--layer", "1", "--model", model_folder, "--position", "mean", "--method", name, "--no-calibrate"]
     fitted = run.invoke(app, ["fit", *texts, out, *where, *asked])
     assert fitted.exit_code == 0, fitted.output
     method = ot.load(out)
@@ -139,9 +139,40 @@ def test_bad_input_ends_in_its_message(words, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_without_layer_position_and_strength_all_are_found_and_kept(model_folder, texts, tmp_path):
+    out, prompts = str(tmp_path / "method"), tmp_path / "prompts.txt"
+    fitted = run.invoke(app, ["fit", *texts, out, "--model", model_folder, "--method", "caa", "--kl", "0.05"])
+    assert fitted.exit_code == 0, fitted.output
+    kept = ot.load(out)
+    assert isinstance(kept, ot.Calibrated) and isinstance(kept.method, ot.CAA) and kept.kl == 0.05
+    assert f"Layer {kept.layer}, position" in fitted.output and f"T = {kept.T:.4g} spends" in fitted.output
+    words = ["the film", "--model", model_folder, "--max-new-tokens", "6"]
+    steered = run.invoke(app, ["generate", out, *words])
+    assert steered.exit_code == 0, steered.output
+    assert run.invoke(app, ["generate", out, *words, "--T", str(kept.T)]).output == steered.output
+    prompts.write_text("the film\na plot\n", encoding="utf-8")
+    found = run.invoke(app, ["calibrate", out, str(prompts), "--kl", "0.2", "--max-new-tokens", "6"])
+    assert found.exit_code == 0, found.output
+    again = ot.load(out)
+    assert again.kl == 0.2 and again.T > kept.T and f"T = {again.T:.4g} spends" in found.output
+    model = ot.load_model(model_folder)
+    expected = ot.calibrate(model, kept.method, ["the film", "a plot"], 0.2, max_new_tokens=6)
+    assert expected.strength.T == pytest.approx(again.T, rel=1e-6) and expected.method.prompts == again.prompts
+
+
+def test_a_method_that_cannot_spend_the_budget_is_kept_without_a_strength(model_folder, texts, tmp_path):
+    out = str(tmp_path / "method")
+    words = ["fit", *texts, out, "--model", model_folder, "--method", "linearact", "--layer", "0", "--kl", "90"]
+    fitted = run.invoke(app, words)
+    assert fitted.exit_code == 0, fitted.output
+    assert "It carries no strength: LinearAcT does not spend 90 nats" in " ".join(fitted.output.split())
+    assert isinstance(ot.load(out), ot.LinearAcT)
+
+
 def test_generate_wants_one_strength(model_folder, texts, tmp_path):
     out = str(tmp_path / "method")
-    assert run.invoke(app, ["fit", *texts, out, "--layer", "1", "--model", model_folder]).exit_code == 0
+    words = ["fit", *texts, out, "--layer", "1", "--model", model_folder, "--no-calibrate"]
+    assert run.invoke(app, words).exit_code == 0
     for words in ([], ["--T", "1", "--relative-T", "1"]):
         result = run.invoke(app, ["generate", out, "the film", "--model", model_folder, *words])
         assert result.exit_code == 2 and "Give either --T or --relative-T" in result.output

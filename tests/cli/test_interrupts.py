@@ -30,6 +30,7 @@ def started(tmp_path):
             timeout=60,
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": paths},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )
 
     return run

@@ -1,0 +1,153 @@
+"""The commands for texts of one's own: fit, calibrate and generate."""
+
+from typing import Annotated, Any
+
+import typer
+
+from odesteer_tl.assets.demo import EMBEDDED
+from odesteer_tl.cli import options
+from odesteer_tl.cli.app import app
+from odesteer_tl.cli.models import check_model, chosen_model
+from odesteer_tl.cli.outputs import check_output, keep
+from odesteer_tl.cli.pairs import check_pairs
+from odesteer_tl.cli.saved_methods import carries_strength, saved_method
+from odesteer_tl.cli.streams import command_output
+from odesteer_tl.cli.text_files import check_readable, lines_of
+
+PROMPTS, FEWEST_WORDS, MOST_WORDS = 12, 3, 8
+"""Of how many texts a side `fit` takes the beginnings as prompts to calibrate on, and how many words of each."""
+
+
+@app.command()
+def fit(
+    desired: options.Desired,
+    undesired: options.Undesired,
+    out: options.Out,
+    layer: options.FitLayer = None,
+    model: options.ModelName = EMBEDDED,
+    method: options.MethodName = "odesteer",
+    position: options.Position = None,
+    paired: options.Paired = False,
+    queries: options.Queries = None,
+    prompts: options.PromptFile = None,
+    kl: options.Budget = 0.1,
+    calibrate: Annotated[
+        bool, typer.Option(help="Find the strength that spends --kl, and keep it with the method.")
+    ] = True,
+    chat: options.Chat = False,
+) -> None:
+    """Fit a method on your own texts, find its layer and strength, and save it in a folder; HPR needs --paired or
+    --queries, TruthFlow --queries."""
+    with command_output() as say:
+        check_output(out)
+        check_readable(desired, undesired, queries, prompts)
+        check_model(model)
+        aligned = paired or queries is not None
+        query_lines = None if queries is None else lines_of(queries, aligned)
+        sides = lines_of(desired, aligned), lines_of(undesired, aligned)
+        prompt_lines = None if prompts is None else lines_of(prompts)
+        import odesteer_tl as ot
+        from odesteer_tl.methods.registry import registered
+
+        method_class: Any = next(entry.method for entry in registered() if entry.name == method)
+        check_pairs(method_class.view.name, method_class.view.needs, sides, query_lines, paired)
+        loaded = chosen_model(model)
+        own: dict[str, Any] = {"queries": query_lines, "paired": paired, "chat_template": chat}
+        if layer is None:
+            places = ("last", "mean") if position is None else (position,)
+            choice = ot.choose_layer(loaded, *sides, method_class, positions=places, kl=kl, **own)  # type: ignore[arg-type]
+            acts, fitted, tables = choice.acts, choice.method, [f"{choice}\n"]
+        else:
+            acts = ot.collect(loaded, *sides, layer=layer, position=position or "last", **own)  # type: ignore[arg-type]
+            fitted, tables = method_class.fit(acts), []
+        start = f"Now `odesteer-tl generate {out} PROMPT`."
+        saved: Any = fitted
+        if calibrate:
+            given = prompt_lines or (query_lines or [])[: 2 * PROMPTS] or _beginnings(*sides)
+            try:
+                calibration = ot.calibrate(loaded, fitted, given, kl, chat_template=chat)
+            except ValueError as error:
+                start = f"It carries no strength: {error} {method_class.view.T.start}"
+            else:
+                saved = calibration.method
+                tables.append(f"{calibration}\n")
+        else:
+            start = method_class.view.T.start
+        keep(saved, out)
+        say(
+            "\n".join(tables)
+            + ("\n" if tables else "")
+            + f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
+            f"activations at {acts.hook_name}{_learned_from(fitted)}; saved in {out}. {start}"
+        )
+
+
+@app.command()
+def calibrate(
+    folder: options.Folder,
+    prompts: options.PromptArgument,
+    kl: options.Budget = 0.1,
+    quantile: options.Quantile = None,
+    model: options.OtherModelName = None,
+    max_new_tokens: options.MaxNewTokens = 24,
+    chat: options.Chat = False,
+) -> None:
+    """Find the strength at which a fitted method spends a budget of KL on your prompts, and keep it in the folder."""
+    with command_output() as say:
+        check_readable(prompts)
+        lines = lines_of(prompts)
+        import odesteer_tl as ot
+
+        method, name = saved_method(folder, model)
+        found = ot.calibrate(
+            chosen_model(name), method, lines, kl, quantile=quantile, max_new_tokens=max_new_tokens, chat_template=chat
+        )
+        keep(found.method, folder)
+        say(f"{found}\nKept in {folder}: `odesteer-tl generate {folder} PROMPT` needs no --T.")
+
+
+@app.command()
+def generate(
+    folder: options.Folder,
+    prompt: options.Prompts,
+    T: options.IntegrationTime = None,
+    relative_T: options.RelativeTime = None,
+    model: options.OtherModelName = None,
+    max_new_tokens: options.MaxNewTokens = 40,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
+    chat: options.Chat = False,
+) -> None:
+    """Continue prompts with a fitted method, and print the unsteered continuation beside it."""
+    with command_output() as say:
+        if T is not None and relative_T is not None:
+            raise ValueError("Give either --T or --relative-T; got both.")
+        import odesteer_tl as ot
+
+        method, name = saved_method(folder, model)
+        if T is None and relative_T is None and not carries_strength(method):
+            raise ValueError(
+                f"Give either --T or --relative-T: the method in {folder} carries no strength. `odesteer-tl calibrate "
+                f"{folder} PROMPTS` finds one."
+            )
+        loaded = chosen_model(name)
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "chat_template": chat}
+        if temperature is not None or top_p is not None:
+            sampling |= {"do_sample": True, "top_p": top_p, "temperature": 1.0 if temperature is None else temperature}
+        # Steered first: a method that does not fit the model raises before anything is generated.
+        steered = ot.generate(loaded, prompt, method, T, relative_T=relative_T, **sampling)
+        plain = ot.generate(loaded, prompt, **sampling)
+        for unsteered_text, steered_text in zip(plain.texts, steered.texts, strict=True):
+            say(f"unsteered  {unsteered_text}\nsteered    {steered_text}\n")
+
+
+def _beginnings(desired: list[str], undesired: list[str]) -> list[str]:
+    """The first words of some texts of both sides."""
+    words = [text.split() for side in (desired, undesired) for text in side[:PROMPTS]]
+    return [" ".join(text[: min(max(len(text) // 4, FEWEST_WORDS), MOST_WORDS)]) for text in words]
+
+
+def _learned_from(fitted: Any) -> str:
+    """The data on which a value network was trained, as text for the message."""
+    return f", its value network trained on {fitted.trained_on}" if hasattr(fitted, "trained_on") else ""

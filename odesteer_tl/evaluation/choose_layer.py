@@ -1,0 +1,243 @@
+"""`choose_layer`: at which layer, and from which tokens, a method steers most for a given KL."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer_tl._progress import bar
+from odesteer_tl._shapes import Position
+from odesteer_tl.backends.collect import collect_layers
+from odesteer_tl.backends.model_info import layers_of
+from odesteer_tl.backends.tokenize import ChatTemplate, Texts, tokenise, tokenise_answers
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.evaluation.crossing import near_crossing
+from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
+from odesteer_tl.evaluation.strength_search import check_budget, search_of
+from odesteer_tl.flows.barriers import auc
+from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
+
+FEWEST = 8
+"""The least number of texts a side: two of them are held out then."""
+JUDGED, LENGTH = 24, 32
+"""How many held-out texts a side are judged by the shift, and by how many tokens of each."""
+BEHIND = 0.15
+"""A candidate whose AUC is that far below the best, and two standard errors, is not steered by."""
+
+
+def choose_layer(
+    model: Any,
+    desired: Texts,
+    undesired: Texts,
+    method: Any = ODESteer,
+    *,
+    layers: Iterable[int] | None = None,
+    positions: Sequence[Position] = ("last", "mean"),
+    kl: float = 0.1,
+    queries: Texts | None = None,
+    paired: bool = False,
+    chat_template: ChatTemplate = False,
+    system: str | None = None,
+    prepend_bos: bool | None = None,
+    batch_size: int = 24,
+    seed: int = 0,
+    progress: bool | None = None,
+    blocks: Any = None,
+) -> LayerChoice:
+    """The layer and reading position at which `method`, fitted there, steers most at `kl` nats.
+
+        choice = ot.choose_layer(model, desired, undesired, method=ot.ODESteer)
+        method = ot.calibrate(model, choice.method, prompts).method
+        print(choice)                                                       # all candidates, with the reasons
+
+    A quarter of the texts is held out. Everywhere the method is fitted on the others, and the AUC of its h on the
+    held-out texts screens: what is .15, and two standard errors, below the best is left out. The others steer held-out
+    texts, teacher-forced and without generation, at the strength that spends `kl` nats of KL(unsteered ‖ steered)
+    there, and are ranked by the shift, Δ log p(desired) − Δ log p(undesired) in nats. The neighbours of the best layer
+    are tried after that, and the method is fitted once more, on all texts, at the best place.
+
+    `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
+    None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
+    `chat_template`, `system`, `prepend_bos` and `blocks` as for `collect`; with `queries` the answers are steered and
+    judged, else what follows the first quarter of a text. `seed` decides what is held out.
+
+    Raises ValueError for fewer than 8 texts a side, position "all", a method of several sites, where nowhere a strength
+    spends the budget, and as `collect` and the fit do. Warns where the best shift is not above 0 by two standard
+    errors.
+    """
+    start = time.perf_counter()
+    check_budget(kl, "above 0")
+    fit: Callable[[ContrastiveActivations], Any] = method.fit if isinstance(method, type) else method
+    depth, styles = layers_of(model, blocks), (chat_template, system, prepend_bos)
+    wanted = _spread(depth) if layers is None else sorted(set(layers))
+    if not positions or "all" in positions:
+        raise ValueError(f'positions are "last", "mean" or indices, one activation per text; got {positions!r}.')
+    pairs = paired or queries is not None
+    left, right, lengths = _token_rows(model, desired, undesired, queries, *styles)
+    held = _held_out(len(left), len(right), pairs, seed)
+    judged = [torch.nonzero(side).flatten()[:JUDGED].tolist() for side in held]
+    texts = _judged_texts(model, left, right, lengths, judged, blocks)
+    more = range(depth) if layers is None else wanted  # neighbours of the best are read in the same pass
+    read: dict[tuple[int, Position], ContrastiveActivations] = {}
+    for position in positions:
+        of_layers = collect_layers(
+            model, desired, undesired, more, queries=queries, position=position, paired=paired, progress=progress,
+            chat_template=chat_template, system=system, prepend_bos=prepend_bos, batch_size=batch_size, blocks=blocks,
+        )  # fmt: skip
+        read |= {(acts.layer, position): acts for acts in of_layers if acts.layer is not None}
+    found: dict[tuple[int, Position], Candidate] = {}
+    fitted: dict[tuple[int, Position], Method] = {}
+    near: float | None = None
+
+    def screen(places: list[tuple[int, Position]]) -> list[tuple[int, Position]]:
+        for place in places:
+            acts = read[place]
+            fitted[place] = _checked(fit(acts._take(~held[0], ~held[1])))
+            found[place] = Candidate(*place, *_auc(fitted[place], acts._take(*held)))
+        return [place for place in places if not _is_behind(found[place], found.values())]
+
+    def steer(places: Iterable[tuple[int, Position]], label: str) -> None:
+        nonlocal near
+        for place in bar(list(places), label=label, progress=progress):
+            found[place], near = _shifted(found[place], fitted[place], texts, len(judged[0]), pairs, kl, near)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
+        everywhere: list[tuple[int, Position]] = [(layer, position) for position in positions for layer in wanted]
+        steer(screen(everywhere), "Steering held-out texts")
+        best = _best(found, kl)
+        if layers is None:
+            step = max(1, wanted[1] - wanted[0]) if len(wanted) > 1 else 1
+            beside = {best.layer + sign * k for k in (1, step // 2) for sign in (-1, 1) if k > 0}
+            new: list[tuple[int, Position]] = [(at, best.position) for at in sorted(beside) if 0 <= at < depth - 1]
+            steer(screen([place for place in new if place not in found]), "Steering at neighbouring layers")
+            best = _best(found, kl)
+    if best.shift is not None and best.shift_error is not None and best.shift < 2 * best.shift_error:
+        warnings.warn(
+            f"The best shift, {best.shift:+.2f} ± {best.shift_error:.2f} nats, is not above 0 by two standard errors: "
+            "these texts may not hold what you want to steer, or are too few. Look at the table of the candidates.",
+            stacklevel=2,
+        )
+    acts = read[best.layer, best.position]
+    ordered = tuple(found[place] for place in sorted(found, key=lambda place: (str(place[1]), place[0])))
+    seconds = time.perf_counter() - start
+    return LayerChoice(best.layer, best.position, fit(acts), acts, ordered, float(kl), len(judged[0]), seconds)
+
+
+def _spread(depth: int) -> list[int]:
+    """About eight layers from a sixth of the way to the last but one."""
+    first, step = depth // 6, max(1, round(depth / 10))
+    return list(range(first, max(depth - 1, first + 1), step))
+
+
+def _token_rows(
+    model: Any, desired: Texts, undesired: Texts, queries: Texts | None, chat: Any, system: Any, bos: bool | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The tokens of every text of both sides, and how many of them come before what is steered, per side."""
+    style = {"chat_template": chat, "system": system, "prepend_bos": bos}
+    sides, lengths = [], []
+    for side in (desired, undesired):
+        if queries is None:
+            texts = tokenise(model, side, **style)
+            starts = (texts.mask.sum(1).clamp_max(LENGTH) // 4).clamp_min(1)
+        else:
+            texts, starts = tokenise_answers(model, queries, side, **style)
+        sides.append([row[mask] for row, mask in zip(*texts, strict=True)])
+        lengths.append(starts)
+    return sides[0], sides[1], lengths
+
+
+def _held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[Tensor, Tensor]:
+    """Which texts of each side are held out: a quarter, the same numbers of both sides where they are pairs."""
+    if min(n_desired, n_undesired) < FEWEST:
+        raise ValueError(
+            f"choose_layer holds out a quarter of the texts and needs at least {FEWEST} a side, got {n_desired} and "
+            f"{n_undesired}. Give more, or choose the layer yourself, as in layer=6."
+        )
+    generator, masks = torch.Generator().manual_seed(seed), []
+    for count in (n_desired, n_undesired):
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[torch.randperm(count, generator=generator)[: count // 4]] = True
+        masks.append(mask)
+    return masks[0], masks[0] if pairs else masks[1]
+
+
+def _judged_texts(
+    model: Any, left: list[Tensor], right: list[Tensor], lengths: list[Tensor], judged: list[list[int]], blocks: Any
+) -> SteeredTexts:
+    """The beginnings of the judged texts, the desired ones first."""
+    rows, starts = [], []
+    for side, starts_of, numbers in zip((left, right), lengths, judged, strict=True):
+        for number in numbers:
+            starts.append(int(starts_of[number]))
+            rows.append(side[number][: starts[-1] + LENGTH])
+    return SteeredTexts.given(model, rows, torch.tensor(starts), blocks)
+
+
+def _checked(method: Any) -> Method:
+    if not isinstance(method, PointwiseMethod):
+        raise ValueError(
+            f"choose_layer compares methods that are fitted on activations of one site; got a {type(method).__name__}."
+        )
+    return method
+
+
+def _auc(method: Method, held: ContrastiveActivations) -> tuple[float | None, float | None]:
+    """The AUC of h and its standard error (Hanley & McNeil 1982); None where there is no h."""
+    barrier = method.to(dtype=torch.float64).barrier
+    if barrier is None:
+        return None, None
+    area = auc(barrier, held.desired.double(), held.undesired.double())
+    n, m = len(held.desired), len(held.undesired)
+    of_desired, of_undesired = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (n - 1) * (of_desired - area**2) + (m - 1) * (of_undesired - area**2)
+    return area, max(spread / (n * m), 0.0) ** 0.5
+
+
+def _is_behind(one: Candidate, others: Iterable[Candidate]) -> bool:
+    """Whether the AUC is below the best by more than `BEHIND`, and than two standard errors of the difference."""
+    best = max((other for other in others if other.auc is not None), key=lambda other: other.auc or 0.0, default=one)
+    if one.auc is None or best.auc is None or one.auc_error is None or best.auc_error is None:
+        return False
+    return best.auc - one.auc > max(BEHIND, 2 * (one.auc_error**2 + best.auc_error**2) ** 0.5)
+
+
+def _shifted(
+    place: Candidate, method: Method, texts: SteeredTexts, n_desired: int, pairs: bool, kl: float, near: float | None
+) -> tuple[Candidate, float | None]:
+    """The candidate with its shift at the budget, and its displacement over ‖a‖, where the search for the next one
+    begins; without a shift where no strength spends the budget."""
+    search, gains = search_of(method, None), {}
+
+    def measure(value: float) -> float:
+        costs, gained = texts.costs_and_gains(search.pairs, [value], batch_size=JUDGED)
+        gains[value] = gained[0]
+        return float(costs.mean())
+
+    norm, speed = method.origin.typical_norm, method.speed
+    unit = 1.0 if search.sought == "relative_T" else None if not norm or not speed else norm / speed
+    guess = search.guess if near is None or unit is None else near * unit
+    value = near_crossing(measure, kl, guess, search.most)
+    if value is None:
+        return place, near
+    high, low = gains[value][:n_desired], gains[value][n_desired:]
+    if pairs:
+        error = float((high - low).std() / len(high) ** 0.5)
+    else:
+        error = float((high.var() / len(high) + low.var() / len(low)) ** 0.5)
+    ((_, strength),) = search.pairs(value)
+    shift = float(high.mean() - low.mean())
+    found = replace(place, shift=shift, shift_error=error, strength=strength, kl=kl)
+    return found, near if unit is None else value / unit
+
+
+def _best(found: dict[tuple[int, Position], Candidate], kl: float) -> Candidate:
+    measured = [one for one in found.values() if one.shift is not None]
+    if not measured:
+        raise ValueError(f"Nowhere does a strength spend {kl:g} nats of KL: give another budget, kl=, or method.")
+    return max(measured, key=lambda one: one.shift or 0.0)
