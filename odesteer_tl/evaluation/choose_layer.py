@@ -1,4 +1,4 @@
-"""`choose_layer`: at which layer, and from which tokens, a method steers most for a given KL."""
+"""`choose_layer`: at which layer, and from which tokens, a method is shown to steer most at a given KL."""
 
 import time
 import warnings
@@ -49,7 +49,7 @@ def choose_layer(
     progress: bool | None = None,
     blocks: Any = None,
 ) -> LayerChoice:
-    """The layer and reading position at which `method`, fitted there, steers most at `kl` nats.
+    """The layer and reading position at which `method`, fitted there, is shown to steer most at `kl` nats.
 
         choice = ot.choose_layer(model, desired, undesired, method=ot.ODESteer)
         method = ot.calibrate(model, choice.method, prompts).method
@@ -58,8 +58,9 @@ def choose_layer(
     A quarter of the texts is held out. Everywhere the method is fitted on the others, and the AUC of its h on the
     held-out texts screens: what is .15, and two standard errors, below the best is left out. The others steer held-out
     texts, teacher-forced and without generation, at the strength that spends `kl` nats of KL(unsteered ‖ steered)
-    there, and are ranked by the shift, Δ log p(desired) − Δ log p(undesired) in nats. The neighbours of the best layer
-    are tried after that, and the method is fitted once more, on all texts, at the best place.
+    there, and are ranked by the shift, Δ log p(desired) − Δ log p(undesired) in nats, less two standard errors: the
+    largest of many noisy shifts would mostly be luck. The neighbours of the best layer are tried after that, and the
+    method is fitted once more, on all texts, at the best place.
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
@@ -240,4 +241,4 @@ def _best(found: dict[tuple[int, Position], Candidate], kl: float) -> Candidate:
     measured = [one for one in found.values() if one.shift is not None]
     if not measured:
         raise ValueError(f"Nowhere does a strength spend {kl:g} nats of KL: give another budget, kl=, or method.")
-    return max(measured, key=lambda one: one.shift or 0.0)
+    return max(measured, key=lambda one: one.shown)

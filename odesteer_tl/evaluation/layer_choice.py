@@ -28,6 +28,13 @@ class Candidate:
     strength: Strength | None = None
     kl: float | None = None
 
+    @property
+    def shown(self) -> float:
+        """The shift less two standard errors, by which candidates are ranked; −inf where it was not measured."""
+        if self.shift is None or self.shift_error is None:
+            return -math.inf
+        return self.shift - 2 * self.shift_error
+
 
 @dataclass(frozen=True, eq=False)
 class LayerChoice:

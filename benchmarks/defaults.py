@@ -1,0 +1,190 @@
+"""Where to read and steer, at one budget of KL: the whole grid, and what `ot.choose_layer` takes of it.
+
+    python scripts/get_smollm2.py smollm2
+    python benchmarks/defaults.py smollm2 --data DATA [--axes sentiment toxicity truthfulness] [--seeds 1]
+
+`DATA` holds rotten_tomatoes/rt-polarity.{pos,neg}, paradetox/paradetox.tsv and truthfulqa/TruthfulQA.csv. A method is
+fitted at every layer and reading position on the texts of an axis. At the strength that spends the budget on the pairs
+of a judge, on which nothing was fitted, the shift is Δ log p(desired answer) − Δ log p(undesired answer) in nats, mean
+and standard error over the pairs. The judges: minimal pairs of the embedded grammar for sentiment, held-out pairs for
+the other two axes. Below each grid: the shift at the place that `choose_layer` takes, over the largest of the grid, and
+the rank correlation of the held-out AUC with the shift.
+"""
+
+import argparse
+import csv
+import json
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+
+import odesteer_tl as ot
+from odesteer_tl.backends.model_info import layers_of
+from odesteer_tl.backends.tokenize import tokenise_answers
+from odesteer_tl.evaluation.crossing import near_crossing
+from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.strength_search import search_of
+from odesteer_tl.flows.barriers import auc
+
+METHODS = {"CAA": ot.CAA, "ODESteer": ot.ODESteer}
+FIT, HELD_OUT, JUDGED = 150, 50, 50
+"""Texts a side to fit on, texts a side for the AUC, and pairs to judge by."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Texts to fit on and for the AUC (desired, undesired), and the judge's queries and answers."""
+
+    fit: tuple[list[str], list[str]]
+    held_out: tuple[list[str], list[str]]
+    judge: tuple[list[str], list[str], list[str]]
+
+
+def sentiment(data: Path, chance: random.Random) -> Axis:
+    """Excerpts of reviews; the judge is the embedded grammar."""
+    sides = []
+    for name in ("pos", "neg"):
+        file = data / "rotten_tomatoes" / f"rt-polarity.{name}"
+        sides.append(chance.sample(file.read_text(encoding="latin-1").splitlines(), FIT + HELD_OUT))
+    pairs = chance.sample(ot.load_demo().pairs, JUDGED)
+    return _axis(sides, [(pair["query"], pair["desired"], pair["undesired"]) for pair in pairs])
+
+
+def toxicity(data: Path, chance: random.Random) -> Axis:
+    """Sentences and their polite rewrites, after two words that say nothing."""
+    with (data / "paradetox" / "paradetox.tsv").open(encoding="utf-8", newline="") as file:
+        rows = [(row["neutral1"], row["toxic"]) for row in csv.DictReader(file, delimiter="\t") if row["neutral1"]]
+    rows = chance.sample(rows, FIT + HELD_OUT + JUDGED)
+    sides = [[row[side] for row in rows[JUDGED:]] for side in (0, 1)]
+    return _axis(sides, [("They wrote:", f" {polite}", f" {toxic}") for polite, toxic in rows[:JUDGED]])
+
+
+def truthfulness(data: Path, chance: random.Random) -> Axis:
+    """Questions with the best and the first wrong answer."""
+    with (data / "truthfulqa" / "TruthfulQA.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = [
+            (
+                f"Q: {row['Question']}\nA:",
+                f" {row['Best Answer']}",
+                f" {row['Incorrect Answers'].split(';')[0].strip()}",
+            )
+            for row in csv.DictReader(file)
+        ]
+    rows = chance.sample(rows, FIT + HELD_OUT + JUDGED)
+    sides = [[row[0] + row[side] for row in rows[JUDGED:]] for side in (1, 2)]
+    return _axis(sides, rows[:JUDGED])
+
+
+AXES: dict[str, Callable[[Path, random.Random], Axis]] = {
+    "sentiment": sentiment, "toxicity": toxicity, "truthfulness": truthfulness,
+}  # fmt: skip
+
+
+def _axis(sides: list[list[str]], judge: list[tuple[str, str, str]]) -> Axis:
+    queries, desired, undesired = map(list, zip(*judge, strict=True))
+    return Axis((sides[0][:FIT], sides[1][:FIT]), (sides[0][FIT:], sides[1][FIT:]), (queries, desired, undesired))
+
+
+def judge_of(model: Any, judge: tuple[list[str], list[str], list[str]]) -> SteeredTexts:
+    """The judge's texts, the desired ones first; their answers are steered."""
+    queries, *answers = judge
+    rows, starts = [], []
+    for side in answers:
+        texts, lengths = tokenise_answers(model, queries, side)
+        rows += [row[mask] for row, mask in zip(*texts, strict=True)]
+        starts.append(lengths)
+    return SteeredTexts.given(model, rows, torch.cat(starts))
+
+
+def shift_of(judge: SteeredTexts, method: Any, kl: float) -> tuple[float, float] | None:
+    """The shift over the judge's pairs at the budget, and its standard error; None where nothing spends it."""
+    search, gains = search_of(method, None), {}
+
+    def measure(value: float) -> float:
+        costs, gained = judge.costs_and_gains(search.pairs, [value], batch_size=25)
+        gains[value] = gained[0]
+        return float(costs.mean())
+
+    value = near_crossing(measure, kl, search.guess, search.most, tries=8)
+    if value is None:
+        return None
+    desired, undesired = gains[value].chunk(2)
+    return float((desired - undesired).mean()), float((desired - undesired).std() / len(desired) ** 0.5)
+
+
+def main() -> None:
+    """Print a grid and its summary for every axis, method and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder, a .gguf file or a Hugging Face name")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--positions", nargs="+", default=["last", "mean"])
+    parser.add_argument("--layers", nargs="+", type=int, help="default: eight, evenly spaced")
+    parser.add_argument("--kl", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", "At blocks", UserWarning)  # sinks are left out, and that is said once a call
+    model = ot.load_model(args.model, library="huggingface")
+    depth = layers_of(model)
+    layers = args.layers or [round(depth * k / 9) for k in range(1, 9)]
+    print(f"{args.model}, budget {args.kl} nats, {FIT} texts a side, {JUDGED} pairs, torch {torch.__version__}")
+    results = []
+    for seed in range(args.seeds):
+        for axis_name in args.axes:
+            axis = AXES[axis_name](args.data, random.Random(seed))
+            judge = judge_of(model, axis.judge)
+            read = {}
+            for position in args.positions:
+                fits, held = (
+                    ot.collect_layers(model, *sides, layers, position=position) for sides in (axis.fit, axis.held_out)
+                )
+                read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
+            for name in args.methods:
+                results.append(grid(model, METHODS[name], name, axis_name, seed, axis, judge, read, args.kl))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+def grid(
+    model: Any, fitter: Any, name: str, axis_name: str, seed: int, axis: Axis, judge: SteeredTexts, read: Any, kl: float
+) -> dict[str, Any]:
+    """One grid, printed, and its numbers."""
+    print(f"\n{axis_name}, {name}, seed {seed}\nlayer  position  AUC   shift")
+    cells = {}
+    for (layer, position), (acts, out) in read.items():
+        method = fitter.fit(acts)
+        area = auc(method.to(dtype=torch.float64).barrier, out.desired.double(), out.undesired.double())
+        shift = shift_of(judge, method, kl)
+        cells[layer, position] = area, shift
+        said = "spends it nowhere" if shift is None else f"{shift[0]:+.2f} ± {shift[1]:.2f}"
+        print(f"{layer:>5}  {position:<8}  {area:.2f}  {said}", flush=True)
+    measured = {place: (area, shift) for place, (area, shift) in cells.items() if shift is not None}
+    best = max(measured, key=lambda place: measured[place][1][0])
+    correlation: Any = spearmanr([area for area, _ in measured.values()], [shift[0] for _, shift in measured.values()])
+    rank = float(correlation.statistic)
+    choice = ot.choose_layer(model, *axis.fit, fitter, kl=kl, seed=seed)
+    chosen = shift_of(judge, choice.method, kl) or (float("nan"), float("nan"))
+    top = measured[best][1]
+    print(
+        f"best of the grid: layer {best[0]}, {best[1]}, {top[0]:+.2f} ± {top[1]:.2f}\n"
+        f"choose_layer: layer {choice.layer}, {choice.position}, {chosen[0]:+.2f} ± {chosen[1]:.2f}, "
+        f"{chosen[0] / top[0]:.0%} of it, in {choice.seconds:.0f} s\nrank correlation of AUC and shift: {rank:+.2f}",
+        flush=True,
+    )
+    return {
+        "axis": axis_name, "method": name, "seed": seed, "rank_correlation": rank,
+        "cells": [[*place, area, *(shift or (None, None))] for place, (area, shift) in cells.items()],
+        "chosen": [choice.layer, choice.position, *chosen], "best": [*best, *top],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
