@@ -9,12 +9,16 @@ Where the Hub can be reached, HuggingFaceTB/SmolLM2-135M-Instruct is the same mo
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers, which a log shows line after line
 
 import odesteer_tl as ot
 

@@ -3,16 +3,20 @@
     python scripts/get_smollm2.py smollm2 && python tests/real_model.py smollm2
 
 It reads, steers and generates with CAA, ITI and ODESteer half-way up, answers through the chat template, and finds a
-strength. Prints a line per library and method; raises AssertionError where logits are off by more than 1e-3 of the
-largest, where steering moves none by .1, or where tokens differ. `.ci/run` calls it; its figures are in docs/parity.md.
+strength. Prints a line per library and method. Raises AssertionError where logits are off by more than 1e-3 of the
+largest, where steering moves none by .1, or where tokens differ. `.ci/run` calls it.
 """
 
+import os
 import sys
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
+
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers, which a log shows line after line
 
 import odesteer_tl as ot
 

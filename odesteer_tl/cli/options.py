@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -94,7 +94,7 @@ Out = Annotated[Path, Argument(parser=values.output, metavar="OUT", help="Folder
 Folder = Annotated[Path, Argument(parser=values.path, metavar="FOLDER", help="Folder that `fit` wrote.")]
 Prompts = Annotated[list[str], Argument(parser=values.text, metavar="PROMPT...", help="One or more prompts.")]
 Position = Annotated[
-    str | None,
+    Any,  # a name, an index, or None
     Option(
         parser=values.position,
         metavar="WHERE",

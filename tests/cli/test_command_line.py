@@ -32,7 +32,8 @@ WHOLE, REAL = (
     ["²", "1.5", "", "one", "nan", "9" * 30, "9" * 5000, "-9"],
     ["nan", "inf", "-inf", "1e999", "²", "", "one"],
 )
-FIT, GENERATE = ["fit", "good.txt", "bad.txt", "out", "--layer", "1"], ["generate", "method", "the film", "--T", "1"]
+FIT = ["fit", "good.txt", "bad.txt", "out", "--layer", "1", "--no-calibrate"]
+GENERATE = ["generate", "method", "the film", "--T", "1"]
 OPTIONS = {
     "--layer": (["demo"], WHOLE), "--seed": (["demo"], WHOLE), "--seeds": (["compare"], [*WHOLE, "0", "1001"]),
     "--position": (FIT, ["²", "", "1.5", "first", "--1", "9" * 30]), "--max-new-tokens": (GENERATE, [*WHOLE, "0"]),
@@ -246,8 +247,8 @@ def test_pairs_are_counted_before_a_model_reads_them(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [[], ["--T", "1", "--relative-T", "1"]])
-def test_one_strength_is_asked_for_before_anything_is_loaded(words, method, capsys, monkeypatch):
-    monkeypatch.setattr(ot, "load", lambda *_: pytest.fail("worked for nothing"))
+def test_one_strength_is_asked_for_before_a_model_is_loaded(words, method, capsys, monkeypatch):
+    monkeypatch.setattr(ot, "load_demo", lambda: pytest.fail("worked for nothing"))
     refused(capsys, [*GENERATE[:3], *words], "Give either --T or --relative-T")
 
 
