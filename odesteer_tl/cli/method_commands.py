@@ -13,9 +13,10 @@ from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.saved_methods import carries_strength, saved_method
 from odesteer_tl.cli.streams import command_output
 from odesteer_tl.cli.text_files import check_readable, lines_of
+from odesteer_tl.evaluation.judged_texts import FEWEST
 
-PROMPTS, FEWEST_WORDS, MOST_WORDS = 12, 3, 8
-"""Of how many texts a side `fit` takes the beginnings as prompts to calibrate on, and how many words of each."""
+PROMPTS, FEWEST_WORDS, MOST_WORDS, MOST_CHARACTERS = 12, 3, 8, 80
+"""Of how many texts a side `fit` takes the beginnings as prompts to calibrate on, and how much of each."""
 
 
 @app.command()
@@ -46,6 +47,10 @@ def fit(
         query_lines = None if queries is None else lines_of(queries, aligned)
         sides = lines_of(desired, aligned), lines_of(undesired, aligned)
         prompt_lines = None if prompts is None else lines_of(prompts)
+        if layer is None and position == "all":
+            raise ValueError("--position all needs --layer: layers are compared by one activation per text.")
+        if layer is None and min(map(len, sides)) < FEWEST:
+            raise ValueError(f"Fewer than {FEWEST} texts on a side do not show which layer is best: give --layer.")
         import odesteer_tl as ot
         from odesteer_tl.methods.registry import registered
 
@@ -94,6 +99,7 @@ def calibrate(
 ) -> None:
     """Find the strength at which a fitted method spends a budget of KL on your prompts, and keep it in the folder."""
     with command_output() as say:
+        check_output(folder)
         check_readable(prompts)
         lines = lines_of(prompts)
         import odesteer_tl as ot
@@ -145,7 +151,8 @@ def generate(
 def _beginnings(desired: list[str], undesired: list[str]) -> list[str]:
     """The first words of some texts of both sides."""
     words = [text.split() for side in (desired, undesired) for text in side[:PROMPTS]]
-    return [" ".join(text[: min(max(len(text) // 4, FEWEST_WORDS), MOST_WORDS)]) for text in words]
+    beginnings = [" ".join(text[: min(max(len(text) // 4, FEWEST_WORDS), MOST_WORDS)]) for text in words]
+    return [beginning[:MOST_CHARACTERS] for beginning in beginnings]  # some languages have no spaces
 
 
 def _learned_from(fitted: Any) -> str:

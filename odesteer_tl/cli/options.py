@@ -129,7 +129,7 @@ Quantile = Annotated[
         help="Budget a quantile of the tokens, such as 0.95, and not their mean.",
     ),
 ]
-Chat = Annotated[bool, Option("--chat", help="Put prompts and queries into the model's chat template.")]
+Chat = Annotated[bool, Option("--chat", help="Put prompts, and queries or else texts, into the chat template.")]
 Paired = Annotated[bool, Option("--paired", help="Line i of both files answers the same query.")]
 IntegrationTime = Annotated[
     float | None, Option("--T", parser=values.number(-MAX_TIME, MAX_TIME), metavar="NUMBER", help="Integration time.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from odesteer_tl._shapes import Samples
-from odesteer_tl.backends.checks import check_layer
+from odesteer_tl.backends.checks import check_layer, real_number
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.model_info import model_name_of
 from odesteer_tl.backends.outputs import Generation
@@ -33,7 +33,7 @@ def calibrate(
     prompts: Texts,
     kl: Any = 0.1,
     *,
-    quantile: float | None = None,
+    quantile: Any = None,
     relative: bool | None = None,
     positions: Positions = "decoding",
     layer: int | None = None,
@@ -62,8 +62,10 @@ def calibrate(
     """
     start = time.perf_counter()
     check_budget(kl)
-    if quantile is not None and not 0 < quantile < 1:
+    if quantile is not None and not 0 < real_number("quantile", quantile) < 1:
         raise ValueError(f"quantile lies between 0 and 1, as 0.95 does; got {quantile}.")
+    if isinstance(method, Layers) and all(isinstance(part, Calibrated) for part in method.parts):
+        method = method.parts  # a list that was calibrated: one factor for the strengths that its parts carry
     search = search_for_factor(method, layer) if isinstance(method, Sequence) else search_of(method, relative)
     if layer is not None:
         check_layer(model, layer, blocks)
@@ -89,6 +91,12 @@ def calibrate(
         )  # fmt: skip
 
     if kl == 0:
+        cost = float(texts.divergences(search.pairs, [0.0], batch_size).mean())
+        if cost > 1e-6:
+            raise ValueError(
+                f"{search.name} is not off at 0: it spends {cost:.3g} nats there, as a closed loop does. Give a larger "
+                "budget, kl=."
+            )
         return found(0.0, 0.0, True, (), 0)
     read = _read(texts, search, layer, batch_size)
     curve: dict[float, Measured] = {}

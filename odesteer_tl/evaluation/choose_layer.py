@@ -7,25 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from odesteer_tl._progress import bar
 from odesteer_tl._shapes import Position
+from odesteer_tl.backends.chat_templates import Systems, Templates
+from odesteer_tl.backends.checks import whole_number
 from odesteer_tl.backends.collect import collect_layers
 from odesteer_tl.backends.model_info import layers_of
-from odesteer_tl.backends.tokenize import ChatTemplate, Texts, tokenise, tokenise_answers
+from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.evaluation.crossing import near_crossing
+from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.judged_texts import JUDGED, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
 from odesteer_tl.evaluation.strength_search import check_budget, search_of
 from odesteer_tl.flows.barriers import auc
 from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
 
-FEWEST = 8
-"""The least number of texts a side: two of them are held out then."""
-JUDGED, LENGTH = 24, 32
-"""How many held-out texts a side are judged by the shift, and by how many tokens of each."""
 BEHIND = 0.15
 """A candidate whose AUC is that far below the best, and two standard errors, is not steered by."""
 
@@ -36,13 +34,13 @@ def choose_layer(
     undesired: Texts,
     method: Any = ODESteer,
     *,
-    layers: Iterable[int] | None = None,
-    positions: Sequence[Position] = ("last", "mean"),
+    layers: Iterable[int] | int | None = None,
+    positions: Sequence[Position] | Position = ("last", "mean"),
     kl: float = 0.1,
     queries: Texts | None = None,
     paired: bool = False,
-    chat_template: ChatTemplate = False,
-    system: str | None = None,
+    chat_template: Templates = False,
+    system: Systems = None,
     prepend_bos: bool | None = None,
     batch_size: int = 24,
     seed: int = 0,
@@ -64,8 +62,9 @@ def choose_layer(
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
-    `chat_template`, `system`, `prepend_bos` and `blocks` as for `collect`; with `queries` the answers are steered and
-    judged, else what follows the first quarter of a text. `seed` decides what is held out.
+    `chat_template`, `system`, `prepend_bos` and `blocks` as for `collect`. With `queries` the beginnings of the answers
+    are steered and judged, else what follows the first tokens of a text, after those that all texts share; on both
+    sides equally many tokens, 32 at most. `seed` decides what is held out.
 
     Raises ValueError for fewer than 8 texts a side, position "all", a method of several sites, where nowhere a strength
     spends the budget, and as `collect` and the fit do. Warns where the best shift is not above 0 by two standard
@@ -73,16 +72,20 @@ def choose_layer(
     """
     start = time.perf_counter()
     check_budget(kl, "above 0")
-    fit: Callable[[ContrastiveActivations], Any] = method.fit if isinstance(method, type) else method
-    depth, styles = layers_of(model, blocks), (chat_template, system, prepend_bos)
-    wanted = _spread(depth) if layers is None else sorted(set(layers))
-    if not positions or "all" in positions:
-        raise ValueError(f'positions are "last", "mean" or indices, one activation per text; got {positions!r}.')
+    fit, depth = _fit_of(method), layers_of(model, blocks)
+    given = [layers] if isinstance(layers, int) else layers
+    wanted = _spread(depth) if given is None else sorted({whole_number("layer", layer, 0) for layer in given})
+    positions = (positions,) if isinstance(positions, (str, int)) else tuple(positions)
+    if not wanted or not positions or "all" in positions:
+        raise ValueError(
+            'choose_layer needs layers, and positions that are "last", "mean" or indices, one token a text; got '
+            f"layers={wanted}, positions={positions}."
+        )
     pairs = paired or queries is not None
-    left, right, lengths = _token_rows(model, desired, undesired, queries, *styles)
-    held = _held_out(len(left), len(right), pairs, seed)
-    judged = [torch.nonzero(side).flatten()[:JUDGED].tolist() for side in held]
-    texts = _judged_texts(model, left, right, lengths, judged, blocks)
+    rows, starts = token_rows(model, desired, undesired, queries, prepend_bos, chat_template, system)
+    held = held_out(len(rows[0]), len(rows[1]), pairs, seed)
+    first, second = (torch.nonzero(side).flatten()[:JUDGED].tolist() for side in held)
+    texts = judged_texts(model, rows, starts, (first, second), queries is not None, blocks)
     more = range(depth) if layers is None else wanted  # neighbours of the best are read in the same pass
     read: dict[tuple[int, Position], ContrastiveActivations] = {}
     for position in positions:
@@ -105,7 +108,9 @@ def choose_layer(
     def steer(places: Iterable[tuple[int, Position]], label: str) -> None:
         nonlocal near
         for place in bar(list(places), label=label, progress=progress):
-            found[place], near = _shifted(found[place], fitted[place], texts, len(judged[0]), pairs, kl, near)
+            found[place], near = _shifted(
+                found[place], fitted[place], texts, len(first), pairs, kl, near, min(JUDGED, batch_size)
+            )
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
@@ -118,7 +123,7 @@ def choose_layer(
             new: list[tuple[int, Position]] = [(at, best.position) for at in sorted(beside) if 0 <= at < depth - 1]
             steer(screen([place for place in new if place not in found]), "Steering at neighbouring layers")
             best = _best(found, kl)
-    if best.shift is not None and best.shift_error is not None and best.shift < 2 * best.shift_error:
+    if best.shift is not None and best.shift_error is not None and best.shift <= 2 * best.shift_error:
         warnings.warn(
             f"The best shift, {best.shift:+.2f} ± {best.shift_error:.2f} nats, is not above 0 by two standard errors: "
             "these texts may not hold what you want to steer, or are too few. Look at the table of the candidates.",
@@ -127,7 +132,9 @@ def choose_layer(
     acts = read[best.layer, best.position]
     ordered = tuple(found[place] for place in sorted(found, key=lambda place: (str(place[1]), place[0])))
     seconds = time.perf_counter() - start
-    return LayerChoice(best.layer, best.position, fit(acts), acts, ordered, float(kl), len(judged[0]), seconds)
+    return LayerChoice(
+        best.layer, best.position, fit(acts), acts, ordered, float(kl), (len(first), len(second)), seconds
+    )
 
 
 def _spread(depth: int) -> list[int]:
@@ -136,48 +143,17 @@ def _spread(depth: int) -> list[int]:
     return list(range(first, max(depth - 1, first + 1), step))
 
 
-def _token_rows(
-    model: Any, desired: Texts, undesired: Texts, queries: Texts | None, chat: Any, system: Any, bos: bool | None
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The tokens of every text of both sides, and how many of them come before what is steered, per side."""
-    style = {"chat_template": chat, "system": system, "prepend_bos": bos}
-    sides, lengths = [], []
-    for side in (desired, undesired):
-        if queries is None:
-            texts = tokenise(model, side, **style)
-            starts = (texts.mask.sum(1).clamp_max(LENGTH) // 4).clamp_min(1)
-        else:
-            texts, starts = tokenise_answers(model, queries, side, **style)
-        sides.append([row[mask] for row, mask in zip(*texts, strict=True)])
-        lengths.append(starts)
-    return sides[0], sides[1], lengths
-
-
-def _held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[Tensor, Tensor]:
-    """Which texts of each side are held out: a quarter, the same numbers of both sides where they are pairs."""
-    if min(n_desired, n_undesired) < FEWEST:
+def _fit_of(method: Any) -> Callable[[ContrastiveActivations], Any]:
+    """What fits the method. Raises ValueError for what is neither a class with a fit of activations nor a function."""
+    fit = getattr(method, "fit", None) if isinstance(method, type) else method
+    view = getattr(method, "view", None) if isinstance(method, type) else None
+    if isinstance(method, Method) or not callable(fit) or (view is not None and view.needs == "texts and the model"):
+        said = getattr(method, "__name__", type(method).__name__)
         raise ValueError(
-            f"choose_layer holds out a quarter of the texts and needs at least {FEWEST} a side, got {n_desired} and "
-            f"{n_undesired}. Give more, or choose the layer yourself, as in layer=6."
+            f"choose_layer takes a class that is fitted on activations of one site, such as ot.ODESteer, or a function "
+            f"acts → method; got {said}."
         )
-    generator, masks = torch.Generator().manual_seed(seed), []
-    for count in (n_desired, n_undesired):
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[torch.randperm(count, generator=generator)[: count // 4]] = True
-        masks.append(mask)
-    return masks[0], masks[0] if pairs else masks[1]
-
-
-def _judged_texts(
-    model: Any, left: list[Tensor], right: list[Tensor], lengths: list[Tensor], judged: list[list[int]], blocks: Any
-) -> SteeredTexts:
-    """The beginnings of the judged texts, the desired ones first."""
-    rows, starts = [], []
-    for side, starts_of, numbers in zip((left, right), lengths, judged, strict=True):
-        for number in numbers:
-            starts.append(int(starts_of[number]))
-            rows.append(side[number][: starts[-1] + LENGTH])
-    return SteeredTexts.given(model, rows, torch.tensor(starts), blocks)
+    return fit
 
 
 def _checked(method: Any) -> Method:
@@ -209,14 +185,21 @@ def _is_behind(one: Candidate, others: Iterable[Candidate]) -> bool:
 
 
 def _shifted(
-    place: Candidate, method: Method, texts: SteeredTexts, n_desired: int, pairs: bool, kl: float, near: float | None
+    place: Candidate,
+    method: Method,
+    texts: SteeredTexts,
+    n_desired: int,
+    pairs: bool,
+    kl: float,
+    near: float | None,
+    batch_size: int,
 ) -> tuple[Candidate, float | None]:
     """The candidate with its shift at the budget, and its displacement over ‖a‖, where the search for the next one
     begins; without a shift where no strength spends the budget."""
     search, gains = search_of(method, None), {}
 
     def measure(value: float) -> float:
-        costs, gained = texts.costs_and_gains(search.pairs, [value], batch_size=JUDGED)
+        costs, gained = texts.costs_and_gains(search.pairs, [value], batch_size)
         gains[value] = gained[0]
         return float(costs.mean())
 
@@ -225,7 +208,10 @@ def _shifted(
     guess = search.guess if near is None or unit is None else near * unit
     value = near_crossing(measure, kl, guess, search.most)
     if value is None:
-        return place, near
+        crossing = first_crossing(lambda values: [measure(value) for value in values], kl, guess, search.most)
+        if not crossing.reached:
+            return place, near
+        value = crossing.strength
     high, low = gains[value][:n_desired], gains[value][n_desired:]
     if pairs:
         error = float((high - low).std() / len(high) ** 0.5)

@@ -45,7 +45,7 @@ class LayerChoice:
         method = ot.calibrate(model, choice.method, prompts).method
 
     `acts`: what the method was fitted on. `budget`: the KL, in nats, at which the shifts were compared, on `held_out`
-    texts per side that were not fitted on. `seconds`: what it took.
+    texts of each side that were not fitted on. `seconds`: what it took.
     """
 
     layer: int
@@ -54,7 +54,7 @@ class LayerChoice:
     acts: ContrastiveActivations
     candidates: tuple[Candidate, ...]
     budget: float
-    held_out: int
+    held_out: tuple[int, int]
     seconds: float
 
     @property
@@ -65,7 +65,7 @@ class LayerChoice:
     def __str__(self) -> str:
         best = self.best
         said = f"Layer {self.layer}, position {self.position!r}: at {self.budget:g} nats the shift is {_signed(best)}"
-        lines = [f"{said} nats on {self.held_out} held-out texts a side ({self.seconds:.0f} s)"]
+        lines = [f"{said} nats on {self.held_out[0]} and {self.held_out[1]} held-out texts ({self.seconds:.0f} s)"]
         lines.append("layer  position      AUC          shift      strength")
         for one in self.candidates:
             auc = "no h" if one.auc is None else f"{one.auc:.2f} ± {one.auc_error:.2f}"

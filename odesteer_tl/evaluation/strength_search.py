@@ -31,9 +31,9 @@ class Search:
 
 def check_budget(kl: Any, least: str = "0 or more") -> None:
     """Raise ValueError for what is no budget of KL, in nats."""
-    number = isinstance(kl, (int, float)) and not isinstance(kl, bool) and math.isfinite(kl)
-    if not number or kl < 0 or (kl == 0 and least != "0 or more"):
-        raise ValueError(f"kl is a budget in nats, {least}, such as 0.1; got {kl}.")
+    number = math.nan if isinstance(kl, (str, bytes, bool)) or not hasattr(kl, "__float__") else float(kl)
+    if not 0 <= number < math.inf or (number == 0 and least != "0 or more"):
+        raise ValueError(f"kl is a budget in nats, {least}, such as 0.1; got {kl!r}.")
 
 
 def search_of(method: Any, relative: bool | None) -> Search:

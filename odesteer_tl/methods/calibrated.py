@@ -115,8 +115,8 @@ def without_strength(method: Any) -> Any:
 
 
 def positions_name(positions: Any) -> str:
-    """The name of a rule, as in "decoding"; other rules are not told apart."""
-    return positions if isinstance(positions, str) else "a rule without a name"
+    """The name of a rule, as in "decoding" or "slice(0, 2, None)"; masks are not told apart."""
+    return positions if isinstance(positions, str) else repr(positions) if isinstance(positions, slice) else "a mask"
 
 
 def strengths_used(method: Any, T: Any = None, relative_T: Any = None) -> Iterator[Calibrated]:

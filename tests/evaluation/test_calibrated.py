@@ -115,15 +115,18 @@ def test_a_layer_that_is_given_is_that_of_the_method(alone):
 def test_a_list_is_multiplied_by_one_factor(kind):
     model = load(kind, "llama")
     one, other = ROWS["CAA"]("llama"), ROWS["ITI, heads"]("llama")
-    given = [(one, 2.0 * one.usual_T), (other, ot.Strength(other.usual_T))]
+    given = [(one, 2.0 * one.usual_T), (other, ot.Strength(relative_T=0.5))]
     found = ot.calibrate(model, given, PROMPTS, KL, max_new_tokens=5)
     factor = found.strength.T
     assert found.sought == "factor" and f"factor = {factor:.4g} spends" in str(found)
     assert found.spent == pytest.approx(KL, rel=0.05)
-    scaled = [(one, 2.0 * one.usual_T * factor), (other, other.usual_T * factor)]
+    scaled = [(one, 2.0 * one.usual_T * factor), (other, ot.Strength(relative_T=0.5 * factor))]
     assert torch.equal(texts(model, found.method), texts(model, scaled))
     again = ot.calibrate(model, scaled, PROMPTS, KL, max_new_tokens=5)
     assert again.strength.T == pytest.approx(1, rel=0.05)  # the answer is not moved by the strengths it starts from
+    once_more = ot.calibrate(model, found.method, PROMPTS, KL, max_new_tokens=5)
+    assert once_more.sought == "factor" and once_more.strength.T == pytest.approx(1, rel=0.05)
+    assert [part.relative_T is None for part in once_more.method.parts] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(
