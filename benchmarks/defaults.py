@@ -26,9 +26,8 @@ from scipy.stats import spearmanr
 
 import odesteer_tl as ot
 from odesteer_tl.backends.model_info import layers_of
-from odesteer_tl.backends.tokenize import tokenise_answers
-from odesteer_tl.evaluation.crossing import near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.judged_texts import gains_at, token_rows
 from odesteer_tl.evaluation.strength_search import search_of
 from odesteer_tl.flows.barriers import auc
 
@@ -93,28 +92,18 @@ def _axis(sides: list[list[str]], judge: list[tuple[str, str, str]]) -> Axis:
 
 def judge_of(model: Any, judge: tuple[list[str], list[str], list[str]]) -> SteeredTexts:
     """The judge's texts, the desired ones first; their answers are steered."""
-    queries, *answers = judge
-    rows, starts = [], []
-    for side in answers:
-        texts, lengths = tokenise_answers(model, queries, side)
-        rows += [row[mask] for row, mask in zip(*texts, strict=True)]
-        starts.append(lengths)
-    return SteeredTexts.given(model, rows, torch.cat(starts))
+    queries, desired, undesired = judge
+    rows, starts = token_rows(model, desired, undesired, queries, None, False, None)
+    return SteeredTexts.given(model, [*rows[0], *rows[1]], torch.tensor([*starts[0], *starts[1]]))
 
 
 def shift_of(judge: SteeredTexts, method: Any, kl: float) -> tuple[float, float] | None:
     """The shift over the judge's pairs at the budget, and its standard error; None where nothing spends it."""
-    search, gains = search_of(method, None), {}
-
-    def measure(value: float) -> float:
-        costs, gained = judge.costs_and_gains(search.pairs, [value], batch_size=25)
-        gains[value] = gained[0]
-        return float(costs.mean())
-
-    value = near_crossing(measure, kl, search.guess, search.most, tries=8)
-    if value is None:
+    search = search_of(method, None)
+    spent = gains_at(judge, search, kl, search.guess, batch_size=25)
+    if spent is None:
         return None
-    desired, undesired = gains[value].chunk(2)
+    desired, undesired = spent[1].chunk(2)
     return float((desired - undesired).mean()), float((desired - undesired).std() / len(desired) ** 0.5)
 
 

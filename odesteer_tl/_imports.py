@@ -41,10 +41,15 @@ def _importing(trace: TracebackType | None) -> str | None:
     return None
 
 
+def shows_tracebacks() -> bool:
+    """Whether ODESTEER_TL_DEBUG asks for the traceback of every error."""
+    return os.environ.get("ODESTEER_TL_DEBUG", "") not in ("", "0")
+
+
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """As Python shows an error that nothing has caught; but failed imports end a command as any refusal does."""
     why = why_not_imported(error)
-    if why is None or os.environ.get("ODESTEER_TL_DEBUG", "") not in ("", "0"):
+    if why is None or shows_tracebacks():
         traceback.print_exception(kind, error, trace)
     if why is not None:
         print(f"Error: {why[:1000]}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """The end of a command: an exit code, and at most one line with the reason. ODESTEER_TL_DEBUG=1 adds the traceback."""
 
 import dis
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from odesteer_tl._imports import why_not_imported
+from odesteer_tl._imports import shows_tracebacks, why_not_imported
 from odesteer_tl._interrupts import raised_at_work
 from odesteer_tl.cli.messages import in_cli_words, on_one_line
 from odesteer_tl.cli.streams import PACKAGE, forget, prepare_streams, warnings_in_a_line
@@ -74,7 +73,7 @@ def _code_of(run: Callable[[], Any]) -> int:
 
 def _failed(error: BaseException) -> int:
     """Print in one line what failed, and return the exit code."""
-    debug = os.environ.get("ODESTEER_TL_DEBUG", "") not in ("", "0")
+    debug = shows_tracebacks()
     if debug:
         traceback.print_exception(error)
     why = reason(error)

@@ -61,7 +61,7 @@ def fit(
         if layer is None:
             places = ("last", "mean") if position is None else (position,)
             choice = ot.choose_layer(loaded, *sides, method_class, positions=places, kl=kl, **own)  # type: ignore[arg-type]
-            acts, fitted, tables = choice.acts, choice.method, [f"{choice}\n"]
+            acts, fitted, tables = choice.acts, choice.method, [str(choice)]
         else:
             acts = ot.collect(loaded, *sides, layer=layer, position=position or "last", **own)  # type: ignore[arg-type]
             fitted, tables = method_class.fit(acts), []
@@ -75,16 +75,15 @@ def fit(
                 start = f"It carries no strength: {error} {method_class.view.T.start}"
             else:
                 saved = calibration.method
-                tables.append(f"{calibration}\n")
+                tables.append(str(calibration))
         else:
             start = method_class.view.T.start
         keep(saved, out)
-        say(
-            "\n".join(tables)
-            + ("\n" if tables else "")
-            + f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
+        summary = (
+            f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
             f"activations at {acts.hook_name}{_learned_from(fitted)}; saved in {out}. {start}"
         )
+        say("\n\n".join([*tables, summary]))
 
 
 @app.command()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
@@ -19,12 +18,11 @@ from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.evaluation.calibration import Calibration, Measured
 from odesteer_tl.evaluation.crossing import Crossing, first_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
-from odesteer_tl.evaluation.strength_search import Search, check_budget, search_for_factor, search_of
+from odesteer_tl.evaluation.strength_search import Search, check_budget, search_for_factor, search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod
 from odesteer_tl.methods.calibrated import positions_name
 from odesteer_tl.portable.sites import Site, site_name
-from odesteer_tl.portable.strength import Strength
 
 
 def calibrate(
@@ -74,8 +72,13 @@ def calibrate(
         chat_template=chat_template, system=system, blocks=blocks,
     )  # fmt: skip
     texts = SteeredTexts.of(model, written, positions, layer, blocks)
-    spent = {"kl": float(kl), "quantile": quantile, "prompts": _hashed(written), "model_name": model_name_of(model)}
-    spent["positions"] = positions_name(positions)
+    spent = {
+        "kl": float(kl),
+        "quantile": quantile,
+        "prompts": _hashed(written),
+        "model_name": model_name_of(model),
+        "positions": positions_name(positions),
+    }
 
     def found(value: float, cost: float, monotone: bool, curve: tuple[Measured, ...], rounds: int) -> Calibration:
         parts = tuple(
@@ -83,12 +86,11 @@ def calibrate(
             for part, strength in search.pairs(value)
         )
         made = parts[0] if len(parts) == 1 and search.sought != "factor" else Layers(parts)
-        relative = search.sought == "relative_T"
-        strength, seconds = Strength(relative_T=value) if relative else Strength(value), time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        tokens, strength = int(texts.named.sum()), strength_of(search.sought, value)
         return Calibration(
-            made, strength, search.sought, float(kl), cost, True, monotone, curve, quantile, int(texts.named.sum()),
-            rounds, seconds,
-        )  # fmt: skip
+            made, strength, search.sought, float(kl), cost, True, monotone, curve, quantile, tokens, rounds, seconds
+        )
 
     if kl == 0:
         cost = float(texts.divergences(search.pairs, [0.0], batch_size).mean())
@@ -102,9 +104,7 @@ def calibrate(
     curve: dict[float, Measured] = {}
 
     def measure(values: Sequence[float]) -> list[float]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
-            divergences = texts.divergences(search.pairs, values, batch_size)
+        divergences = texts.divergences(search.pairs, values, batch_size)
         for value, own in zip(values, divergences, strict=True):
             mean, p95 = float(own.mean()), float(own.quantile(0.95))
             cost = mean if quantile is None else float(own.quantile(quantile))

@@ -16,9 +16,8 @@ from odesteer_tl.backends.collect import collect_layers
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
-from odesteer_tl.evaluation.judged_texts import JUDGED, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.judged_texts import JUDGED, gains_at, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
 from odesteer_tl.evaluation.strength_search import check_budget, search_of
 from odesteer_tl.flows.barriers import auc
@@ -112,17 +111,15 @@ def choose_layer(
                 found[place], fitted[place], texts, len(first), pairs, kl, near, min(JUDGED, batch_size)
             )
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
-        everywhere: list[tuple[int, Position]] = [(layer, position) for position in positions for layer in wanted]
-        steer(screen(everywhere), "Steering held-out texts")
+    everywhere: list[tuple[int, Position]] = [(layer, position) for position in positions for layer in wanted]
+    steer(screen(everywhere), "Steering held-out texts")
+    best = _best(found, kl)
+    if layers is None:
+        step = max(1, wanted[1] - wanted[0]) if len(wanted) > 1 else 1
+        beside = {best.layer + sign * k for k in (1, step // 2) for sign in (-1, 1) if k > 0}
+        new: list[tuple[int, Position]] = [(at, best.position) for at in sorted(beside) if 0 <= at < depth - 1]
+        steer(screen([place for place in new if place not in found]), "Steering at neighbouring layers")
         best = _best(found, kl)
-        if layers is None:
-            step = max(1, wanted[1] - wanted[0]) if len(wanted) > 1 else 1
-            beside = {best.layer + sign * k for k in (1, step // 2) for sign in (-1, 1) if k > 0}
-            new: list[tuple[int, Position]] = [(at, best.position) for at in sorted(beside) if 0 <= at < depth - 1]
-            steer(screen([place for place in new if place not in found]), "Steering at neighbouring layers")
-            best = _best(found, kl)
     if best.shift is not None and best.shift_error is not None and best.shift <= 2 * best.shift_error:
         warnings.warn(
             f"The best shift, {best.shift:+.2f} ± {best.shift_error:.2f} nats, is not above 0 by two standard errors: "
@@ -196,30 +193,21 @@ def _shifted(
 ) -> tuple[Candidate, float | None]:
     """The candidate with its shift at the budget, and its displacement over ‖a‖, where the search for the next one
     begins; without a shift where no strength spends the budget."""
-    search, gains = search_of(method, None), {}
-
-    def measure(value: float) -> float:
-        costs, gained = texts.costs_and_gains(search.pairs, [value], batch_size)
-        gains[value] = gained[0]
-        return float(costs.mean())
-
     norm, speed = method.origin.typical_norm, method.speed
+    search = search_of(method, None)
     unit = 1.0 if search.sought == "relative_T" else None if not norm or not speed else norm / speed
-    guess = search.guess if near is None or unit is None else near * unit
-    value = near_crossing(measure, kl, guess, search.most)
-    if value is None:
-        crossing = first_crossing(lambda values: [measure(value) for value in values], kl, guess, search.most)
-        if not crossing.reached:
-            return place, near
-        value = crossing.strength
-    high, low = gains[value][:n_desired], gains[value][n_desired:]
+    spent = gains_at(texts, search, kl, search.guess if near is None or unit is None else near * unit, batch_size)
+    if spent is None:
+        return place, near
+    value, gains = spent
+    high, low = gains[:n_desired], gains[n_desired:]
     if pairs:
         error = float((high - low).std() / len(high) ** 0.5)
     else:
         error = float((high.var() / len(high) + low.var() / len(low)) ** 0.5)
     ((_, strength),) = search.pairs(value)
     shift = float(high.mean() - low.mean())
-    found = replace(place, shift=shift, shift_error=error, strength=strength, kl=kl)
+    found = replace(place, shift=shift, shift_error=error, strength=strength)
     return found, near if unit is None else value / unit
 
 

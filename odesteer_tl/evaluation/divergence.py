@@ -4,6 +4,7 @@ KL(p ‖ q) = Σ p (log p − log q) in nats at every steered token, p the unste
 steered one, both after the same text: a prompt and what the unsteered model made of it.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +12,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from odesteer_tl._shapes import PerRow, Samples, TokenIds, TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.batches import read_batches
 from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.steer import steering
-from odesteer_tl.backends.tokenize import trimmed
+from odesteer_tl.backends.tokenize import left_padded, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.sites import Site
@@ -61,9 +61,7 @@ class SteeredTexts:
     def given(cls, model: Any, rows: Sequence[Tensor], prompt_lengths: PerRow, blocks: Any = None) -> "SteeredTexts":
         """Texts that somebody else wrote, token by token; those after their first `prompt_lengths` tokens are steered,
         as they would be in a generation."""
-        width = max(map(len, rows))
-        tokens = torch.stack([pad(row, (width - len(row), 0)) for row in rows])
-        mask = torch.stack([pad(torch.ones_like(row, dtype=torch.bool), (width - len(row), 0)) for row in rows])
+        tokens, mask = left_padded([row.tolist() for row in rows], filler=0)
         return cls.of(model, Generation([], [], tokens, mask, prompt_lengths, None), blocks=blocks)
 
     @torch.no_grad()
@@ -75,8 +73,7 @@ class SteeredTexts:
 
         Raises ValueError as `steering` does.
         """
-        costs = [torch.stack([_kl(batch.p, q) for q in batch.q]) for batch in self._batches(pairs, values, batch_size)]
-        return torch.cat(costs, dim=1)
+        return torch.cat([batch.costs for batch in self._batches(pairs, values, batch_size)], dim=1)
 
     @torch.no_grad()
     def costs_and_gains(
@@ -86,7 +83,7 @@ class SteeredTexts:
         that follow a steered one."""
         costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64)
         for batch in self._batches(pairs, values, batch_size):
-            costs.append(torch.stack([_kl(batch.p, q) for q in batch.q]))
+            costs.append(batch.costs)
             rows, columns = batch.named.nonzero(as_tuple=True)
             followed = columns + 1 < batch.named.shape[1]
             followed &= batch.real[rows, (columns + 1).clamp_max(batch.named.shape[1] - 1)]
@@ -108,8 +105,10 @@ class SteeredTexts:
                 continue
             p = self._unsteered_logits(batch, named, (int(rows[0]), len(rows)))
             copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
-            with self._steering(pairs, values, rows, copies):
-                logits = backend.logits(self.model, Tokenised(batch.tokens[copies], batch.mask[copies]))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
+                with self._steering(pairs, values, rows, copies):
+                    logits = backend.logits(self.model, Tokenised(batch.tokens[copies], batch.mask[copies]))
             steered = logits.unflatten(0, (len(values), len(rows)))
             yield _Batch(rows, batch.tokens, batch.mask, named, p, [of[named].log_softmax(-1) for of in steered])
 
@@ -154,6 +153,11 @@ class _Batch:
     named: TokenMask
     p: Tensor
     q: list[Tensor]
+
+    @property
+    def costs(self) -> Float[Tensor, "strengths tokens"]:
+        """KL(p ‖ q) at every steered token, in nats."""
+        return torch.stack([_kl(self.p, q) for q in self.q])
 
 
 def _kl(p: Float[Tensor, "tokens d_vocab"], q: Float[Tensor, "tokens d_vocab"]) -> Float[Tensor, " tokens"]:

@@ -7,17 +7,21 @@ ones. So both sides are judged by windows that begin at the same place and are e
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends.chat_templates import per_side
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
+from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.strength_search import Search
 
 FEWEST = 8
 """The least number of texts a side: two of them are held out then."""
 JUDGED, LENGTH = 24, 32
 """How many held-out texts a side are judged, and by how many tokens at most."""
 
+PerText = Float[Tensor, " texts"]
 Rows = tuple[list[Tensor], list[Tensor]]
 """The tokens of every text, per side."""
 
@@ -95,3 +99,24 @@ def _shared(rows: list[Tensor]) -> int:
     most = min(map(len, rows)) - 1
     same = [all(int(row[column]) == int(rows[0][column]) for row in rows) for column in range(most)]
     return same.index(False) if False in same else most
+
+
+def gains_at(
+    texts: SteeredTexts, search: Search, kl: float, guess: float, batch_size: int
+) -> tuple[float, PerText] | None:
+    """The value of the search that spends `kl` nats on the texts, and how much likelier each becomes there, in nats;
+    None where none does. A near `guess` needs few passes."""
+    gains: dict[float, PerText] = {}
+
+    def measure(value: float) -> float:
+        costs, gained = texts.costs_and_gains(search.pairs, [value], batch_size)
+        gains[value] = gained[0]
+        return float(costs.mean())
+
+    value = near_crossing(measure, kl, guess, search.most)
+    if value is None:
+        crossing = first_crossing(lambda values: [measure(value) for value in values], kl, guess, search.most)
+        if not crossing.reached:
+            return None
+        value = crossing.strength
+    return value, gains[value]

@@ -16,7 +16,7 @@ class Candidate:
 
     `shift`, in nats: by how much steering at the budget makes the held-out desired texts likelier than the undesired
     ones, Δ log p(desired) − Δ log p(undesired), with its standard error over texts; None where it was not measured, as
-    the AUC was too far below the best, or where no strength spends the budget. `strength` spends `kl` nats there.
+    the AUC was too far below the best, or where no strength spends the budget. `strength` spends the budget there.
     """
 
     layer: int
@@ -26,7 +26,6 @@ class Candidate:
     shift: float | None = None
     shift_error: float | None = None
     strength: Strength | None = None
-    kl: float | None = None
 
     @property
     def shown(self) -> float:

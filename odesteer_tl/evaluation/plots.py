@@ -122,7 +122,7 @@ def plot_calibration(calibration: Any, file: str | Path) -> None:
     axes.plot(values, [point.kl_p95 for point in calibration.curve], "s--", ms=4, label="95 % quantile")
     axes.axhline(calibration.kl, color="grey", lw=1, ls=":", label="budget")
     axes.axvline(calibration.strength.value, color="grey", lw=1)
-    name = "T" if calibration.strength.relative_T is None else "relative_T (part of ‖a‖)"
+    name = "relative_T (part of ‖a‖)" if calibration.sought == "relative_T" else calibration.sought
     axes.set(xscale="log", yscale="log", xlabel=name, ylabel="KL(unsteered ‖ steered), nats")
     axes.legend(fontsize=8)
     _save(figure, file, "")

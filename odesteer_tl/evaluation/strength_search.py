@@ -29,6 +29,11 @@ class Search:
     pairs: Callable[[Any], list[tuple[Any, Strength]]]
 
 
+def strength_of(sought: Sought, value: Any) -> Strength:
+    """The strength at a value of what is sought; a factor stands as T."""
+    return Strength(relative_T=value) if sought == "relative_T" else Strength(value)
+
+
 def check_budget(kl: Any, least: str = "0 or more") -> None:
     """Raise ValueError for what is no budget of KL, in nats."""
     number = math.nan if isinstance(kl, (str, bytes, bool)) or not hasattr(kl, "__float__") else float(kl)
@@ -43,15 +48,16 @@ def search_of(method: Any, relative: bool | None) -> Search:
     view = getattr(method, "view", None)
     unit = LENGTH if view is None else view.T
     relative = (unit is LENGTH and not method.several) if relative is None else relative
+    sought: Sought = "relative_T" if relative else "T"
     if relative:
-        Strength(relative_T=0.0).check(limits=unit.limits)
+        strength_of(sought, 0.0).check(limits=unit.limits)
     most = math.inf if unit.bounds is None or relative else unit.bounds[1]
 
     def pairs(value: Any) -> list[tuple[Any, Strength]]:
-        return [(method, Strength(relative_T=value) if relative else Strength(value))]
+        return [(method, strength_of(sought, value))]
 
     guess = GUESS if relative else method.usual_T / 2
-    return Search(type(method).__name__, "relative_T" if relative else "T", guess, most, pairs)
+    return Search(type(method).__name__, sought, guess, most, pairs)
 
 
 def search_for_factor(methods: Sequence[Any], layer: int | None) -> Search:

@@ -11,6 +11,7 @@ from odesteer_tl._shapes import TokenIds
 from odesteer_tl.backends import intervene, load_model, steering
 from odesteer_tl.backends.nnsight.replies import tokens_in
 from odesteer_tl.backends.nnsight.server_errors import server_request
+from odesteer_tl.backends.tokenize import left_padded
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.parity.models import (
     Family,
@@ -113,7 +114,5 @@ def in_graph(model: Any, remote: str | bool) -> Run:
 
 def padded(rows: Sequence[list[int]], pad_id: int = 0) -> tuple[TokenIds, Tensor]:
     """Rows of ids as one tensor with pads on the left, and its mask as Hugging Face writes it."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return tokens, mask
+    tokens, mask = left_padded([list(row) for row in rows], pad_id)
+    return tokens, mask.long()
