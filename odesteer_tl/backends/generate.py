@@ -107,7 +107,7 @@ def generate(
     reports: list[Report] = []
     ownership = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
     with ownership, _seeded(device_of(model), seed):
-        for chosen in torch.arange(count).split(batch_size or count):
+        for chosen in torch.arange(count, device="cpu").split(batch_size or count):
 
             def rows_of_batch(value: Any, chosen: Tensor = chosen) -> Any:
                 """The part of a tensor of one value per prompt that belongs to this batch; other values unchanged."""
@@ -127,7 +127,7 @@ def generate(
                 "layer": layer,
                 "blocks": blocks,
             }
-            batch_seed = int(torch.randint(2**62, (), generator=seeds))
+            batch_seed = int(torch.randint(2**62, (), generator=seeds, device="cpu"))
             check_mask_taken(model, batch.mask)
             tokens, report = _continued(model, batch, options, batch_pairs, intervene_args, remote, batch_seed)
             generated.append(tokens)

@@ -140,7 +140,7 @@ def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:
 
 def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
     """The judge's probabilities, on the CPU. Raises ValueError where it does not return one per text."""
-    probabilities = torch.as_tensor(judge(texts)).cpu()
+    probabilities = torch.as_tensor(judge(texts), device="cpu")
     if probabilities.shape != (len(texts),) or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
         raise ValueError(
             f"A judge gives one probability, from 0 to 1, for each of {len(texts)} texts; got "
@@ -154,5 +154,6 @@ def _turns(methods: tuple[Method, ...], T: float | None, rows: int) -> tuple[lis
 
     The turns continue from prompt to prompt, so all methods are used even if a prompt has fewer continuations.
     """
-    turn = torch.arange(rows) % len(methods)
-    return [(method, (turn == number) * torch.as_tensor(T)) for number, method in enumerate(methods)], None
+    turn = torch.arange(rows, device="cpu") % len(methods)
+    T = torch.as_tensor(T, device="cpu")
+    return [(method, (turn == number) * T) for number, method in enumerate(methods)], None

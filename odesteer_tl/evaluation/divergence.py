@@ -81,7 +81,7 @@ class SteeredTexts:
     ) -> tuple[Float[Tensor, "strengths tokens"], Float[Tensor, "strengths texts"]]:
         """The `divergences`, and how much likelier each text becomes: Σ log q(x) − log p(x) in nats over the tokens x
         that follow a steered one."""
-        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64)
+        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
         for batch in self._batches(pairs, values, batch_size):
             costs.append(batch.costs)
             rows, columns = batch.named.nonzero(as_tuple=True)
@@ -98,13 +98,14 @@ class SteeredTexts:
     @torch.no_grad()
     def _batches(self, pairs: Any, values: Sequence[float], batch_size: int) -> Iterator["_Batch"]:
         backend = backend_of(self.model)
-        for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(values))):
+        for rows in torch.arange(len(self.named), device="cpu").split(max(1, batch_size // len(values))):
             batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
             named = self.named[rows][:, -batch.mask.shape[1] :]
             if not bool(named.any()):
                 continue
             p = self._unsteered_logits(batch, named, (int(rows[0]), len(rows)))
-            copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
+            # all rows at the first strength, then the next
+            copies = torch.arange(len(rows), device="cpu").repeat(len(values))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
                 with self._steering(pairs, values, rows, copies):
@@ -125,7 +126,7 @@ class SteeredTexts:
 
     def _steering(self, pairs: Any, values: Sequence[float], rows: Tensor, copies: Tensor) -> Any:
         """The block that steers every copy of a row by its own strength."""
-        own = torch.tensor([float(value) for value in values]).repeat_interleave(len(rows))
+        own = torch.tensor([float(value) for value in values], device="cpu").repeat_interleave(len(rows))
         positions, lengths = self.positions, self.texts.prompt_lengths[rows][copies]
         if isinstance(positions, Tensor) and positions.ndim == 2:
             positions = positions[rows][copies]

@@ -96,9 +96,9 @@ class HPR(PointwiseMethod):
             return probe + (angle - target).square()
 
         fitted = train(
-            (torch.zeros(d_model), *random_parameters(widths, generator)), loss, rows, held, lr=lr, epochs=epochs,
-            published=5, batch=batch, weight_decay=0.01, warmup=warmup, patience=patience, seed=seed,
-            name="angles of HPR",
+            (torch.zeros(d_model, device="cpu"), *random_parameters(widths, generator)), loss, rows, held,
+            lr=lr, epochs=epochs, published=5, batch=batch, weight_decay=0.01, warmup=warmup, patience=patience,
+            seed=seed, name="angles of HPR",
         )  # fmt: skip
         theta, *layers = fitted.parameters
         angles = Network.of(layers, "gelu").of_scaled(mean * scale, spread * scale)

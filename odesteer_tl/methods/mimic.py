@@ -107,7 +107,7 @@ class MiMiC(FlowMethod):
             vectors, values = stretch
             stretch = vectors * values @ vectors.T
             stretch = (stretch + stretch.T) / 2  # to the last bit
-        return stretch + torch.eye(len(stretch)).to(stretch)
+        return stretch + torch.eye(len(stretch), dtype=stretch.dtype, device=stretch.device)
 
     @cached_property
     def flow(self) -> Flow:
@@ -141,7 +141,7 @@ def _stretch(
     )  # fmt: skip
     basis = torch.linalg.qr(torch.cat(sides).T).Q if in_span else None
     inner = sides if basis is None else [side @ basis for side in sides]
-    identity = torch.eye(inner[0].shape[1]).to(source)
+    identity = torch.eye(inner[0].shape[1], dtype=source.dtype, device=source.device)
     covariances = [x.T @ x / len(x) + reg * identity for x in inner]
     stretch = _optimal_map(*covariances) - identity
     if basis is None:

@@ -232,7 +232,7 @@ def _initial_parameters(d_model: int, generator: torch.Generator) -> Parameters:
         ]
         parameters += random_parameters((outputs, outputs), generator)
     last = ((d_model, widths[1]), (d_model,), (d_model, TIMES), (d_model,))
-    return (*parameters, *(torch.zeros(shape) for shape in last))
+    return (*parameters, *(torch.zeros(shape, device="cpu") for shape in last))
 
 
 register(

@@ -80,7 +80,7 @@ def activations_of(
     norms = [norm for _, norm in values_and_norms]
     chosen, met = without_sinks(norms, mask, read, position, keep_sinks)
     if position == "mean":
-        return [sample for sample, _ in values_and_norms], torch.arange(len(mask)), met
+        return [sample for sample, _ in values_and_norms], torch.arange(len(mask), device="cpu"), met
     kept = chosen[0][sources, columns]  # the same at every site
     return [sample[kept] for sample, _ in values_and_norms], sources[kept], met
 

@@ -106,7 +106,7 @@ def _inferred(track: TokenTrack | None, batch: int, width: int) -> tuple[Tensor 
     if track is not None and width == 1:
         return None, track.columns
     if track is not None and width == track.columns + 1 and not track.ragged:
-        return torch.arange(width) >= track.pads.unsqueeze(1), 0
+        return torch.arange(width, device="cpu") >= track.pads.unsqueeze(1), 0
     if track is None and (batch == 1 or width == 1):
         return None, 0
     raise ValueError(
