@@ -7,8 +7,10 @@ import copy
 import gzip
 import inspect
 import io
+import logging
 import re
 import time
+import traceback
 import tracemalloc
 import warnings
 import zipfile
@@ -16,6 +18,7 @@ import zipfile
 import fuzz_server
 import pytest
 import torch
+import typer
 from asked_remotely import NEW, asked, model
 from fuzz_server import Evil, outcome
 from hostile_server import KEY, Reply, blob, completed, hostile, status
@@ -29,6 +32,7 @@ from odesteer_tl.backends.nnsight.addresses import address_of
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
 from odesteer_tl.backends.nnsight.server_errors import ServerRequest
 from odesteer_tl.backends.nnsight.server_text import MAX_CHARS, visible
+from odesteer_tl.cli import values
 
 
 @pytest.fixture(scope="module")
@@ -348,11 +352,36 @@ def test_a_server_that_only_the_environment_names_is_named_once(monkeypatch, url
     assert len(told) == warned and all(f"NDIF_HOST names {url}" in each for each in told)
 
 
-def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
+def test_warnings_come_before_anything_is_sent():
     addresses._WARNED.clear()
     with pytest.raises(UserWarning, match=r"^Requests to http://far.example:80 go over"), warnings.catch_warnings():
         warnings.simplefilter("error")
-        ot.generate(model(), "the film", max_new_tokens=2, remote="http://me:secret@far.example:80")
+        ot.generate(model(), "the film", max_new_tokens=2, remote="http://far.example:80")
+
+
+def test_a_login_in_an_address_is_refused_and_shown_nowhere(server, caplog, capsys, monkeypatch):
+    """httpx writes every address that it asks into its log."""
+    caplog.set_level(logging.DEBUG)
+    server.reply, before = Reply(saves=asked("plain").saves), len(server.seen)
+    with_login = server.url.replace("//", "//its-me:pass-4711@")
+    monkeypatch.setattr(CONFIG.API, "HOST", with_login)
+    told = ""
+    for remote in (with_login, True):
+        with pytest.raises(ValueError, match=f"no password.*type remote='{server.url}'") as caught:
+            asked("plain").call(remote)
+        told += "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    told += caplog.text + "".join(capsys.readouterr())
+    assert "4711" not in told and "its-me" not in told and len(server.seen) == before
+
+
+@pytest.mark.parametrize("login", ["me:pass-4711", "4711", "me:47/4711", "me:47?4711", "me:47#4711", "a@4711"])
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", ""])
+def test_no_part_of_a_login_is_shown_however_it_is_written(login, scheme):
+    with pytest.raises(ValueError, match="no user name and no password") as caught:
+        address_of(f"{scheme}://{login}@far.example")
+    assert "47" not in str(caught.value)
+    with pytest.raises(typer.BadParameter, match="no user name and no password"):
+        values.address(f"{scheme}://{login}@far.example")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class ServerRequest(BoundedBackend):
                 f"The model's name could not be looked up on the Hugging Face Hub: {error}. Try again, or check the "
                 "network."
             ) from error
-        super().__init__(key, host=self.address.url.rstrip("/"), env=environment)
+        super().__init__(key, host=self.address.rstrip("/"), env=environment)
 
     def __call__(self, tracer: Any = None) -> None:
         failure = None
@@ -72,7 +72,7 @@ class ServerRequest(BoundedBackend):
 
     def refused(self, what: str) -> RuntimeError:
         """The error for a reply that is not what was asked."""
-        return RuntimeError(f"The server at {self.address.shown} says that it is done, and sent back {what}.")
+        return RuntimeError(f"The server at {self.address} says that it is done, and sent back {what}.")
 
     def request(self, request: Any, tracer: Any) -> None:
         """As nnsight's, but the result stays here: nnsight would write all its values into the caller's variables."""
@@ -82,8 +82,8 @@ class ServerRequest(BoundedBackend):
         """As nnsight's, which prints the server's status, but with cleaned text."""
         is_error = response.status == Status.ERROR  # its text is cut later, in the error
         max_chars = len(response.description) if is_error else MAX_CHARS
-        shown = {"id": visible(response.id, self._secrets())}
-        shown["description"] = visible(response.description, self._secrets(), max_chars)
+        shown = {"id": visible(response.id, [self.api_key])}
+        shown["description"] = visible(response.description, [self.api_key], max_chars)
         return super().note(response.model_copy(update=shown))
 
     @staticmethod
@@ -110,12 +110,9 @@ class ServerRequest(BoundedBackend):
             self._local_error = error
             raise
 
-    def _secrets(self) -> tuple[str, ...]:
-        return (self.api_key, *self.address.secrets)
-
     def _as_error(self, error: Exception) -> Exception:
-        address = self.address.shown
-        message = visible(str(error), self._secrets()).strip()
+        address = self.address
+        message = visible(str(error), [self.api_key]).strip()
         if isinstance(error, RemoteError):
             traceback, _, reason = (message or "it does not say why").rpartition("\n")
             return RuntimeError(
