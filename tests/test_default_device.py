@@ -1,4 +1,4 @@
-"""torch.set_default_device: where a user's new tensors are made says nothing of this package's, which follow their input.
+"""torch.set_default_device says where a user's new tensors are made; this package's are made where their input is.
 
 The device here is "meta", whose tensors hold no numbers: a tensor that was made there by mistake cannot give a result.
 """

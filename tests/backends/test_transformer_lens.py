@@ -166,7 +166,7 @@ def test_a_pass_that_begins_at_a_layer_steers_what_comes_from_there_on(model, la
         assert torch.equal(found, expected) and (found - plain).abs().max() > 0.1
     else:
         assert torch.equal(expected, plain)
-        with pytest.raises(ValueError, match="start_at_layer|No token was steered"):
+        with pytest.raises(ValueError, match=r"start_at_layer|No token was steered"):
             with ot.steering(model, stub, T, positions="all") as report:
                 model(residual, None, start_at_layer=start)
         assert report.tokens_steered == {layer: 0}

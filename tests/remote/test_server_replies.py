@@ -27,7 +27,7 @@ from nnsight.schema.response import ResponseModel, Status
 
 import odesteer_tl as ot
 from odesteer_tl.backends.checks import check_place
-from odesteer_tl.backends.nnsight import addresses, server_requests
+from odesteer_tl.backends.nnsight import addresses, deadlines, server_requests
 from odesteer_tl.backends.nnsight.addresses import address_of
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
 from odesteer_tl.backends.nnsight.server_errors import ServerRequest
@@ -401,6 +401,32 @@ def test_no_part_of_a_login_is_shown_however_it_is_written(login, scheme):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ValueError, match="remote is True or the address of a server"):
         address_of(url)
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["handshake", "session", "posted headers", "posted", "before", "last", "result headers", "result"],
+)
+def test_a_server_that_drips_is_given_up(server, monkeypatch, step):
+    """A byte every .05 s: no single read waits for long."""
+    monkeypatch.setattr(deadlines, "LONGEST", 0.3)
+    monkeypatch.setattr(deadlines, "SLOWEST", 1e12)
+    long = status(Status.LOG, "x" * 100)
+    reply = Reply(saves=asked("plain").saves, before=[(1, long)], by_url=step.startswith("result"), drips=step)
+    began = time.monotonic()
+    told = said(server, "plain", reply, ConnectionError)
+    assert "was not complete within 0.3 seconds" in told and "Ask again" in told
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_server_may_think_between_messages_as_long_as_it_likes(server, monkeypatch):
+    """Pings and statuses come meanwhile, a part of a message does not count as one."""
+    monkeypatch.setattr(deadlines, "LONGEST", 0.3)
+    monkeypatch.setattr(deadlines, "SLOWEST", 1e12)
+    ping = (9, b"")
+    slow = Reply(saves=asked("plain").saves, before=[ping] * 12, drips="before")  # two bytes each: 1.2 s
+    server.reply = slow
+    assert outcome(server, asked("plain"), "plain") == "right"
 
 
 def test_completed_is_what_nnsight_writes():

@@ -15,6 +15,7 @@ from nnsight.schema.response import ResponseModel, Status
 from zstandard import ZstdDecompressor, ZstdError
 
 from odesteer_tl.backends.nnsight.addresses import address_of
+from odesteer_tl.backends.nnsight.deadlines import TooSlow
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
 from odesteer_tl.backends.nnsight.server_requests import BoundedBackend, TooMuch
 from odesteer_tl.backends.nnsight.server_text import MAX_CHARS, visible
@@ -128,6 +129,11 @@ class ServerRequest(BoundedBackend):
                 f"The connection to {address} failed, and nothing came back: {type(error).__name__}: "
                 f"{message.rstrip('.')}. Ask again, or check the address (remote=URL or NDIF_HOST) and the key "
                 "(NDIF_API_KEY)."
+            )
+        if isinstance(error, TooSlow):
+            return ConnectionError(
+                f"The server at {address} was given up, and nothing came back: {message}. Ask again, for less at once, "
+                "or ask another server."
             )
         if isinstance(error, NotPlain):
             return self.refused(f"{message}; nothing of it is used")
