@@ -72,8 +72,10 @@ def generate(
         load_weights(model)
     if method is None and (T is not None or relative_T is not None):
         raise ValueError("T was given without a method: type ot.generate(model, prompts, method, T=...).")
-    pairs = [] if method is None else pairs_of(method, T, relative_T, layer)
-    warn_of_other_use(model, method, T, relative_T, positions, layer)
+    pairs = []
+    if method is not None:
+        pairs = pairs_of(method, T, relative_T, layer)
+        warn_of_other_use(model, method, T, relative_T, positions, layer)
     max_new_tokens, num_beams = whole_number("max_new_tokens", max_new_tokens), whole_number("num_beams", num_beams)
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
     temperature, seed = real_number("temperature", temperature), whole_number("seed", seed, -(2**63))

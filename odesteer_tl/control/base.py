@@ -26,7 +26,7 @@ from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.feedback import Feedback
 from odesteer_tl.portable.sites import check_index
 from odesteer_tl.portable.strength import Strength
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 SomeController = TypeVar("SomeController", bound="FeedbackController")
 PerFeature = Float[Tensor, "layers features d_model"]

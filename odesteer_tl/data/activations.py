@@ -85,9 +85,7 @@ class ContrastiveActivations:
         for name in ("groups", "rewards"):
             sides = getattr(self, name)
             if sides is not None:
-                sides = tuple(
-                    side if isinstance(side, Tensor) else torch.as_tensor(side, device="cpu") for side in sides
-                )
+                sides = tuple(s if isinstance(s, Tensor) else torch.as_tensor(s, device="cpu") for s in sides)
                 object.__setattr__(self, name, sides)
             if sides is not None and (lengths := tuple(len(side) for side in sides)) != sizes:
                 raise ValueError(f"{name} needs one value per row of (desired, undesired): {sizes}, got {lengths}.")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from odesteer_tl.backends.chat_templates import per_side
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
-from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 from odesteer_tl.evaluation.strength_search import Search
 
 FEWEST = 8

@@ -18,7 +18,7 @@ from odesteer_tl._shapes import Desired, Samples, Undesired
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.barriers import LogRatioBarrier, auc
 from odesteer_tl.flows.features import FeatureMap, Polynomial, Recipe, fit_to_sides
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 DEFAULT_CANDIDATES = tuple(Polynomial(degree, gamma) for degree in (2, 3) for gamma in (0.1, 1.0, 10.0))
 """Degree 2, then 3, each with γ = 0.1, 1, 10 at c₀ = 1: the paper's features first, then more curved ones."""

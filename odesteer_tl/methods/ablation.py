@@ -35,7 +35,7 @@ from odesteer_tl.portable.integrate import affine_pull, euler, flowed
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.sites import Site, SiteName
 from odesteer_tl.portable.strength import Strength
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 Directions = Float[Tensor, "k d_model"]
 

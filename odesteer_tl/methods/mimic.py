@@ -39,7 +39,7 @@ from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import affine_pull, euler, flowed, gated_pull
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 Square = Float[Tensor, "d_model d_model"]
 Factors = tuple[Float[Tensor, "d_model k"], Float[Tensor, " k"]]

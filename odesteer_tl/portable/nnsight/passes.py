@@ -13,7 +13,7 @@ from odesteer_tl.portable.nnsight.blocks import blocks_of, real_tokens
 from odesteer_tl.portable.nnsight.sites import entering
 from odesteer_tl.portable.sites import place_of
 from odesteer_tl.portable.token_rules import is_unambiguous, lengths_of, per_row
-from odesteer_tl.portable.token_tracking import Pass, PromptCache, TokenTrack, follow
+from odesteer_tl.portable.token_tracks import Pass, PromptCache, TokenTrack, follow
 
 
 class Invoke:
