@@ -28,13 +28,13 @@ def readable(model: Any, texts: Tokenised, skip: Skip, starts: PerRow | None = N
     """
     if skip != "special" and (not isinstance(skip, int) or isinstance(skip, bool) or skip < 0):
         raise ValueError(f'skip is the number of tokens to leave out per text, 0 or more, or "special"; got {skip!r}.')
-    first = torch.zeros(len(texts.mask), dtype=torch.long) if starts is None else starts
+    first = torch.zeros(len(texts.mask), dtype=torch.long, device="cpu") if starts is None else starts
     read = texts.mask & (texts.mask.cumsum(1) > (first + (0 if skip == "special" else skip)).unsqueeze(1))
     if skip == "special":
         tokenizer = tokenizer_of(model)
         if tokenizer is None:
             raise ValueError('skip="special" needs a tokenizer, and this model has none: pass a number of tokens.')
-        read = read & ~torch.isin(texts.tokens, torch.tensor(tokenizer.all_special_ids))
+        read = read & ~torch.isin(texts.tokens, torch.tensor(tokenizer.all_special_ids, device="cpu"))
     if skip != 0 and not bool(read.any(1).all()):
         row = int((~read.any(1)).nonzero()[0])
         raise ValueError(f"skip={skip!r} leaves no token of text {row} to read: skip less, or drop that text.")
@@ -66,7 +66,7 @@ def read_batches(
     read_parts: list[list[Reading]] = [[] for _ in positions]
     texts_of_tokens = []
     message = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"
-    text_index = torch.arange(len(order)).unsqueeze(1).expand(texts.mask.shape)
+    text_index = torch.arange(len(order), device="cpu").unsqueeze(1).expand(texts.mask.shape)
     for chosen in bar(order.split(batch_size), label=message, progress=progress):
         batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
         read = readable[chosen][:, -batch.mask.shape[1] :]

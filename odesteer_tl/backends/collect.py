@@ -172,14 +172,15 @@ def collect_places(
             report_sinks(model, sites, position, [(left, left_met), (right, right_met)])
         ids = groups
         if ids is None and position == "all":
-            ids = torch.arange(len(left.mask)), (0 if paired else len(left.mask)) + torch.arange(len(right.mask))
+            first, second = (torch.arange(len(side.mask), device="cpu") for side in (left, right))
+            ids = first, second if paired else second + len(first)
         if ids is not None:
             if (len(ids[0]), len(ids[1])) != (len(left.mask), len(right.mask)):
                 raise ValueError(
                     f"groups needs one id per text, {len(left.mask)} desired and {len(right.mask)} undesired; got "
                     f"{len(ids[0])} and {len(ids[1])}."
                 )
-            ids = torch.as_tensor(ids[0])[left_texts], torch.as_tensor(ids[1])[right_texts]
+            ids = torch.as_tensor(ids[0], device="cpu")[left_texts], torch.as_tensor(ids[1], device="cpu")[right_texts]
         by_layer = {
             site_read.layer: ContrastiveActivations(
                 high, low, layer=site_read.layer, hook_name=site_read.hook_name, model_name=name,

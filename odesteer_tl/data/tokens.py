@@ -80,11 +80,11 @@ def mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) -
                 f"The {name} cache holds {batch} rows: pass {name}_lengths (real tokens per row of a right-padded "
                 f"batch), {name}_mask, or an explicit index as position. Shorter rows end in pads otherwise."
             )
-        return torch.ones(batch, pos, dtype=torch.bool)
-    lengths = torch.as_tensor(lengths)
+        return torch.ones(batch, pos, dtype=torch.bool, device="cpu")
+    lengths = torch.as_tensor(lengths, device="cpu")
     if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > pos:
         raise ValueError(f"{name}_lengths must hold {batch} numbers from 1 to {pos}, got {lengths.tolist()}.")
-    return torch.arange(pos) < lengths.unsqueeze(1)
+    return torch.arange(pos, device="cpu") < lengths.unsqueeze(1)
 
 
 def without_sinks(

@@ -81,7 +81,7 @@ class SteeredTexts:
     ) -> tuple[Float[Tensor, "strengths tokens"], Float[Tensor, "strengths texts"]]:
         """The `divergences`, and how much likelier each text becomes: Σ log q(x) − log p(x) in nats over the tokens x
         that follow a steered one."""
-        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64)
+        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
         for batch in self._batches(pairs, values, batch_size):
             costs.append(batch.costs)
             rows, columns = batch.named.nonzero(as_tuple=True)
@@ -98,12 +98,13 @@ class SteeredTexts:
     @torch.no_grad()
     def _batches(self, pairs: Any, values: Sequence[float], batch_size: int) -> Iterator["_Batch"]:
         backend = backend_of(self.model)
-        for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(values))):
+        for rows in torch.arange(len(self.named), device="cpu").split(max(1, batch_size // len(values))):
             batch, named = self._rows(rows)
             if not bool(named.any()):
                 continue
             p = self.log_probabilities(rows)
-            copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
+            # all rows at the first strength, then the next
+            copies = torch.arange(len(rows), device="cpu").repeat(len(values))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
                 with self._steering(pairs, values, rows, copies):
@@ -132,7 +133,7 @@ class SteeredTexts:
 
     def _steering(self, pairs: Any, values: Sequence[float], rows: Tensor, copies: Tensor) -> Any:
         """The block that steers every copy of a row by its own strength."""
-        own = torch.tensor([float(value) for value in values]).repeat_interleave(len(rows))
+        own = torch.tensor([float(value) for value in values], device="cpu").repeat_interleave(len(rows))
         positions, lengths = self.positions, self.texts.prompt_lengths[rows][copies]
         if isinstance(positions, Tensor) and positions.ndim == 2:
             positions = positions[rows][copies]
@@ -153,7 +154,7 @@ class SteeredTexts:
 def divergence_between(one: SteeredTexts, other: SteeredTexts, batch_size: int) -> Float[Tensor, " tokens"]:
     """KL(p ‖ q) at the named tokens of both, in nats, both unsteered: the same tokens after other prompts, say."""
     costs = []
-    for rows in torch.arange(len(one.named)).split(batch_size):
+    for rows in torch.arange(len(one.named), device="cpu").split(batch_size):
         p, q = (texts.log_probabilities(rows) for texts in (one, other))
         costs.append(_kl(p, q))
     return torch.cat(costs)

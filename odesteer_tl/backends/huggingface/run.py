@@ -95,7 +95,7 @@ def activations_of(
         samples, norms = (list(part) for part in zip(*at_sites, strict=True))
         chosen, met = without_sinks(norms, mask, read, position, keep_sinks)
         if position == "mean":
-            readings.append(Reading(samples, torch.arange(len(mask)), met))
+            readings.append(Reading(samples, torch.arange(len(mask), device="cpu"), met))
         else:
             kept = chosen[0][sources, columns]  # the same at every site
             readings.append(Reading([sample[kept] for sample in samples], sources[kept], met))

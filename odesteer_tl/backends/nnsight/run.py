@@ -79,7 +79,7 @@ def activations_of(
             else:
                 check_norms(sample, norm[sources, columns], server.refused)
     if position == "mean":
-        return Reading(samples, torch.arange(len(mask)), met)
+        return Reading(samples, torch.arange(len(mask), device="cpu"), met)
     kept = chosen[0][sources, columns]  # the same at every site
     return Reading([sample[kept] for sample in samples], sources[kept], met)
 

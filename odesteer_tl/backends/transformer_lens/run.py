@@ -41,7 +41,7 @@ def no_logits(bridge: Any, last: int) -> Iterator[None]:
     from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
     def stop(module: Any, args: Any) -> None:
-        raise StopAtLayerException(torch.empty(0))
+        raise StopAtLayerException(torch.empty(0, device="cpu"))
 
     handle = norm.register_forward_pre_hook(stop)
     try:
@@ -90,7 +90,7 @@ def _bos_flag(model: Any, batch: Tokenised) -> bool:
     leading = (batch.tokens != pad_id).cumsum(1) == 0
     for flag in (False, True):
         if flag and model.tokenizer.bos_token_id == pad_id:
-            leading[torch.arange(len(leading)), leading.sum(1) - 1] = False
+            leading[torch.arange(len(leading), device="cpu"), leading.sum(1) - 1] = False
         if torch.equal(~leading, batch.mask):
             return flag
     raise ValueError(
