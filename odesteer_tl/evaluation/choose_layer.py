@@ -16,9 +16,9 @@ from odesteer_tl.backends.collect import collect_layers
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.evaluation.divergence import SteeredTexts
-from odesteer_tl.evaluation.judged_texts import JUDGED, gains_at, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.judged_texts import JUDGED, JudgedTexts, effects_at, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
+from odesteer_tl.evaluation.shift import combined, in_all_places, in_own_places
 from odesteer_tl.evaluation.strength_search import check_budget, search_of
 from odesteer_tl.flows.barriers import auc
 from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
@@ -83,8 +83,7 @@ def choose_layer(
     pairs = paired or queries is not None
     rows, starts = token_rows(model, desired, undesired, queries, prepend_bos, chat_template, system)
     held = held_out(len(rows[0]), len(rows[1]), pairs, seed)
-    first, second = (torch.nonzero(side).flatten()[:JUDGED].tolist() for side in held)
-    texts = judged_texts(model, rows, starts, (first, second), queries is not None, blocks)
+    judged = judged_texts(model, rows, starts, held, pairs, blocks)
     more = range(depth) if layers is None else wanted  # neighbours of the best are read in the same pass
     read: dict[tuple[int, Position], ContrastiveActivations] = {}
     for position in positions:
@@ -107,9 +106,7 @@ def choose_layer(
     def steer(places: Iterable[tuple[int, Position]], label: str) -> None:
         nonlocal near
         for place in bar(list(places), label=label, progress=progress):
-            found[place], near = _shifted(
-                found[place], fitted[place], texts, len(first), pairs, kl, near, min(JUDGED, batch_size)
-            )
+            found[place], near = _shifted(found[place], fitted[place], judged, kl, near, min(JUDGED, batch_size))
 
     everywhere: list[tuple[int, Position]] = [(layer, position) for position in positions for layer in wanted]
     steer(screen(everywhere), "Steering held-out texts")
@@ -129,9 +126,7 @@ def choose_layer(
     acts = read[best.layer, best.position]
     ordered = tuple(found[place] for place in sorted(found, key=lambda place: (str(place[1]), place[0])))
     seconds = time.perf_counter() - start
-    return LayerChoice(
-        best.layer, best.position, fit(acts), acts, ordered, float(kl), (len(first), len(second)), seconds
-    )
+    return LayerChoice(best.layer, best.position, fit(acts), acts, ordered, float(kl), judged.counts, seconds)
 
 
 def _spread(depth: int) -> list[int]:
@@ -182,32 +177,21 @@ def _is_behind(one: Candidate, others: Iterable[Candidate]) -> bool:
 
 
 def _shifted(
-    place: Candidate,
-    method: Method,
-    texts: SteeredTexts,
-    n_desired: int,
-    pairs: bool,
-    kl: float,
-    near: float | None,
-    batch_size: int,
+    place: Candidate, method: Method, judged: JudgedTexts, kl: float, near: float | None, batch_size: int
 ) -> tuple[Candidate, float | None]:
     """The candidate with its shift at the budget, and its displacement over ‖a‖, where the search for the next one
     begins; without a shift where no strength spends the budget."""
     norm, speed = method.origin.typical_norm, method.speed
     search = search_of(method, None)
     unit = 1.0 if search.sought == "relative_T" else None if not norm or not speed else norm / speed
-    spent = gains_at(texts, search, kl, search.guess if near is None or unit is None else near * unit, batch_size)
+    guess = search.guess if near is None or unit is None else near * unit
+    spent = effects_at(judged.steered, search, kl, guess, batch_size)
     if spent is None:
         return place, near
-    value, gains = spent
-    high, low = gains[:n_desired], gains[n_desired:]
-    if pairs:
-        error = float((high - low).std() / len(high) ** 0.5)
-    else:
-        error = float((high.var() / len(high) + low.var() / len(low)) ** 0.5)
+    value, effects = spent
+    shift = combined(in_own_places(judged, effects.gains[0]), in_all_places(judged, effects.lifts[0]))
     ((_, strength),) = search.pairs(value)
-    shift = float(high.mean() - low.mean())
-    found = replace(place, shift=shift, shift_error=error, strength=strength)
+    found = replace(place, shift=shift.value, shift_error=shift.error, strength=strength)
     return found, near if unit is None else value / unit
 
 
