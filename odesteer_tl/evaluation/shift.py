@@ -53,7 +53,7 @@ def combined(one: Estimate, other: Estimate) -> Estimate:
     )
 
 
-def _error(high: PerText, low: PerText, pairs: bool) -> float:
+def _error(high: Float[Tensor, " desired"], low: Float[Tensor, " undesired"], pairs: bool) -> float:
     if pairs:
         return float((high - low).std() / len(high) ** 0.5)
     return float((high.var() / len(high) + low.var() / len(low)) ** 0.5)
