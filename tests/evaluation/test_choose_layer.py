@@ -10,8 +10,10 @@ from models import BACKENDS, load
 from scipy.stats import mannwhitneyu
 
 import odesteer_tl as ot
+from odesteer_tl.evaluation.choose_layer import _middle, _tied
 from odesteer_tl.evaluation.crossing import near_crossing
 from odesteer_tl.evaluation.judged_texts import JUDGED, LENGTH, _starts, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.shift import Estimate
 from odesteer_tl.parity import oracle
 
 HEADS = ["the film is", "a plot is", "we saw it and it was", "truly", "it is"]
@@ -85,7 +87,9 @@ def test_shifts_are_those_of_torch_hooks_at_the_budget(chosen):
         acts = ot.collect(model, GOOD, BAD, layer=one.layer, position=one.position)
         method = ot.CAA.fit(acts._take(*(~mask for mask in masks)))
         found = [[(*each, *log_ratio(*each, method, one.strength.T)) for each in side] for side in held]
-        assert float(torch.cat([cost for side in found for _, _, cost, _ in side]).mean()) == pytest.approx(KL, rel=0.06)
+        assert float(torch.cat([cost for side in found for _, _, cost, _ in side]).mean()) == pytest.approx(
+            KL, rel=0.06
+        )
         gains = [torch.tensor([gain_of(row, start, ratio) for row, start, _, ratio in side]) for side in found]
         own = float(gains[0].mean() - gains[1].mean())
         error = math.sqrt(sum(float(of.var()) / len(of) for of in gains))
@@ -93,27 +97,60 @@ def test_shifts_are_those_of_torch_hooks_at_the_budget(chosen):
         words = [[row[start:] for row, start in side] for side in held]
         means = [sum(float(lift[word]) for text in side for word in text) / sum(map(len, side)) for side in words]
         length = sum(len(text) for side in words for text in side) / 10
-        everywhere, spread = length * (means[0] - means[1]), 0.0
-        for side, mean in zip(words, means, strict=True):
-            off = torch.tensor([sum(float(lift[word]) - mean for word in text) for text in side], dtype=torch.float64)
-            spread += float(off.var()) / 5 * (5 * length / sum(map(len, side))) ** 2
-        share = error**2 / (error**2 + spread)
+        everywhere = length * (means[0] - means[1])
+        off = [
+            [sum(float(lift[word]) - mean for word in text) * 5 * length / sum(map(len, side)) for text in side]
+            for side, mean in zip(words, means, strict=True)
+        ]
+        off, variances = [torch.tensor(side, dtype=torch.float64) for side in off], [0.0, error**2]
+        variances[0] = sum(float(side.var()) / 5 for side in off)
+        share = variances[1] / sum(variances)
         assert one.shift == pytest.approx(share * everywhere + (1 - share) * own, abs=2e-3)
-        assert one.shift_error == pytest.approx(share * spread**0.5 + (1 - share) * error, abs=2e-3)
+        both = [share * there + (1 - share) * here for there, here in zip(off, gains, strict=True)]
+        assert one.shift_error == pytest.approx(math.sqrt(sum(float(side.var()) / 5 for side in both)), abs=2e-3)
         high, low = (method.barrier.value(side) for side in (acts._take(*masks).desired, acts._take(*masks).undesired))
         statistic = mannwhitneyu(high, low).statistic / len(high) / len(low)
         assert one.auc == pytest.approx(statistic, abs=1e-6)
 
 
-def test_the_largest_shift_that_is_shown_is_chosen_and_fitted_on_all_texts(chosen):
+def test_the_middle_of_what_cannot_be_told_apart_is_chosen_and_fitted_on_all_texts(chosen):
     model, choice = chosen
     measured = [one for one in choice.candidates if one.shift is not None]
-    best = max(measured, key=lambda one: one.shift - 2 * one.shift_error)
+    tied = [one for one in measured if one.tied]
+    assert max(measured, key=lambda one: one.shift) in tied and not any(
+        one.tied for one in choice.candidates if one.shift is None
+    )
+    at = sorted(one.layer for one in tied)
+    best = max((one for one in tied if one.layer == at[len(at) // 2]), key=lambda one: one.shift)
     assert best is choice.best and (best.layer, best.position) == (choice.layer, choice.position)
     acts = ot.collect(model, GOOD, BAD, layer=choice.layer, position=choice.position)
     direction = choice.method.vector_field(acts.desired)[0]
     torch.testing.assert_close(direction, ot.CAA.fit(acts).vector_field(acts.desired)[0])
-    assert f"Layer {choice.layer}, position {choice.position!r}" in str(choice) and str(choice).count("<") == 1
+    assert f"Layer {choice.layer}, position {choice.position!r}" in str(choice)
+    table = str(choice).splitlines()[2:]
+    assert sum(line.endswith("<") for line in table) == 1 and sum(line.endswith("~") for line in table) == len(tied) - 1
+
+
+def test_places_are_told_apart_by_the_error_of_their_difference():
+    """Estimates on the same texts: large errors that are shared do not hide a difference, small ones that are not do."""
+    shared = torch.tensor([3.0, -3.0])
+
+    def made(value, own):
+        return Estimate(value, shared + torch.tensor([own, 0.0]))
+
+    shifts = {
+        (2, "last"): made(1.0, 0.0),
+        (5, "last"): made(2.0, 0.1),
+        (8, "mean"): made(2.1, 0.0),
+        (8, "last"): made(2.0, 0.2),
+    }
+    assert _tied(shifts) == [(5, "last"), (8, "mean"), (8, "last")] and _middle(shifts, _tied(shifts)) == (8, "mean")
+    shifts[11, "last"] = made(1.0, 0.6)
+    assert (11, "last") in _tied(shifts) and _middle(shifts, _tied(shifts)) == (8, "mean")
+    shifts |= {(3, "mean"): made(1.9, 0.3), (1, "mean"): made(1.9, 0.3), (4, "mean"): made(1.9, 0.3)}
+    assert _middle(shifts, _tied(shifts)) == (5, "last")
+    shifts[0, "last"] = made(-0.1, 5.0)
+    assert (0, "last") not in _tied(shifts)  # below unsteered
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -134,7 +171,10 @@ def test_texts_of_unequal_length_are_judged_by_windows_that_are_equal(seed):
 def test_what_a_text_shares_with_one_of_the_other_side_is_prompt(seed):
     chance = torch.Generator().manual_seed(seed)
     sides = [
-        [torch.randint(1, 4, (int(length),), generator=chance) for length in torch.randint(1, 9, (n,), generator=chance)]
+        [
+            torch.randint(1, 4, (int(length),), generator=chance)
+            for length in torch.randint(1, 9, (n,), generator=chance)
+        ]
         for n in (12, 9)
     ]
     plain = [[row.tolist() for row in side] for side in sides]
@@ -143,11 +183,16 @@ def test_what_a_text_shares_with_one_of_the_other_side_is_prompt(seed):
 
 def test_an_answer_is_judged_and_its_question_is_not_though_the_texts_are_no_pairs():
     model = load("huggingface", "llama")
-    sides = [[f"{head} {head} it was {word}" for word in words for head in HEADS] for words in (("great", "good"), ("bad", "slow"))]
+    sides = [
+        [f"{head} {head} it was {word}" for word in words for head in HEADS]
+        for words in (("great", "good"), ("bad", "slow"))
+    ]
     rows, starts = token_rows(model, *sides, None, None, False, None)
     judged = judged_texts(model, rows, starts, held_out(10, 10, False, 0), False)
     ends = [{int(row[-1]) for row in side} for side in rows]
-    assert [{int(word) for text in side for word in text} <= own for side, own in zip(judged.windows, ends, strict=True)]
+    assert [
+        {int(word) for text in side for word in text} <= own for side, own in zip(judged.windows, ends, strict=True)
+    ]
     assert all(len(text) == 1 for side in judged.windows for text in side)
 
 
@@ -195,7 +240,8 @@ def test_pairs_stay_together_and_are_judged_as_pairs():
     errors = [float(of.std() / 5**0.5) for of in (everywhere, own)]
     share = errors[1] ** 2 / (errors[0] ** 2 + errors[1] ** 2)
     assert one.shift == pytest.approx(float(share * everywhere.mean() + (1 - share) * own.mean()), abs=2e-3)
-    assert one.shift_error == pytest.approx(share * errors[0] + (1 - share) * errors[1], abs=2e-3)
+    both = share * everywhere + (1 - share) * own
+    assert one.shift_error == pytest.approx(float(both.std() / 5**0.5), abs=2e-3)
 
 
 def test_a_function_fits_and_a_method_without_h_is_ranked_by_its_shift(tmp_path):

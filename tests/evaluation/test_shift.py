@@ -74,10 +74,25 @@ def test_the_error_of_all_places_is_that_of_drawing_other_texts(chance):
 
 
 def test_the_surer_one_counts_more():
-    both = combined(Estimate(1.0, 0.1), Estimate(3.0, 0.2))
-    assert both.value == pytest.approx(0.8 * 1.0 + 0.2 * 3.0) and both.error == pytest.approx(0.8 * 0.1 + 0.2 * 0.2)
-    assert combined(Estimate(1.0, 0.0), Estimate(3.0, 0.0)).value == 2.0
-    assert combined(Estimate(1.0, 0.0), Estimate(3.0, 0.2)) == Estimate(1.0, 0.0)
+    texts = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    both = combined(Estimate(1.0, 0.1 * texts[0]), Estimate(3.0, 0.2 * texts[1]))
+    assert both.value == pytest.approx(0.8 * 1.0 + 0.2 * 3.0)
+    assert both.error == pytest.approx(((0.8 * 0.1) ** 2 + (0.2 * 0.2) ** 2) ** 0.5)
+    assert combined(Estimate(1.0, 0 * texts[0]), Estimate(3.0, 0 * texts[0])).value == 2.0
+    assert combined(Estimate(1.0, 0 * texts[0]), Estimate(3.0, texts[0])).value == 1.0
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_error_of_a_difference_is_that_of_the_differences_of_the_texts(chance, pairs):
+    sides = [torch.randint(0, WORDS, (n, 4), generator=chance).tolist() for n in (6, 6 if pairs else 9)]
+    judged = judged_of(*sides, pairs=pairs)
+    gains = torch.randn(2, sum(map(len, sides)), generator=chance, dtype=torch.float64)
+    one, other = (in_own_places(judged, of) for of in gains)
+    apart = in_own_places(judged, gains[0] - gains[1])
+    assert one.error_of_difference(other) == pytest.approx(apart.error) and one.error_of_difference(one) == 0
+    high, low = (gains[0] - gains[1])[:6], (gains[0] - gains[1])[6:]
+    expected = (high - low).var() / 6 if pairs else high.var() / 6 + low.var() / 9
+    assert apart.error == pytest.approx(float(expected.sqrt()))
 
 
 def test_the_place_is_found_that_raises_the_desired_words():
