@@ -126,9 +126,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", "At blocks", UserWarning)  # sinks are left out, and that is said once a call
     model = ot.load_model(args.model, library="huggingface", dtype=getattr(torch, args.dtype))
     layers = args.layers or usual_layers(layers_of(model))
-    print(
-        f"{args.model}, {args.dtype}, budget {args.kl} nats, {FIT} texts a side, {JUDGED} pairs, torch {torch.__version__}"
-    )
+    setting = f"{args.dtype}, budget {args.kl} nats, {FIT} texts a side, {JUDGED} pairs, torch {torch.__version__}"
+    print(f"{args.model}, {setting}")
     results = []
     for seed in range(args.seeds):
         for axis_name in args.axes:

@@ -59,13 +59,13 @@ def choose_layer(
     A quarter of the texts is held out. Everywhere the method is fitted on the others, and the AUC of its h on the
     held-out texts screens: what is .15, and two standard errors, below the best is left out. The others steer held-out
     texts, teacher-forced and without generation, at the strength that spends `kl` nats of KL(unsteered ‖ steered)
-    there, and are compared by the shift, Δ log p(desired) − Δ log p(undesired) in nats. It is found in two ways, of which
-    the surer counts more (weights are inverse variances): from each text's own gain, Σ log q(x) − log p(x) over its
-    words x, q steered and p unsteered; and from the same words in all places: λ(x), the mean of log q(x) − log p(x)
-    over every steered token of both sides, whatever follows it. The second is free of the chance of which word stands
-    where, which hides the differences between layers. Places whose shift is not below the largest by two standard errors
-    of the difference cannot be told apart: of them the middle layer is taken, as shifts rise and fall slowly with
-    depth, and there the larger shift. The method is fitted once more at that place, on all texts.
+    there. They are compared by the shift, Δ log p(desired) − Δ log p(undesired) in nats, found in two ways that are
+    weighted by the inverse of their variances: from the gain of each text's words x where they stand, Σ log q(x) −
+    log p(x), q steered and p unsteered; and from the lift λ(x) of the same words, the mean of log q(x) − log p(x) over
+    every steered token of both sides, whatever follows it. The lift is free of the chance of which word stands where,
+    which hides the differences between layers. Places whose shift is not below the largest by two standard errors of
+    the difference cannot be told apart: of them the middle layer is taken, as shifts rise and fall slowly with depth,
+    and there the larger shift. The method is fitted once more at that place, on all texts.
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,

@@ -47,9 +47,9 @@ class JudgedTexts:
 
 
 def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[Tensor, Tensor]:
-    """Which texts of each side are held out: a quarter, and the same numbers of both sides where there are equally many,
-    as texts of the same number often belong together. Raises ValueError for fewer than 8 texts a side, and for pairs of
-    other numbers."""
+    """Which texts of each side are held out: a quarter, and of sides of equally many the same numbers, as texts of the
+    same number often belong together. Raises ValueError for fewer than 8 texts a side, and for pairs of other numbers.
+    """
     if min(n_desired, n_undesired) < FEWEST:
         raise ValueError(
             f"choose_layer holds out a quarter of the texts and needs at least {FEWEST} a side, got {n_desired} and "

@@ -1,4 +1,4 @@
-"""The shift of texts in two ways: laws of each, where they must agree, and a planted answer that chance hides from one."""
+"""The shift of texts in two ways: laws of each, where they must agree, and a planted answer."""
 
 import pytest
 import torch
