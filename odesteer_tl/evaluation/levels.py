@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
 from odesteer_tl.backends.generate import generate
-from odesteer_tl.evaluation.continuations import Setting, Steerer, after_prompts, first_of
-from odesteer_tl.evaluation.crossing import first_crossing
+from odesteer_tl.control.base import FeedbackController
+from odesteer_tl.evaluation.continuations import Setting, Steerer, after_prompts
+from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts, divergence_between
 from odesteer_tl.evaluation.entries import Prompted
-from odesteer_tl.evaluation.strength_search import search_of, strength_of
+from odesteer_tl.evaluation.strength_search import Search, search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
+from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
 
 BATCH = 24
@@ -48,32 +51,56 @@ def unsteered_texts(setting: Setting) -> SteeredTexts:
 def levels_of(
     texts: SteeredTexts, setting: Setting, steerer: Steerer | Prompted, positions: Positions = "decoding"
 ) -> list[Level]:
-    """One level for each budget of the setting: the smallest strength that spends it, or else the one that comes
-    nearest, as of a map that is too weak, or a closed loop, which acts at T = 0 too.
+    """One level for each budget of the setting: a strength that spends it, or else the one that comes nearest, as of a
+    map that is too weak, or a closed loop, which acts at T = 0 too.
 
-    Methods that take turns have one strength, at which their mean cost is the budget.
+    Methods that take turns have one strength, and take turns over the texts here too. The search begins where the cost
+    of the budget before says, as costs grow as the square of a small strength; where it fails, and for closed loops,
+    the smallest strength is sought as by `calibrate`.
     """
     if isinstance(steerer, Prompted):
         return _prefix_levels(texts, setting, steerer)
-    layer = None if first_of(steerer).several else setting.layer
-    own = SteeredTexts.of(texts.model, texts.texts, positions, layer)
-    searches = [search_of(method, None) for method in (steerer if isinstance(steerer, tuple) else (steerer,))]
+    methods = steerer if isinstance(steerer, tuple) else (steerer,)
+    turns = methods[: len(texts.named)]  # there may be fewer texts than methods
+    parts = [_turn(texts, setting, method, turn, len(turns), positions) for turn, method in enumerate(turns)]
+    search = parts[0][1]
     costs: dict[float, float] = {}
 
     def measure(values: Sequence[float]) -> list[float]:
         new = [value for value in values if value not in costs]
         if new:
-            spent = [own.divergences(search.pairs, new, BATCH).mean(1) for search in searches]
-            costs.update(zip(new, torch.stack(spent).mean(0).tolist(), strict=True))
+            spent = torch.cat([own.divergences(search.pairs, new, BATCH) for own, search in parts], dim=1)
+            costs.update(zip(new, spent.mean(1).tolist(), strict=True))
         return [costs[value] for value in values]
 
-    levels = []
+    levels, guess = list[Level](), search.guess
     for budget in setting.budgets:
-        found = first_crossing(measure, budget, searches[0].guess, searches[0].most)
-        value = found.strength if found.reached else _nearest(found.costs, budget)
-        strength = strength_of(searches[0].sought, value)
-        levels.append(Level(budget, found.costs[value], found.reached, strength.T, strength.relative_T))  # type: ignore[arg-type]
+        value = None
+        if not isinstance(methods[0], FeedbackController):
+            value = near_crossing(lambda one: measure([one])[0], budget, guess, search.most)
+        if value is None:
+            found = first_crossing(measure, budget, search.guess, search.most)
+            value = found.strength if found.reached else _nearest(found.costs, budget)
+        strength, reached = strength_of(search.sought, value), abs(costs[value] / budget - 1) <= 0.05
+        levels.append(Level(budget, costs[value], reached, strength.T, strength.relative_T))  # type: ignore[arg-type]
+        following = dict(pairwise(setting.budgets)).get(budget)
+        if reached and following is not None:
+            guess = value * (following / costs[value]) ** 0.5
     return levels
+
+
+def _turn(
+    texts: SteeredTexts, setting: Setting, method: Method, turn: int, turns: int, positions: Positions
+) -> tuple[SteeredTexts, Search]:
+    """The texts on which it is the method's turn, and the search for its strength."""
+    layer, all_of = None if method.several else setting.layer, texts.texts
+    own = replace(
+        all_of,
+        tokens=all_of.tokens[turn::turns],
+        mask=all_of.mask[turn::turns],
+        prompt_lengths=all_of.prompt_lengths[turn::turns],
+    )
+    return SteeredTexts.of(texts.model, own, positions, layer), search_of(method, None)
 
 
 def _prefix_levels(texts: SteeredTexts, setting: Setting, prompted: Prompted) -> list[Level]:

@@ -209,14 +209,16 @@ def test_several_methods_take_turns_over_the_continuations(demo, acts):
     assert made == [alone[(3 * prompt + turn) % 2][prompt] for prompt in range(2) for turn in range(3)]
 
 
-def test_methods_that_take_turns_spend_the_budget_on_average(demo, acts):
+def test_methods_that_take_turns_spend_the_budget_together(demo, acts):
+    """Each on the texts where it is its turn: the mean over all their tokens is the budget."""
     directions = tuple(ot.RandomDirection.fit(acts, seed=seed) for seed in range(2))
-    setting = Setting(demo.model, 2, [], demo.validation_prompts[:3], lambda texts: texts, max_new_tokens=4)
+    setting = Setting(demo.model, 2, [], demo.validation_prompts[:4], lambda texts: texts, max_new_tokens=4)
     (level,) = levels_of(unsteered_texts(setting), setting, directions)
-    texts = SteeredTexts.of(demo.model, ot.generate(demo.model, setting.validation_prompts, max_new_tokens=4))
-    spent = [
-        float(texts.divergences(lambda value, m=m: [(m, ot.Strength(relative_T=value))], [level.relative_T], 9).mean())
-        for m in directions
-    ]
-    assert sum(spent) / 2 == pytest.approx(level.kl, rel=1e-3) and level.kl == pytest.approx(0.1, rel=0.05)
-    assert spent[0] != pytest.approx(spent[1], rel=1e-3)
+    spent = []
+    for turn, method in enumerate(directions):
+        own = ot.generate(demo.model, setting.validation_prompts[turn::2], max_new_tokens=4)
+        strengths = partial(lambda value, method: [(method, ot.Strength(relative_T=value))], method=method)
+        spent.append(SteeredTexts.of(demo.model, own).divergences(strengths, [level.relative_T], 9)[0])
+    assert float(torch.cat(spent).mean()) == pytest.approx(level.kl, rel=1e-3)
+    assert level.kl == pytest.approx(0.1, rel=0.05)
+    assert float(spent[0].mean()) != pytest.approx(float(spent[1].mean()), rel=1e-3)
