@@ -29,6 +29,14 @@ class SiteTokens(NamedTuple):
     read: Bool[Tensor, " n"]
 
 
+class Reading(NamedTuple):
+    """What is read at one position: the activations at each site, the row of each, and the tokens of each site."""
+
+    samples: list[Samples]
+    rows: Int[Tensor, " n"]
+    tokens: list[SiteTokens]
+
+
 def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
     """The tokens of `mask` that `position` names: one per row for "last" and an index, all for "mean" and "all".
 
@@ -98,13 +106,11 @@ def without_sinks(
     return masks, [SiteTokens(*(values[mask] for values in column)) for column in columns]
 
 
-def read_sites(
-    values: Sequence[Residual], mask: TokenMask, read: TokenMask, position: Position, keep: bool
-) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+def read_sites(values: Sequence[Residual], mask: TokenMask, read: TokenMask, position: Position, keep: bool) -> Reading:
     """The activations at several sites of one batch without sinks, the row of each, and the `SiteTokens` per site."""
     masks, tokens = without_sinks([norms_of(of_site) for of_site in values], mask, read, position, keep)
     selected = [select(of_site, chosen, position) for of_site, chosen in zip(values, masks, strict=True)]
-    return [samples for samples, _ in selected], selected[0][1], tokens
+    return Reading([samples for samples, _ in selected], selected[0][1], tokens)
 
 
 def warn_of_sinks(

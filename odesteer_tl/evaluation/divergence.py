@@ -144,8 +144,8 @@ class SteeredTexts:
     def activations(self, site: Site, batch_size: int) -> Samples:
         """What the unsteered model holds at `site` at the named tokens [n, width], in float32 or float64."""
         texts = Tokenised(self.texts.tokens, self.texts.mask)
-        values, _, _ = read_batches(
-            self.model, texts, [site], "all", batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
+        ((values, _, _),) = read_batches(
+            self.model, texts, [site], ["all"], batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
         )
         return values[0]
 
