@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that test
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names of no model are not sought elsewhere
 
 import beartype  # noqa: F401
+import pytest
 import shape_checks
 import torch
 
@@ -41,3 +42,11 @@ def pytest_collection_finish():
 
 def pytest_runtest_setup():
     shape_checks.begin_test()
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Networks are trained for 50 steps where few rows are given, for tests that do not ask what they have learned."""
+    from odesteer_tl.flows import training
+
+    monkeypatch.setattr(training, "LEAST_STEPS", 50)

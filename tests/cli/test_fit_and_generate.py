@@ -61,7 +61,7 @@ def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder, texts, tmp_path):
+def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder, texts, tmp_path, short_training):
     (tmp_path / "asked.txt").write_text(
         "\n".join(["we saw the film", "we saw it", "the film"][n % 3] for n in range(20)), encoding="utf-8"
     )

@@ -101,6 +101,7 @@ def test_a_lqr_plus_steers_every_token(few, monkeypatch):
     generate = continuations.generate
     monkeypatch.setattr(continuations, "generate", lambda *a, **k: given.append((k, generate(*a, **k))) or given[-1][1])
     monkeypatch.setitem(entries_module.FEW, "n_jacobians", 2)
+    monkeypatch.setitem(entries_module.FEW, "context", 4)
     monkeypatch.setattr(runs, "SCAN", (0.0, 1.0, 8.0))
     monkeypatch.setattr(runs, "PRECISION", 0.2)
     entries = {name: LOOPS[name] for name in ("A-LQR", "A-LQR+")}
