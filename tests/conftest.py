@@ -12,11 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names of no model are not sought
 import beartype  # noqa: F401
 import pytest
 import shape_checks
-import torch
 
 shape_checks.install()
-
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 LONGEST = (
     "test_fuzz_programs.py", "test_loopback_server.py", "test_paper_report.py", "test_fit_and_generate.py",
@@ -27,6 +24,9 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
+    import torch  # not above: the process that starts the workers runs no test
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 

@@ -168,9 +168,13 @@ def client(script: str, folder: Path, *arguments: object, preamble: str = PREAMB
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "script.py"
         path.write_text(preamble + textwrap.dedent(script), encoding="utf-8")
-        own = _environment(PYTHONPATH=str(folder), HF_HUB_OFFLINE="1")
-        output = _run(_warm_python().start, [path, *arguments], place, own, timeout)
+        output = script_output([path, *arguments], place, timeout, PYTHONPATH=str(folder))
     return json.loads(output.splitlines()[-1])
+
+
+def script_output(command: list, folder: str | Path, timeout: float = 300, **environment: str) -> str:
+    """What a script [path, *arguments] prints, in a process of its own forked from one that has torch and nnsight."""
+    return _run(_warm_python().start, command, folder, _environment(HF_HUB_OFFLINE="1", **environment), timeout)
 
 
 def _environment(**own: str) -> dict[str, str]:
