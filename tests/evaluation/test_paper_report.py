@@ -9,10 +9,8 @@ import pytest
 import torch
 from instances import activations, planted, shorter, without_shape_checks
 from sklearn.metrics import roc_auc_score
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import odesteer_tl as ot
-from odesteer_tl import assets
 from odesteer_tl.evaluation import entries as entries_module
 from odesteer_tl.evaluation import runs
 from odesteer_tl.evaluation.continuations import UNSTEERED
@@ -43,24 +41,13 @@ JUDGE = Judge.load_embedded().positive_probability
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory):
-    """The texts of the demo with the lower half of its model, which writes as many words in half the time."""
-    folder = tmp_path_factory.mktemp("half")
-    model = AutoModelForCausalLM.from_pretrained(assets.model_folder(), dtype=torch.float32)
-    model.model.layers, model.config.num_hidden_layers = model.model.layers[:3], 3
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(assets.model_folder()).save_pretrained(folder)
-    return shorter(ot.load_demo(ot.load_model(folder)))
-
-
-@pytest.fixture(scope="module")
 def small(half, tmp_path_factory):
     """The whole of `odesteer-tl compare`, on few prompts and few candidates, with what it printed."""
     picture = tmp_path_factory.mktemp("compare") / "picture.png"
     counts = paper_module.Counts(prompts=3, validation_prompts=2, seeds=SEEDS, **COUNTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper_module, "QUICK", counts)
-        patch.setattr(paper_module, "load_demo", lambda model: half)
+        patch.setattr(paper_module, "load_demo", lambda model: shorter(half))
         patch.setattr(ablation, "tune", few_candidates)
         patch.setitem(entries_module.FEW, "n_jacobians", 2)
         patch.setitem(entries_module.FEW, "context", 4)
@@ -145,7 +132,7 @@ def test_the_numbers_are_json(small):
 
 def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(small, half):
     found, _, _ = small
-    few = replace(half, prompts=half.prompts[:3], validation_prompts=half.validation_prompts[:2])
+    few = replace(shorter(half), prompts=half.prompts[:3], validation_prompts=half.validation_prompts[:2])
     names = ["CAA", "shuffled labels", "random direction", "prompt only"]
     again = ot.compare(
         half.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
