@@ -99,11 +99,10 @@ class SteeredTexts:
     def _batches(self, pairs: Any, values: Sequence[float], batch_size: int) -> Iterator["_Batch"]:
         backend = backend_of(self.model)
         for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(values))):
-            batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
-            named = self.named[rows][:, -batch.mask.shape[1] :]
+            batch, named = self._rows(rows)
             if not bool(named.any()):
                 continue
-            p = self._unsteered_logits(batch, named, (int(rows[0]), len(rows)))
+            p = self.log_probabilities(rows)
             copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
@@ -112,16 +111,24 @@ class SteeredTexts:
             steered = logits.unflatten(0, (len(values), len(rows)))
             yield _Batch(rows, batch.tokens, batch.mask, named, p, [of[named].log_softmax(-1) for of in steered])
 
-    def _unsteered_logits(self, batch: Tokenised, named: TokenMask, rows: tuple[int, int]) -> Tensor:
-        """Log-probabilities of what follows the named tokens [tokens, d_vocab]: computed once for the same rows, as
+    @torch.no_grad()
+    def log_probabilities(self, rows: Tensor) -> Float[Tensor, "tokens d_vocab"]:
+        """Of what follows the named tokens of these neighbouring rows, unsteered: computed once for the same rows, as
         long as all of them fit into `MOST_KEPT` bytes."""
-        if rows in self._unsteered:
-            return self._unsteered[rows]
+        key = (int(rows[0]), len(rows))
+        if key in self._unsteered:
+            return self._unsteered[key]
+        batch, named = self._rows(rows)
         p = backend_of(self.model).logits(self.model, batch)[named].log_softmax(-1)
         kept = sum(other.numel() * other.element_size() for other in self._unsteered.values())
         if kept + p.numel() * p.element_size() <= MOST_KEPT:
-            self._unsteered[rows] = p
+            self._unsteered[key] = p
         return p
+
+    def _rows(self, rows: Tensor) -> tuple[Tokenised, TokenMask]:
+        """The rows without common padding, and which of their tokens are named."""
+        batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
+        return batch, self.named[rows][:, -batch.mask.shape[1] :]
 
     def _steering(self, pairs: Any, values: Sequence[float], rows: Tensor, copies: Tensor) -> Any:
         """The block that steers every copy of a row by its own strength."""
@@ -140,6 +147,16 @@ class SteeredTexts:
             self.model, texts, [site], "all", batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
         )
         return values[0]
+
+
+@torch.no_grad()
+def divergence_between(one: SteeredTexts, other: SteeredTexts, batch_size: int) -> Float[Tensor, " tokens"]:
+    """KL(p ‖ q) at the named tokens of both, in nats, both unsteered: the same tokens after other prompts, say."""
+    costs = []
+    for rows in torch.arange(len(one.named)).split(batch_size):
+        p, q = (texts.log_probabilities(rows) for texts in (one, other))
+        costs.append(_kl(p, q))
+    return torch.cat(costs)
 
 
 @dataclass(frozen=True, eq=False)

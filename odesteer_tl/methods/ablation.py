@@ -67,7 +67,7 @@ class Ablation(FlowMethod):
         "arXiv:2406.11717",
         Unit(
             "fractions taken out", "--T 1 takes the direction out, as published; less leaves a part of it.",
-            whole=1.0, tried=(0.25, 0.5, 1.0), bounds=(0.0, 1.0),
+            whole=1.0, is_map=True, bounds=(0.0, 1.0),
         ),
     )  # fmt: skip
 

@@ -65,7 +65,7 @@ class Angular(PointwiseMethod):
         "angular steering", "none", "b₂(b₁ᵀa) − b₁(b₂ᵀa)", "1, along an arc", "‖a‖", "both sides", "arXiv:2510.26243",
         Unit(
             "radians", "--T 0.5 turns by half a radian; look from 0.2 to 3.1, half a turn.",
-            whole=math.pi / 2, tried=(math.pi / 8, math.pi / 4, math.pi / 2), bounds=(-math.inf, math.inf),
+            whole=math.pi / 2, is_map=True, bounds=(-math.inf, math.inf),
         ),
     )  # fmt: skip
 

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 import odesteer_tl as ot
 from odesteer_tl.cli import app
 from odesteer_tl.cli.values import method_names
-from odesteer_tl.evaluation import runs
 from odesteer_tl.evaluation.reports import ablation, demo, paper
 from odesteer_tl.flows.features import Polynomial
 from odesteer_tl.flows.tuning import tune
@@ -180,6 +179,11 @@ def test_generate_wants_one_strength(model_folder, texts, tmp_path):
         assert result.exit_code == 2 and "Give either --T or --relative-T" in result.output
 
 
+def fewer(data):
+    """The data of the demo with short texts and few prompts."""
+    return replace(shorter(data), prompts=data.prompts[:4], validation_prompts=data.validation_prompts[:3])
+
+
 def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load_demo", lambda model: fewer(ot.load_demo(model)))
     picture = tmp_path / "demo.png"
@@ -187,20 +191,15 @@ def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path, mon
     result = run.invoke(app, [*words, "--picture", str(picture)])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    names = ["no steering", "random direction", "CAA", "ITI", "StepODESteer", "ODESteer"]
+    names = ["no steering", "random direction", "CAA", "ITI", "one-step ODESteer", "ODESteer"]
     assert [row["name"] for row in facts["rows"]] == names
     assert facts["layer"] == 1 and facts["goal"] == "its opposite"
     assert facts["judge_accuracy"]["whole"] >= 0.8
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def fewer(data):
-    """The data of the demo with short texts and few prompts."""
-    return replace(shorter(data), prompts=data.prompts[:4], validation_prompts=data.validation_prompts[:3])
-
-
 def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monkeypatch, short_training):
-    counts = paper.Counts(prompts=2, validation_prompts=2, samples=2, validation_samples=1, max_new_tokens=3, seeds=2)
+    counts = paper.Counts(prompts=2, validation_prompts=2, samples=2, max_new_tokens=3, seeds=2)
     monkeypatch.setattr(paper, "QUICK", counts)
 
     def few(acts, features=None, seed=0):
@@ -208,8 +207,6 @@ def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monk
 
     monkeypatch.setattr(ablation, "tune", few)
     monkeypatch.setattr(paper, "load_demo", lambda model: fewer(ot.load_demo(model)))
-    monkeypatch.setattr(runs, "SCAN", (0.0, 1.0, 8.0))  # where the strengths of loops are sought, and how closely
-    monkeypatch.setattr(runs, "PRECISION", 0.2)
     picture = tmp_path / "compare.png"
     words = ["compare", "--quick", "--json", "--seeds", "1", "--model", model_folder, "--layer", "1"]
     result = run.invoke(app, [*words, "--picture", str(picture)])
