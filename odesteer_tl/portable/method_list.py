@@ -19,7 +19,8 @@ def pairs_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[tu
     pairs: list[tuple[Any, Strength]] = []
     for member, given in members_of(method, T, relative_T, layer):
         if given is None and hasattr(member, "as_pair"):
-            pairs += _members(*member.as_pair(), layer)
+            own, carried = member.as_pair()
+            pairs += _members(own, carried, layer)
         else:
             pairs.append((member, Strength.of(given)))  # raises where there is none
     return pairs
