@@ -26,7 +26,7 @@ from hostile_files import hostile_files
 import odesteer_tl as ot
 from odesteer_tl.assets.demo import Demo
 from odesteer_tl.cli import main
-from odesteer_tl.cli.endings import BUG, DONE, EXIT_CODES, REFUSED, WRONG
+from odesteer_tl.cli.exit_codes import BUG, DONE, EXIT_CODES, REFUSED, WRONG
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports import demo as demo_module
 from odesteer_tl.evaluation.reports import paper

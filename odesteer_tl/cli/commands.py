@@ -8,7 +8,7 @@ import typer
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
-from odesteer_tl.cli.endings import WRONG
+from odesteer_tl.cli.exit_codes import WRONG
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.streams import command_output
 

@@ -77,7 +77,7 @@ def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = 
 def _draw_trajectory(axes, trajectory: Trajectory) -> None:  # type: ignore[no-untyped-def]
     assert trajectory.h is not None
     h = trajectory.h.detach().cpu()
-    time = torch.linspace(0, 1, len(h))
+    time = torch.linspace(0, 1, len(h), device="cpu")
     axes.plot(time, h, color="tab:blue", alpha=0.15, lw=1)
     axes.plot(time, h.median(dim=1).values, "o-", color="tab:blue", ms=4, label="median prompt")
     axes.axhline(0, color="grey", lw=1, ls=":")

@@ -130,7 +130,7 @@ def after_prompts(setting: Setting, prompts: Sequence[str], out: Generation) -> 
 
 def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
     """The judge's probabilities, on the CPU. Raises ValueError where it does not return one per text."""
-    probabilities = torch.as_tensor(judge(texts)).cpu()
+    probabilities = torch.as_tensor(judge(texts), device="cpu")
     if probabilities.shape != (len(texts),) or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
         raise ValueError(
             f"A judge gives one probability, from 0 to 1, for each of {len(texts)} texts; got "
@@ -146,8 +146,8 @@ def _turns(
 
     The turns continue from prompt to prompt, so all methods are used even if a prompt has fewer continuations.
     """
-    turn, own = torch.arange(rows) % len(methods), Strength.of(strength)
+    turn, own = torch.arange(rows, device="cpu") % len(methods), Strength.of(strength)
     return [
-        (method, own.mapped(lambda value, number=number: (turn == number) * torch.as_tensor(value)))
+        (method, own.mapped(lambda value, number=number: (turn == number) * torch.as_tensor(value, device="cpu")))
         for number, method in enumerate(methods)
     ], None

@@ -80,7 +80,7 @@ class SteeredTexts:
         self, pairs: Callable[[Any], list[tuple[Any, Strength]]], values: Sequence[float], batch_size: int
     ) -> "Effects":
         """The `divergences`, and what becomes likelier, at each of the `values`."""
-        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64)
+        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
         lifted: Any = 0.0
         for batch in self._batches(pairs, values, batch_size):
             costs.append(batch.costs)
@@ -99,12 +99,13 @@ class SteeredTexts:
     @torch.no_grad()
     def _batches(self, pairs: Any, values: Sequence[float], batch_size: int) -> Iterator["_Batch"]:
         backend = backend_of(self.model)
-        for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(values))):
+        for rows in torch.arange(len(self.named), device="cpu").split(max(1, batch_size // len(values))):
             batch, named = self._rows(rows)
             if not bool(named.any()):
                 continue
             p = self.log_probabilities(rows)
-            copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
+            # all rows at the first strength, then the next
+            copies = torch.arange(len(rows), device="cpu").repeat(len(values))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
                 with self._steering(pairs, values, rows, copies):
@@ -133,7 +134,7 @@ class SteeredTexts:
 
     def _steering(self, pairs: Any, values: Sequence[float], rows: Tensor, copies: Tensor) -> Any:
         """The block that steers every copy of a row by its own strength."""
-        own = torch.tensor([float(value) for value in values]).repeat_interleave(len(rows))
+        own = torch.tensor([float(value) for value in values], device="cpu").repeat_interleave(len(rows))
         positions, lengths = self.positions, self.texts.prompt_lengths[rows][copies]
         if isinstance(positions, Tensor) and positions.ndim == 2:
             positions = positions[rows][copies]
@@ -144,8 +145,8 @@ class SteeredTexts:
     def activations(self, site: Site, batch_size: int) -> Samples:
         """What the unsteered model holds at `site` at the named tokens [n, width], in float32 or float64."""
         texts = Tokenised(self.texts.tokens, self.texts.mask)
-        values, _, _ = read_batches(
-            self.model, texts, [site], "all", batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
+        ((values, _, _),) = read_batches(
+            self.model, texts, [site], ["all"], batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
         )
         return values[0]
 
@@ -154,7 +155,7 @@ class SteeredTexts:
 def divergence_between(one: SteeredTexts, other: SteeredTexts, batch_size: int) -> Float[Tensor, " tokens"]:
     """KL(p ‖ q) at the named tokens of both, in nats, both unsteered: the same tokens after other prompts, say."""
     costs = []
-    for rows in torch.arange(len(one.named)).split(batch_size):
+    for rows in torch.arange(len(one.named), device="cpu").split(batch_size):
         p, q = (texts.log_probabilities(rows) for texts in (one, other))
         costs.append(_kl(p, q))
     return torch.cat(costs)

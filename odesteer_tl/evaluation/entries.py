@@ -132,7 +132,7 @@ def opposites(acts: ContrastiveActivations, seed: int, pairs: int) -> tuple[Rand
 def shuffled(acts: ContrastiveActivations, seed: int) -> ContrastiveActivations:
     """The same activations with sides drawn at random, of the same sizes, and without pairs and groups."""
     rows = torch.cat([acts.desired, acts.undesired])
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed), device="cpu").to(rows.device)
     desired, undesired = rows[order].split([len(acts.desired), len(acts.undesired)])
     return replace(
         acts, desired=desired, undesired=undesired, paired=False, groups=None, rewards=None, queries=None, tokens=None

@@ -7,6 +7,7 @@ shares with a text of the other side, such as a question that both answer, canno
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from odesteer_tl.backends.chat_templates import per_side
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
-from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import Effects, SteeredTexts
+from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 from odesteer_tl.evaluation.strength_search import Search
 
 FEWEST = 8
@@ -59,8 +60,8 @@ def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[
         raise ValueError(f"Pairs need as many desired as undesired texts, got {n_desired} and {n_undesired}.")
     generator, masks = torch.Generator().manual_seed(seed), []
     for count in (n_desired, n_undesired):
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[torch.randperm(count, generator=generator)[: count // 4]] = True
+        mask = torch.zeros(count, dtype=torch.bool, device="cpu")
+        mask[torch.randperm(count, generator=generator, device="cpu")[: count // 4]] = True
         masks.append(mask)
     return masks[0], masks[0] if n_desired == n_undesired else masks[1]
 
@@ -95,7 +96,7 @@ def judged_texts(
     medians, and 24 at most. Raises ValueError where a side has no token after its starts."""
     numbers = [torch.nonzero(side).flatten().tolist() for side in held]
     lengths = [
-        int(torch.tensor([len(side[number]) - own[number] for number in picked]).median())
+        median_low([len(side[number]) - own[number] for number in picked])
         for side, own, picked in zip(rows, starts, numbers, strict=True)
     ]
     span, windows, texts, prompts = max(min(LENGTH, *lengths), 1), [], [], []
@@ -110,7 +111,7 @@ def judged_texts(
                 "The held-out texts have no token after their first one, or after what they share, so that nothing "
                 "shows what steering does to them: give longer texts, or their beginnings as queries=."
             )
-    steered = SteeredTexts.given(model, texts, torch.tensor(prompts), blocks)
+    steered = SteeredTexts.given(model, texts, torch.tensor(prompts, device="cpu"), blocks)
     return JudgedTexts((windows[0], windows[1]), steered, (counts[0], counts[1]), pairs)
 
 
@@ -138,7 +139,7 @@ def _starts(rows: Rows) -> tuple[list[int], list[int]]:
     """How much of each text is prompt where no queries are given: at least its first token, and not its last."""
     every = sorted((tuple(row.tolist()), side, number) for side in (0, 1) for number, row in enumerate(rows[side]))
     of_all = _common(every[0][0], every[-1][0])
-    usual = min(int(torch.tensor([len(row) - of_all for row in side]).median()) for side in rows)
+    usual = min(median_low([len(row) for row in side]) for side in rows) - of_all
     least = of_all + min(usual, LENGTH) // 4
     starts = [[max(min(least, len(row) - 1), 1) for row in side] for side in rows]
     for ordered in (every, every[::-1]):  # the longest common prefix is that with a neighbour in the order of texts

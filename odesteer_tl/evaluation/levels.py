@@ -10,9 +10,9 @@ import torch
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.evaluation.continuations import Setting, Steerer, after_prompts
-from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts, divergence_between
 from odesteer_tl.evaluation.entries import Prompted
+from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 from odesteer_tl.evaluation.strength_search import Search, search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method

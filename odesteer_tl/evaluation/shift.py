@@ -45,10 +45,12 @@ def in_all_places(judged: JudgedTexts, lift: Float[Tensor, " d_vocab"]) -> Estim
     """n (λ̄ desired − λ̄ undesired): λ̄ the mean lift over all words of a side's windows, n the mean number of words in a
     window. A lift of all words alike changes nothing."""
     lift, means, parts = lift.double().cpu(), [], []
-    words = torch.tensor([len(window) for side in judged.windows for window in side], dtype=torch.float64).mean()
+    words = torch.tensor(
+        [len(window) for side in judged.windows for window in side], dtype=torch.float64, device="cpu"
+    ).mean()
     for side in judged.windows:
         sums = torch.stack([lift[window].sum() for window in side])
-        counts = torch.tensor([len(window) for window in side], dtype=torch.float64)
+        counts = torch.tensor([len(window) for window in side], dtype=torch.float64, device="cpu")
         means.append(sums.sum() / counts.sum())
         parts.append(_parts((sums - means[-1] * counts) / counts.mean() * words))  # of a ratio, to first order
     return Estimate(float((means[0] - means[1]) * words), _joined(parts, judged.pairs))

@@ -35,7 +35,7 @@ from odesteer_tl.portable.integrate import affine_pull, euler, flowed
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.sites import Site, SiteName
 from odesteer_tl.portable.strength import Strength
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 Directions = Float[Tensor, "k d_model"]
 
@@ -184,7 +184,8 @@ def orthonormal(directions: Any) -> Directions:
         directions.detach().to(torch.promote_types(directions.dtype, torch.float32)).reshape(-1, directions.shape[-1])
     )
     rows64 = rows.double()
-    if float((rows64 @ rows64.T - torch.eye(len(rows)).to(rows64)).abs().max()) <= 1e-6:
+    identity = torch.eye(len(rows), dtype=rows64.dtype, device=rows64.device)
+    if float((rows64 @ rows64.T - identity).abs().max()) <= 1e-6:
         return rows
     norms = rows64.norm(dim=1, keepdim=True)
     if not bool(torch.isfinite(rows64).all()) or float(norms.min()) == 0 or len(rows) > rows.shape[1]:

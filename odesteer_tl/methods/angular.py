@@ -33,7 +33,7 @@ from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import norm
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.networks import turned_in_plane
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 Plane = Float[Tensor, "2 d_model"]
 

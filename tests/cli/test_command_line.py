@@ -20,7 +20,7 @@ from saved_folders import resealed
 
 import odesteer_tl as ot
 from odesteer_tl.cli import main
-from odesteer_tl.cli.endings import EXIT_CODES
+from odesteer_tl.cli.exit_codes import EXIT_CODES
 from odesteer_tl.cli.messages import on_one_line
 from odesteer_tl.cli.text_files import check_readable, lines_of
 from odesteer_tl.evaluation.json_text import json_text

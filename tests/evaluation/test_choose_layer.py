@@ -11,8 +11,8 @@ from scipy.stats import mannwhitneyu
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation.choose_layer import _middle, _tied
-from odesteer_tl.evaluation.crossing import near_crossing
 from odesteer_tl.evaluation.judged_texts import JUDGED, LENGTH, _starts, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.root_search import near_crossing
 from odesteer_tl.evaluation.shift import Estimate
 from odesteer_tl.parity import oracle
 

@@ -47,7 +47,7 @@ def parity(name):
         ({"methods": {"empty": lambda acts: Prompted(("one", ""))}}, "The prompt-only control needs prefixes"),
         ({"kl": 0.0}, "kl is a budget in nats, above 0"),
         ({"kl": ()}, "kl is a budget in nats, above 0"),
-        ({"kl": (0.1, "0.3")}, "kl is a budget in nats, above 0"),
+        ({"kl": (0.1, -1.0)}, "kl is a budget in nats, above 0"),
         ({"position": "mean"}, "position is where a model is read, but these activations .*: leave out position"),
         ({"prefixes": PRAISE}, "leave out methods, or add a Prompted"),
         ({"layer": 3}, "these activations were read at blocks.3.hook_resid_post: leave out layer"),
