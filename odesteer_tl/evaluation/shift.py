@@ -45,9 +45,7 @@ def in_all_places(judged: JudgedTexts, lift: Float[Tensor, " d_vocab"]) -> Estim
     """n (λ̄ desired − λ̄ undesired): λ̄ the mean lift over all words of a side's windows, n the mean number of words in a
     window. A lift of all words alike changes nothing."""
     lift, means, parts = lift.double().cpu(), [], []
-    words = torch.tensor(
-        [len(window) for side in judged.windows for window in side], dtype=torch.float64, device="cpu"
-    ).mean()
+    words = sum(len(window) for side in judged.windows for window in side) / sum(judged.counts)
     for side in judged.windows:
         sums = torch.stack([lift[window].sum() for window in side])
         counts = torch.tensor([len(window) for window in side], dtype=torch.float64, device="cpu")
