@@ -7,6 +7,7 @@ shares with a text of the other side, such as a question that both answer, canno
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def judged_texts(
     medians, and 24 at most. Raises ValueError where a side has no token after its starts."""
     numbers = [torch.nonzero(side).flatten().tolist() for side in held]
     lengths = [
-        int(torch.tensor([len(side[number]) - own[number] for number in picked], device="cpu").median())
+        median_low([len(side[number]) - own[number] for number in picked])
         for side, own, picked in zip(rows, starts, numbers, strict=True)
     ]
     span, windows, texts, prompts = max(min(LENGTH, *lengths), 1), [], [], []
@@ -138,7 +139,7 @@ def _starts(rows: Rows) -> tuple[list[int], list[int]]:
     """How much of each text is prompt where no queries are given: at least its first token, and not its last."""
     every = sorted((tuple(row.tolist()), side, number) for side in (0, 1) for number, row in enumerate(rows[side]))
     of_all = _common(every[0][0], every[-1][0])
-    usual = min(int(torch.tensor([len(row) - of_all for row in side], device="cpu").median()) for side in rows)
+    usual = min(median_low([len(row) for row in side]) for side in rows) - of_all
     least = of_all + min(usual, LENGTH) // 4
     starts = [[max(min(least, len(row) - 1), 1) for row in side] for side in rows]
     for ordered in (every, every[::-1]):  # the longest common prefix is that with a neighbour in the order of texts

@@ -12,7 +12,6 @@ from scipy.stats import mannwhitneyu
 import odesteer_tl as ot
 from odesteer_tl.evaluation.choose_layer import _middle, _tied
 from odesteer_tl.evaluation.judged_texts import JUDGED, LENGTH, _starts, held_out, judged_texts, token_rows
-from odesteer_tl.evaluation.root_search import near_crossing
 from odesteer_tl.evaluation.shift import Estimate
 from odesteer_tl.parity import oracle
 
@@ -289,17 +288,3 @@ def test_what_cannot_be_chosen_is_refused(given, said):
         return
     with without_shape_checks(), pytest.raises(ValueError, match=said):
         ot.choose_layer(model, **arguments)
-
-
-@pytest.mark.parametrize("power", [1.5, 2.0, 3.0])
-@pytest.mark.parametrize("guess", [0.01, 1.0, 7.0])
-def test_a_near_guess_needs_few_measurements(power, guess):
-    measured = []
-
-    def measure(strength):
-        measured.append(strength)
-        return 0.3 * strength**power
-
-    found = near_crossing(measure, 0.3, guess, tries=9)
-    assert 0.3 * found**power == pytest.approx(0.3, rel=0.05)
-    assert near_crossing(lambda strength: 1e-9, 0.3, 1.0) is None and near_crossing(measure, 0.3, 1.0, 0.5) is None
