@@ -1,4 +1,4 @@
-"""Laws of separation: scikit-learn's AUC on the same folds, the spread of repeated draws, pairs, and what is refused."""
+"""Laws of separation: scikit-learn's AUC on the same folds, the spread of draws, pairs, and what is refused."""
 
 from dataclasses import replace
 
