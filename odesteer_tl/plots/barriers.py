@@ -38,7 +38,7 @@ def separation(found: Sequence[Separation]) -> "matplotlib.figure.Figure":
                     [Z95 * one.error for one in own], label=name, capsize=2, elinewidth=1, **look,
                 )  # fmt: skip
             axes.axhline(0.5, color=INK, lw=1, ls=":")
-            axes.set(xlabel="layer (output of the block)", title=f"read at: {position}")
+            axes.set(xlabel="layer (output of the block)", title="" if position is None else f"read at: {position}")
             axes.set_xticks(sorted({one.layer or 0 for one in found}))
         panels[0].set(ylabel="held-out AUC of h, with 95 %")
         panels[-1].legend()
@@ -62,6 +62,7 @@ def log_odds(
         for (name, one), look in zip(named(barriers).items(), looks(), strict=False):
             x, y, low, high = odds_by_bin(barrier_of(one), acts, bins)
             spread = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+            x = [min(max(h, -BEYOND), BEYOND) for h in x]
             axes.errorbar(x, y, spread, label=name, capsize=2, elinewidth=1, **look)
             widest = max(widest, *map(abs, x), *map(abs, y))
         edge = min(BEYOND, 1.15 * widest)

@@ -80,7 +80,7 @@ def shift_by_auc(choices: Mapping[str, LayerChoice]) -> "matplotlib.figure.Figur
                         mfc=look["color"] if position == positions[0] else "white", label=f"{name}, {position}", **look,
                     )  # fmt: skip
         axes.axhline(0, color=INK, lw=1, ls=":")
-        axes.set(xlabel="held-out AUC of h: how well it separates")
-        axes.set(ylabel=f"shift at {budgets.pop():g} nats of KL, nats a text: how well it steers")
+        axes.set(xlabel="held-out AUC of h")
+        axes.set(ylabel=f"shift at {budgets.pop():g} nats of KL, nats a text")
         axes.legend()
     return figure

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 
 import matplotlib.style
 import numpy as np
@@ -108,9 +109,8 @@ def test_paper_is_white_and_ink_dark_whatever_the_users_style(method, path, styl
     with matplotlib.style.context(style):
         for name, figure in every(method, path).items():
             image = imread(io.BytesIO(figure._repr_png_()))
-            assert (
-                np.allclose(image[0, :, :3], 1) and np.allclose(image[:, 0, :3], 1) and np.allclose(image[..., 3:], 1)
-            )
+            assert np.allclose(image[0, :, :3], 1, atol=0.02) and np.allclose(image[:, 0, :3], 1, atol=0.02), name
+            assert image.shape[2] == 3 or np.allclose(image[..., 3], 1), name
             for axes in figure.axes:
                 texts = (axes.xaxis.label, axes.yaxis.label, axes.title, *axes.get_xticklabels())
                 assert all(max(to_rgb(text.get_color())) < 0.2 for text in texts), name
@@ -118,8 +118,8 @@ def test_paper_is_white_and_ink_dark_whatever_the_users_style(method, path, styl
 
 def test_a_figure_is_small_and_needs_no_pyplot(method, path):
     for name, figure in every(method, path).items():
-        assert len(figure._repr_png_()) < 80_000, name
-        assert figure.number if hasattr(figure, "number") else True
+        assert len(figure._repr_png_()) < 50_000, name
+    assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
 
 
 def luminance(colour):
