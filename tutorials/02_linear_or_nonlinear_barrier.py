@@ -13,9 +13,9 @@
 #
 # A barrier h may be linear in the activation, as those of CAA and ITI, or curved, as that of ODESteer. When does the
 # curvature pay? Two planted problems, where the truth is known, show that it can decide everything and that it can be
-# worthless. Then real activations: how well do four barriers separate held-out texts, by layer and reading position, and
-# how far does each of them steer at the same cost? These are two different questions. It ends in a rule, and in five
-# claims that a cell asserts.
+# worthless. Then real activations: how well do four barriers separate held-out texts, by layer and reading position,
+# and how far does each of them steer at the same cost? These are two different questions. It ends in a rule, and in
+# five claims that a cell asserts.
 
 # %% tags=["parameters"]
 MODEL = None  # the embedded model; or a Hugging Face name or a folder, such as "smollm2" of scripts/get_smollm2.py
@@ -31,7 +31,6 @@ import torch
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation.separation import separations
-from odesteer_tl.flows.barriers import LogRatioBarrier, mean_difference
 
 torch.manual_seed(0)
 warnings.filterwarnings("ignore", message="At blocks")  # that attention sinks are left out of means
@@ -89,8 +88,8 @@ for one in of_xor:
 
 # %% [markdown]
 # Steering is judged by the truth: which share of undesired activations ends inside one of the desired clouds, in the
-# plane within the radius that holds 95 % of a cloud? Every method tries 20 lengths on one half of the activations, and the
-# best one is judged on the other half.
+# plane within the radius that holds 95 % of a cloud? Every method tries 20 lengths on one half of the activations, and
+# the best one is judged on the other half.
 
 
 # %%
@@ -111,12 +110,12 @@ def reached(method, a):
 
 methods = {
     "difference of means": ot.CAA.fit(xor),
-    "linear, 10 steps": BARRIERS["linear"](xor),
+    "linear, 10 steps": BARRIERS[LINE](xor),
     "polynomial, one step": ot.StepODESteer.fit(xor),
     "polynomial, 10 steps": ot.ODESteer.fit(xor),
 }
 arrived = {name: reached(method, start) for name, method in methods.items()}
-for name, (share, error, T) in arrived.items():
+for name, (share, error, _) in arrived.items():
     print(f"{name:>20}: {share:.0%} ± {error:.0%} reach a desired cloud")
 curved = methods["polynomial, 10 steps"]
 ot.plots.level_sets(
@@ -139,14 +138,15 @@ shifted, _ = sides([(0.3, 0.0)], [(-0.3, 0.0)])
 of_shifted = separations(shifted, BARRIERS)
 for one in of_shifted:
     print(f"{one.name:>20}: held-out AUC {one.auc:.3f}, 95 % from {one.interval[0]:.3f} to {one.interval[1]:.3f}")
-gain, error = of_shifted[3].minus(of_shifted[0])
-print(f"tuned less difference of means: {gain:+.3f} ± {error:.3f}")
+gain, error = of_shifted[3].minus(of_shifted[1])
+print(f"curvature gains {gain:+.3f} ± {error:.3f}")
 
 # %% [markdown]
 # ## Real activations
 #
-# Pairs of answers to one query. The four barriers at four layers and two reading positions, each judged on folds that it
-# was not fitted on; the tuned one tunes anew within every fold.
+# Pairs of answers to one query. The four barriers at four layers and two reading positions, each judged on folds that
+# it was not fitted on; the tuned ones are tuned anew within every fold. The fair question about curvature is polynomial
+# against linear with C tuned for both: much of what a nonlinear barrier seems to gain is only a weaker penalty.
 
 # %%
 demo = ot.load_demo(None if MODEL is None else ot.load_model(MODEL))
@@ -170,24 +170,21 @@ found = [one for acts in by_position.values() for one in separations(acts, BARRI
 ot.plots.separation(found)
 
 # %% [markdown]
-# Intervals of the AUCs overlap more than the differences deserve, because all barriers see the same pairs. Pair by pair:
+# The intervals overlap more than the differences deserve, because all barriers see the same pairs. Pair by pair:
 
 # %%
 at = {(one.name, one.layer, one.position): one for one in found}
 gains = {}
 for position in by_position:
     for layer in LAYERS:
-        gains[layer, position] = at["tuned", layer, position].minus(at["linear", layer, position])
-        gain, error = gains[layer, position]
-        print(
-            f"layer {layer}, {position}: tuned less linear {gain:+.3f} ± {error:.3f}" + "   clear" * (gain > 2 * error)
-        )
+        gain, error = gains[layer, position] = at[CURVE, layer, position].minus(at[LINE, layer, position])
+        print(f"layer {layer}, {position}: curvature gains {gain:+.3f} ± {error:.3f}" + "   clear" * (gain > 2 * error))
 
 # %% [markdown]
 # ## Separating is not steering
 #
-# Now all four steer, everywhere, at the same cost: `ot.choose_layer` finds at each place the strength that spends 0.1 nats
-# of KL, and measures on held-out pairs by how much the desired answer gains on the undesired one.
+# Now all four steer, everywhere, at the same cost: `ot.choose_layer` finds at each place the strength that spends 0.1
+# nats of KL, and measures on held-out pairs by how much the desired answer gains on the undesired one.
 
 # %%
 choices = {
@@ -201,10 +198,10 @@ for name, choice in choices.items():
 ot.plots.shift_by_auc(choices)
 
 # %% [markdown]
-# And by cost, at the place that was chosen for the tuned barrier. T is nowhere to be seen: only what it costs.
+# And by cost, at the place that was chosen for the tuned polynomial. T is nowhere to be seen: only what it costs.
 
 # %%
-place = choices["tuned"].best
+place = choices[CURVE].best
 by_cost = {
     name: [
         ot.choose_layer(
@@ -213,16 +210,17 @@ by_cost = {
         )
         for kl in (0.03, 0.1, 0.3)
     ]
-    for name in ("difference of means", "polynomial, paper's", "tuned")
+    for name in (MEANS, PAPER, CURVE)
 }  # fmt: skip
 ot.plots.shift(by_cost)
 
 # %% [markdown]
 # ## A rule
 #
-# 1. Compare tuned and linear on held-out rows at the place where you steer. If the difference is within two standard
-#    errors, take the difference of means: it has nothing to tune.
-# 2. If curvature separates better, that is a licence to try it and no proof: compare how far both steer at equal KL.
+# 1. Compare a polynomial and a line, both tuned, on held-out rows at the place where you steer. If the difference is
+#    within two standard errors, take the difference of means: it has nothing to tune.
+# 2. If curvature separates better, that is a licence to try it and no proof: compare how far it and the difference of
+#    means steer at equal KL.
 #    Take the curved one only if it is ahead by two standard errors.
 
 
@@ -235,10 +233,10 @@ def decide(separates, steers):
     return "nonlinear: it separates better, and steers further"
 
 
-(low, low_error, _), (high, high_error, _) = (arrived[name] for name in ("difference of means", "polynomial, 10 steps"))
-for_xor = decide(of_xor[2].minus(of_xor[1]), (high - low, (high_error**2 + low_error**2) ** 0.5))
-for_shifted = decide(of_shifted[3].minus(of_shifted[0]), (0.0, 0.0))  # the second question is not reached
-one, other = (by_cost[name][1].best for name in ("tuned", "difference of means"))
+(low, low_error, _), (high, high_error, _) = (arrived[name] for name in (MEANS, "polynomial, 10 steps"))
+for_xor = decide(of_xor[3].minus(of_xor[1]), (high - low, (high_error**2 + low_error**2) ** 0.5))
+for_shifted = decide(of_shifted[3].minus(of_shifted[1]), (0.0, 0.0))  # the second question is not reached
+one, other = (by_cost[name][1].best for name in (CURVE, MEANS))
 for_model = decide(
     gains[place.layer, place.position], (one.shift - other.shift, (one.shift_error**2 + other.shift_error**2) ** 0.5)
 )
@@ -250,19 +248,18 @@ print(f"XOR:        {for_xor}\nGaussians:  {for_shifted}\nthis model: {for_model
 # %%
 places = [(one.auc, one.shift) for choice in choices.values() for one in choice.candidates if one.shift is not None]
 of_highest_auc, furthest = max(places), max(places, key=lambda both: both[1])
-print(
-    f"highest AUC {of_highest_auc[0]:.2f}: shift {of_highest_auc[1]:+.2f}; furthest {furthest[1]:+.2f}: AUC {furthest[0]:.2f}"
-)
+print(f"where the AUC is highest, {of_highest_auc[0]:.2f}, the shift is {of_highest_auc[1]:+.2f} nats")
+print(f"where the shift is largest, {furthest[1]:+.2f} nats, the AUC is {furthest[0]:.2f}")
+curvature, its_error = of_shifted[3].minus(of_shifted[1])
 claims = {
-    "XOR: no line separates": all(one.interval[0] < 0.5 < one.interval[1] or one.auc < 0.55 for one in of_xor[:2]),
+    "XOR: no line separates": all(one.auc < 0.5 + 3 * one.error for one in of_xor[:2]),
     "XOR: the curved barrier does, and ten steps reach the truth where a vector does not": of_xor[2].auc > 0.95
     and high > low + 0.3,
-    "Gaussians: curvature gains nothing": of_shifted[3].minus(of_shifted[0])[0]
-    < 2 * of_shifted[3].minus(of_shifted[0])[1],
+    "Gaussians: curvature gains nothing": curvature < 2 * its_error,
     "the rule finds both": for_xor.startswith("nonlinear") and for_shifted.startswith("linear"),
-    "what separates best is not what steers furthest (the embedded model; on others this is measured, not claimed)": MODEL
-    is not None
-    or of_highest_auc[1] < furthest[1] - 0.2,
+    "what separates best is not what steers furthest (claimed of the embedded model, on others only shown)": (
+        MODEL is not None or of_highest_auc[1] < furthest[1] - 0.2
+    ),
 }
 for claim, holds in claims.items():
     print("holds " if holds else "FAILS ", claim)
