@@ -48,7 +48,7 @@ print(choice)
 ot.plots.layers(choice)
 
 # %% [markdown]
-# The place that was chosen is not the one with the highest AUC. Tutorial 2 is about that.
+# On the embedded model, the place that was chosen is not the one with the highest AUC. Tutorial 2 is about that.
 #
 # ## A vector is one Euler step
 #

@@ -210,7 +210,7 @@ by_cost = {
         )
         for kl in (0.03, 0.1, 0.3)
     ]
-    for name in (MEANS, PAPER, CURVE)
+    for name in BARRIERS
 }  # fmt: skip
 ot.plots.shift(by_cost)
 

@@ -122,6 +122,8 @@ def plot_calibration(calibration: Any, file: str | Path) -> None:
 
 def draw_calibration(calibration: Any, axes: Any, looks: Iterator[dict[str, Any]]) -> None:
     """Draw what `plot_calibration` writes. Raises ValueError where nothing was measured."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
     if not calibration.curve:
         raise ValueError("A budget of 0 nats has no curve to plot: T = 0 was not sought.")
     values = [point.value for point in calibration.curve]
@@ -133,6 +135,9 @@ def draw_calibration(calibration: Any, axes: Any, looks: Iterator[dict[str, Any]
     axes.axvline(calibration.strength.value, color="grey", lw=1, label="strength found")
     name = "relative_T (part of ‖a‖)" if calibration.sought == "relative_T" else calibration.sought
     axes.set(xscale="log", yscale="log", xlabel=name, ylabel="KL(unsteered ‖ steered), nats a token")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.legend(fontsize=8)
 
 

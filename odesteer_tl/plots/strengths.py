@@ -67,7 +67,7 @@ def shift_by_auc(choices: Mapping[str, LayerChoice]) -> "matplotlib.figure.Figur
     if len(budgets) != 1:
         raise ValueError(f"shift_by_auc compares choices at one budget, got {sorted(budgets)}: use the same kl=.")
     positions = list(dict.fromkeys(one.position for choice in choices.values() for one in choice.candidates))
-    with picture() as (figure, (axes,)):
+    with picture(width=7.2) as (figure, (axes,)):
         for (name, choice), look in zip(choices.items(), looks(), strict=False):
             for position in positions:
                 own = [one for one in choice.candidates if one.position == position and one.auc is not None]
@@ -82,5 +82,5 @@ def shift_by_auc(choices: Mapping[str, LayerChoice]) -> "matplotlib.figure.Figur
         axes.axhline(0, color=INK, lw=1, ls=":")
         axes.set(xlabel="held-out AUC of h")
         axes.set(ylabel=f"shift at {budgets.pop():g} nats of KL, nats a text")
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
