@@ -147,7 +147,8 @@ def plot_layers(choice: Any, file: str | Path) -> None:
 
     check_picture(file)
     figure = Figure(figsize=(7, 3.4), layout="constrained")
-    draw_layers(choice, *figure.subplots(1, 2), ({"marker": "o"} for _ in choice.candidates))
+    shifts, aucs = figure.subplots(1, 2)
+    draw_layers(choice, shifts, aucs, ({"marker": "o"} for _ in choice.candidates))
     _save(figure, file, "")
 
 

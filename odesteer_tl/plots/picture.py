@@ -21,7 +21,7 @@ AMOUNTS = "cividis"
 DOTS_PER_INCH, PALETTE = 80, 96
 """Of what a notebook keeps, also the number of colours: a figure is some 15 kB. `savefig(file, dpi=…)` writes more."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": INK,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "legend.facecolor": "white", "legend.edgecolor": "#CCCCCC",

@@ -253,10 +253,10 @@ def test_shift_is_by_budget_in_order_and_shift_by_auc_refuses_several():
 
 def test_a_map_of_tokens_shows_its_numbers_and_displacements_are_those_of_the_caches():
     generator = torch.Generator().manual_seed(0)
-    before = {f"blocks.{layer}.hook_resid_post": torch.randn(2, 4, 6, generator=generator) for layer in (0, 1, 10)}
+    before = {f"blocks.{layer}.hook_resid_post": torch.randn(2, 4, 6, generator=generator) for layer in (0, 2, 10)}
     after = {name: value.clone() for name, value in before.items()}
     after["blocks.10.hook_resid_post"][1, 2] *= 1.5
-    before["blocks.1.hook_attn_out"] = torch.zeros(1)
+    before["blocks.2.hook_attn_out"] = torch.zeros(1)
     moved = ot.plots.displacements(before, after, row=1)
     expected = torch.zeros(3, 4, dtype=torch.float64)
     expected[2, 2] = 0.5
