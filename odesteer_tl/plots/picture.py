@@ -18,7 +18,7 @@ MARKERS = "osD^vPX"
 HEIGHTS = LinearSegmentedColormap.from_list("h", [UNDESIRED, "#FBE3D6", "#FFFFFF", "#D3E6F3", DESIRED])
 """Vermilion below 0, white at 0, blue above."""
 AMOUNTS = "cividis"
-DOTS_PER_INCH, PALETTE = 80, 96
+DOTS_PER_INCH, PALETTE = 80, 192
 """Of what a notebook keeps, also the number of colours: a figure is some 15 kB. `savefig(file, dpi=…)` writes more."""
 
 STYLE: dict[Any, Any] = {
@@ -38,7 +38,8 @@ class Picture(Figure):
         drawn, kept = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
         with Image.open(drawn) as image:
-            image.convert("RGB").quantize(PALETTE).save(kept, format="png", optimize=True)
+            few = image.convert("RGB").quantize(PALETTE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(kept, format="png", optimize=True)  # rare colours are kept too: the ends of a scale
         return kept.getvalue()
 
 

@@ -11,6 +11,7 @@ import torch
 from instances import planted
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from PIL import Image
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation.calibration import Measured
@@ -120,6 +121,16 @@ def test_a_figure_is_small_and_needs_no_pyplot(method, path):
     for name, figure in every(method, path).items():
         assert len(figure._repr_png_()) < 50_000, name
     assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
+
+
+def test_few_colours_are_still_the_right_ones(method, path):
+    """Also those that few pixels have, as the ends of a scale and the marks."""
+    figure, exact = ot.plots.level_sets(method, path, planted()), io.BytesIO()
+    figure.savefig(exact, format="png", dpi=80)
+    drawn, kept = (Image.open(file).convert("RGB") for file in (exact, io.BytesIO(figure._repr_png_())))
+    off = np.abs(np.asarray(drawn, dtype=int) - np.asarray(kept, dtype=int))
+    assert off.max() <= 16
+    assert abs(np.asarray(kept, dtype=int)[0, 0] - 255).max() <= 3
 
 
 def luminance(colour):
