@@ -103,7 +103,7 @@ def main() -> None:
         samples=args.samples,
     )  # fmt: skip
     print(found.table())
-    print(f"\n{'points of the judged share':<28}{'chosen':>13} {'95 %':>15} {'tried':>13}")
+    print(f"\n{'points of the judged share':<28}{'difference':>13} {'95 %':>15}")
     for mine, other in (
         ("h in A-LQR", "ODESteer"),
         ("h in A-LQR", "A-LQR"),

@@ -11,7 +11,7 @@ from types import TracebackType
 from odesteer_tl._interrupts import is_command
 
 _OWN = "odesteer_tl"
-_REFUSED = 2  # `cli.endings.REFUSED`
+_REFUSED = 2  # `cli.exit_codes.REFUSED`
 
 
 def why_not_imported(error: BaseException) -> str | None:

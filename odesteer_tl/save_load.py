@@ -103,7 +103,7 @@ MAX_WIDTH = 2**20
 def _steer_once(method: PointwiseMethod, width: int) -> None:
     if not 0 < width <= MAX_WIDTH:
         raise ValueError(f"d_model is {width:,}, and at most {MAX_WIDTH:,} is read")
-    steered = method.steer(torch.ones(2, width), T=1.0)
+    steered = method.steer(torch.ones(2, width, device="cpu"), T=1.0)
     if steered.shape != (2, width) or not bool(torch.isfinite(steered).all()):
         raise ValueError(f"steer gives {tuple(steered.shape)}, or numbers that are not finite")
 
@@ -117,7 +117,7 @@ def _widths(value: Any) -> set[int]:
 
 
 def _run_edits_once(loop: FeedbackController) -> None:
-    a, state = torch.ones(2, loop.directions.shape[-1]), State(torch.arange(2))
+    a, state = torch.ones(2, loop.directions.shape[-1], device="cpu"), State(torch.arange(2, device="cpu"))
     for edit in loop.edits(T=1.0):
         new = edit.apply(a, a, state)
         if new.shape != a.shape or not bool(torch.isfinite(new).all()):

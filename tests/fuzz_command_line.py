@@ -26,7 +26,7 @@ from hostile_files import hostile_files
 import odesteer_tl as ot
 from odesteer_tl.assets.demo import Demo
 from odesteer_tl.cli import main
-from odesteer_tl.cli.endings import BUG, DONE, EXIT_CODES, REFUSED, WRONG
+from odesteer_tl.cli.exit_codes import BUG, DONE, EXIT_CODES, REFUSED, WRONG
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports import demo as demo_module
 from odesteer_tl.evaluation.reports import paper
@@ -140,7 +140,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         },
         "demo": {
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,
-            "--seed": lambda: of(["3"], NUMBERS), "--direction": lambda: of(["negative"], WORDS),
+            "--seed": lambda: of(["3"], NUMBERS), "--direction": lambda: of(["negative"], WORDS), "--chat": None,
         },
         "compare": {
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,
@@ -178,8 +178,9 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
 @contextlib.contextmanager
 def light_work() -> Iterator[None]:
     """Good models are loaded once, and one small study serves for all."""
-    load_model, run_study, demo = ot.load_model, demo_module.run_study, ot.load_demo()
-    load_once, studies = cache(load_model), []
+    load_model, demo = ot.load_model, ot.load_demo()
+    compared, settings_of = demo_module.compared, demo_module.settings_of
+    load_once, found = cache(load_model), []
 
     def loaded(name: str) -> Any:
         return load_once(name) if Path(name).name == "model" else load_model(name)
@@ -190,11 +191,13 @@ def light_work() -> Iterator[None]:
         own = demo.model if model is None else model
         return replace(demo, model=own, validation_prompts=demo.validation_prompts[:2], **less)
 
-    def study(setting: Any, methods: Any, progress: Any) -> Any:
-        small = replace(setting, max_new_tokens=3, validation_samples=1, grid=(0.2,))
-        if not studies:
-            studies.append(run_study(small, methods, progress))
-        return studies[0]
+    def brief(*given: Any, **options: Any) -> Any:
+        return settings_of(*given, **options | {"max_new_tokens": 3, "samples": 1, "budgets": (0.1,)})
+
+    def once(*given: Any) -> Any:
+        if not found:
+            found.append(compared(*given))
+        return found[0]
 
     def comparison(*, model: str | None, picture: Path, out: Any, load: Any, **_: Any) -> None:
         check_picture(picture)
@@ -206,7 +209,8 @@ def light_work() -> Iterator[None]:
         mock.patch.object(ot, "load_model", loaded),
         mock.patch.object(ot, "load_demo", lambda: demo),
         mock.patch.object(demo_module, "load_demo", few),
-        mock.patch.object(demo_module, "run_study", study),
+        mock.patch.object(demo_module, "compared", once),
+        mock.patch.object(demo_module, "settings_of", brief),
         mock.patch.object(paper, "run_contest", comparison),
         mock.patch.object(table, "measured", lambda remote, quick: []),
     ):

@@ -20,7 +20,7 @@ from odesteer_tl.methods import GradientFlow
 from odesteer_tl.methods.flow_method import FlowMethod
 from odesteer_tl.portable.edits import State
 from odesteer_tl.portable.feedback import Feedback, linear_quadratic, proportional_integral_derivative
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 UNIT = ("odesteer", "odesteer-low-rank-rk4", "odesteer-sketch", "odesteer-fourier-midpoint", "stepodesteer", "iti")
 UNIT += ("randomdirection", "repe", "gradientflow")

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)  # of the answer to /result
     by_url: bool = False  # whether the last frame says where the result is to be had
     cut: int | None = None  # bytes of the last frame's payload after which the connection ends
+    drips: str = ""  # the step that is sent a byte at a time
 
 
 def blob(saves: Any, protocol: int = 2) -> bytes:
@@ -77,18 +79,26 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Nothing."""
 
-    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def put(self, step: str, data: bytes) -> None:
+        """All at once, or a byte at a time, which keeps a client of 10 bytes waiting for half a second."""
+        for part in [data[i : i + 1] for i in range(len(data))] if self.server.reply.drips == step else [data]:
+            self.wfile.write(part)
+            time.sleep(0.05 * (part is not data))
+
+    def answer(self, step: str, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(code)
         for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | (headers or {})).items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        head = b"".join(getattr(self, "_headers_buffer", []))
+        self._headers_buffer = []
+        self.put(step + " headers", head + b"\r\n")
+        self.put(step, body)
 
     def do_GET(self) -> None:
         self.server.seen.append({"path": self.path} | {name.lower(): value for name, value in self.headers.items()})
         reply = self.server.reply
         if self.path == "/result":
-            self.answer(200, self.data(), reply.headers)
+            self.answer("result", 200, self.data(), reply.headers)
         elif reply.handshake is not None:
             self.wfile.write(reply.handshake)
             self.close_connection = True
@@ -98,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.seen.append({"path": self.path} | {name.lower(): value for name, value in self.headers.items()})
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(*(self.server.reply.posted or (200, status(Status.RECEIVED))))
+        self.answer("posted", *(self.server.reply.posted or (200, status(Status.RECEIVED))))
         self.server.posted.set()
 
     def data(self) -> bytes:
@@ -107,26 +117,27 @@ class Handler(BaseHTTPRequestHandler):
 
     def subscribe(self, reply: Reply) -> None:
         key = self.headers["Sec-WebSocket-Key"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
-        self.wfile.write(b"Date: " + formatdate(usegmt=True).encode() + b"\r\nSec-WebSocket-Accept: ")
-        self.wfile.write(base64.b64encode(hashlib.sha1(key).digest()) + b"\r\n\r\n")
+        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        head += b"Date: " + formatdate(usegmt=True).encode() + b"\r\nSec-WebSocket-Accept: "
+        self.put("handshake", head + base64.b64encode(hashlib.sha1(key).digest()) + b"\r\n\r\n")
         self.close_connection = True
         self.server.posted.clear()
-        self.frame(1, json.dumps({"session_id": "s"}).encode() if reply.session is None else reply.session)
+        session = json.dumps({"session_id": "s"}).encode() if reply.session is None else reply.session
+        self.frame(1, session, step="session")
         if not self.server.posted.wait(5 if reply.session is None else 0.2):
             return self.frame(8, (1000).to_bytes(2, "big"))  # else the client waits for it
         for opcode, payload in reply.before:
-            self.frame(opcode, payload)
+            self.frame(opcode, payload, step="before")
         said = ResponseModel(id="job", status=Status.COMPLETED, data=f"{self.server.url}/result")
         honest = (1, said.model_dump_json().encode()) if reply.by_url else (2, completed(self.data()))
-        self.frame(*(reply.last or honest), cut=reply.cut)
+        self.frame(*(reply.last or honest), cut=reply.cut, step="last")
         if reply.cut is None:
             self.frame(8, (1000).to_bytes(2, "big"))
 
-    def frame(self, opcode: int, payload: bytes, cut: int | None = None) -> None:
+    def frame(self, opcode: int, payload: bytes, cut: int | None = None, step: str = "") -> None:
         n = len(payload)
         width, mark = (0, n) if n < 126 else (2, 126) if n < 1 << 16 else (8, 127)
-        self.wfile.write(bytes([0x80 | opcode, mark]) + n.to_bytes(8, "big")[8 - width :] + payload[:cut])
+        self.put(step, bytes([0x80 | opcode, mark]) + n.to_bytes(8, "big")[8 - width :] + payload[:cut])
 
 
 @contextmanager

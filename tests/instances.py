@@ -22,7 +22,7 @@ from odesteer_tl.methods import GradientFlow, Method, MiMiC, ODESteer
 from odesteer_tl.methods.registry import Entry, as_needed, registered
 from odesteer_tl.methods.view import Unit
 from odesteer_tl.portable.sites import Site
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 torch.set_num_threads(1)  # the arrays are tiny: threads cost more than they save
 

@@ -24,7 +24,7 @@ from odesteer_tl.methods import GradientFlow, Method
 from odesteer_tl.portable.edits import State
 from odesteer_tl.portable.token_rules import chosen_by
 from odesteer_tl.remote.checks import check_travels, payload_bytes
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 nnsight.register(instances)
 

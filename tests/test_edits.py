@@ -8,7 +8,7 @@ import torch
 
 import odesteer_tl as ot
 from odesteer_tl.portable.apply_edits import OwnedEdit, PassEdits, Tally, by_place, owned_edits, selected
-from odesteer_tl.portable.token_tracking import Pass, TokenTrack
+from odesteer_tl.portable.token_tracks import Pass, TokenTrack
 
 BATCH, POS, WIDTH = 3, 4, 5
 

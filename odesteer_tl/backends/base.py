@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import SiteTokens, Tokenised
+from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength
 
@@ -111,15 +111,15 @@ class Backend(Protocol):
         model: Any,
         batch: Tokenised,
         sites: list[Site],
-        position: Position,
+        positions: Sequence[Position],
         read: TokenMask,
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
-        """The activations at each site (layers ascending), float32, the row of each, and the norms and sinks at each
-        site (see `tokens.read_sites`), in one pass that ends with the last of these layers. Only tokens of `read` are
-        read."""
+    ) -> list[Reading]:
+        """For each of `positions` the activations at each site (layers ascending), float32, the row of each, and the
+        norms and sinks at each site (see `tokens.read_sites`), in one pass that ends with the last of these layers; on
+        nnsight in a pass for each position. Only tokens of `read` are read."""
         ...
 
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:

@@ -8,12 +8,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from odesteer_tl._progress import bar
-from odesteer_tl._shapes import PerRow, Position, Samples, TokenMask
+from odesteer_tl._shapes import PerRow, Position, TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken
 from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.backends.tokenize import check_context, trimmed
-from odesteer_tl.data.tokens import SiteTokens, Tokenised, warn_of_sinks
+from odesteer_tl.data.tokens import Reading, SiteTokens, Tokenised, warn_of_sinks
 from odesteer_tl.portable.sites import Site
 
 Skip = int | Literal["special"]
@@ -28,13 +28,13 @@ def readable(model: Any, texts: Tokenised, skip: Skip, starts: PerRow | None = N
     """
     if skip != "special" and (not isinstance(skip, int) or isinstance(skip, bool) or skip < 0):
         raise ValueError(f'skip is the number of tokens to leave out per text, 0 or more, or "special"; got {skip!r}.')
-    first = torch.zeros(len(texts.mask), dtype=torch.long) if starts is None else starts
+    first = torch.zeros(len(texts.mask), dtype=torch.long, device="cpu") if starts is None else starts
     read = texts.mask & (texts.mask.cumsum(1) > (first + (0 if skip == "special" else skip)).unsqueeze(1))
     if skip == "special":
         tokenizer = tokenizer_of(model)
         if tokenizer is None:
             raise ValueError('skip="special" needs a tokenizer, and this model has none: pass a number of tokens.')
-        read = read & ~torch.isin(texts.tokens, torch.tensor(tokenizer.all_special_ids))
+        read = read & ~torch.isin(texts.tokens, torch.tensor(tokenizer.all_special_ids, device="cpu"))
     if skip != 0 and not bool(read.any(1).all()):
         row = int((~read.any(1)).nonzero()[0])
         raise ValueError(f"skip={skip!r} leaves no token of text {row} to read: skip less, or drop that text.")
@@ -46,16 +46,16 @@ def read_batches(
     model: Any,
     texts: Tokenised,
     sites: list[Site],
-    position: Position,
+    positions: Sequence[Position],
     batch_size: int,
     progress: bool | None = None,
     remote: bool | str = False,
     blocks: Any = None,
     readable: TokenMask | None = None,
     keep_sinks: bool = False,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
-    """The activations of all texts at each site, in the order of `texts`; the text of each activation; and the norms
-    and sinks at each site (`SiteTokens`), in the order of `texts`.
+) -> list[Reading]:
+    """For each position the activations of all texts at each site, in the order of `texts`; the text of each
+    activation; and the norms and sinks at each site (`SiteTokens`), in the order of `texts`.
 
     Texts of similar length share a batch, so that there are few pads. Only tokens of `readable` (None: all) are read.
     """
@@ -63,29 +63,33 @@ def read_batches(
     backend = backend_of(model)
     readable = texts.mask if readable is None else readable
     order = texts.mask.sum(1).argsort(descending=True, stable=True)
-    samples, sources, sinks, texts_of_tokens = [], [], [], []
+    read_parts: list[list[Reading]] = [[] for _ in positions]
+    texts_of_tokens = []
     message = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"
-    text_index = torch.arange(len(order)).unsqueeze(1).expand(texts.mask.shape)
+    text_index = torch.arange(len(order), device="cpu").unsqueeze(1).expand(texts.mask.shape)
     for chosen in bar(order.split(batch_size), label=message, progress=progress):
         batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
         read = readable[chosen][:, -batch.mask.shape[1] :]
         check_mask_taken(model, batch.mask)
-        values, rows, batch_sinks = backend.activations(model, batch, sites, position, read, keep_sinks, remote, blocks)
-        samples.append(values)
-        sources.append(chosen[rows])
-        sinks.append(batch_sinks)
+        readings = backend.activations(model, batch, sites, positions, read, keep_sinks, remote, blocks)
+        for parts, (values, rows, batch_sinks) in zip(read_parts, readings, strict=True):
+            parts.append(Reading(values, chosen[rows], batch_sinks))
         texts_of_tokens.append(text_index[chosen][texts.mask[chosen]])
+    order_of_tokens = torch.cat(texts_of_tokens).argsort(stable=True)
+    return [_in_order(parts, order_of_tokens) for parts in read_parts]
+
+
+def _in_order(parts: list[Reading], order_of_tokens: Int[Tensor, " tokens"]) -> Reading:
+    """The readings of all batches as one, in the order of the texts."""
+    samples, sources, sinks = zip(*parts, strict=True)
     source = torch.cat(sources)
-    order_of_samples, order_of_tokens = source.argsort(stable=True), torch.cat(texts_of_tokens).argsort(stable=True)
+    order_of_samples = source.argsort(stable=True)
     merged = [
-        SiteTokens(*(torch.cat(part)[order_of_tokens] for part in zip(*parts, strict=True)))
-        for parts in zip(*sinks, strict=True)
+        SiteTokens(*(torch.cat(part)[order_of_tokens] for part in zip(*of_site, strict=True)))
+        for of_site in zip(*sinks, strict=True)
     ]
-    return (
-        [torch.cat(parts)[order_of_samples] for parts in zip(*samples, strict=True)],
-        source[order_of_samples],
-        merged,
-    )
+    of_sites = [torch.cat(values)[order_of_samples] for values in zip(*samples, strict=True)]
+    return Reading(of_sites, source[order_of_samples], merged)
 
 
 def report_sinks(

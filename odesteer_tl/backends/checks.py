@@ -12,8 +12,9 @@ from odesteer_tl.backends.model_info import layers_of, model_name_of, modules_of
 from odesteer_tl.backends.owners import check_free
 from odesteer_tl.backends.upstream_names import need_parameter
 from odesteer_tl.data.activations import Origin
-from odesteer_tl.methods.calibrated import positions_name, strengths_used
+from odesteer_tl.methods.calibrated import Calibrated, positions_name
 from odesteer_tl.portable.decoder_blocks import check_biases
+from odesteer_tl.portable.method_list import members_of
 from odesteer_tl.portable.sites import Site
 
 
@@ -94,7 +95,9 @@ def warn_of_other_use(
     """Warn where a calibrated method uses the strength that it carries on another model, at another layer, or at other
     positions than it was calibrated for: the strength spends another KL there."""
     here = model_name_of(model)
-    for calibrated in strengths_used(method, T, relative_T):
+    for calibrated, given in members_of(method, T, relative_T):
+        if given is not None or not isinstance(calibrated, Calibrated):
+            continue
         changes = []
         if here and calibrated.model_name and not _same_name(here, calibrated.model_name):
             changes.append(f"the model {calibrated.model_name}, and this is {here}")

@@ -112,6 +112,35 @@ def collect_layers(
     out at all. The other arguments and errors are those of `collect`. Also raises ValueError for no layers, and for a
     layer given twice.
     """
+    return collect_places(
+        model, desired, undesired, layers, [position], queries=queries, site=site, batch_size=batch_size, skip=skip,
+        keep_sinks=keep_sinks, prepend_bos=prepend_bos, chat_template=chat_template, system=system, paired=paired,
+        groups=groups, progress=progress, remote=remote, blocks=blocks,
+    )[0]  # fmt: skip
+
+
+def collect_places(
+    model: Any,
+    desired: Texts,
+    undesired: Texts,
+    layers: Iterable[int],
+    positions: Sequence[Position],
+    *,
+    queries: Texts | None,
+    prepend_bos: bool | None,
+    chat_template: Templates,
+    system: Systems,
+    paired: bool,
+    batch_size: int,
+    progress: bool | None,
+    blocks: Any,
+    site: SiteName = "resid_post",
+    skip: Skip = 0,
+    keep_sinks: bool = False,
+    groups: Groups | None = None,
+    remote: bool | str = False,
+) -> list[list[ContrastiveActivations]]:
+    """The result of `collect_layers` for each of `positions`, from the same forward passes."""
     wanted_layers = list(layers)
     sites = _sites(model, wanted_layers, site, remote, blocks)
     batch_size = whole_number("batch_size", batch_size)
@@ -120,7 +149,7 @@ def collect_layers(
     shared = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}
     if queries is None:
         left, right = (tokenise(model, side, **style) for side, style in zip((desired, undesired), styles, strict=True))
-    elif position == "all":
+    elif "all" in positions:
         raise ValueError('With queries= a pair is one row: give position="last", "mean" or an index, not "all".')
     else:
         (left, left_starts), (right, right_starts) = (
@@ -129,32 +158,39 @@ def collect_layers(
         )
         paired = True
         if styles[0] == styles[1]:  # otherwise a pair has two different queries
-            query_activations = read_batches(model, tokenise(model, queries, **styles[0]), position="last", **shared)[0]
-    shared |= {"position": position, "keep_sinks": keep_sinks}
+            asked = tokenise(model, queries, **styles[0])
+            query_activations = read_batches(model, asked, positions=["last"], **shared)[0][0]
+    shared |= {"positions": positions, "keep_sinks": keep_sinks}
     readable_tokens = readable(model, left, skip, left_starts), readable(model, right, skip, right_starts)
-    left_samples, left_texts, left_met = read_batches(model, left, readable=readable_tokens[0], **shared)
-    right_samples, right_texts, right_met = read_batches(model, right, readable=readable_tokens[1], **shared)
-    if not keep_sinks:
-        report_sinks(model, sites, position, [(left, left_met), (right, right_met)])
-    ids = groups
-    if ids is None and position == "all":
-        ids = torch.arange(len(left.mask)), (0 if paired else len(left.mask)) + torch.arange(len(right.mask))
-    if ids is not None:
-        if (len(ids[0]), len(ids[1])) != (len(left.mask), len(right.mask)):
-            raise ValueError(
-                f"groups needs one id per text, {len(left.mask)} desired and {len(right.mask)} undesired; got "
-                f"{len(ids[0])} and {len(ids[1])}."
-            )
-        ids = torch.as_tensor(ids[0])[left_texts], torch.as_tensor(ids[1])[right_texts]
+    left_readings = read_batches(model, left, readable=readable_tokens[0], **shared)
+    right_readings = read_batches(model, right, readable=readable_tokens[1], **shared)
     name, processing = model_name_of(model), processing_of(model)
-    by_layer = {
-        site_read.layer: ContrastiveActivations(
-            high, low, layer=site_read.layer, hook_name=site_read.hook_name, model_name=name, processing=processing,
-            position=position, paired=paired, groups=ids, queries=query, tokens=(left, right),
-        )
-        for site_read, high, low, query in zip(sites, left_samples, right_samples, query_activations, strict=True)
-    }  # fmt: skip
-    return [by_layer[layer] for layer in wanted_layers]
+    places = []
+    for position, left_read, right_read in zip(positions, left_readings, right_readings, strict=True):
+        (left_samples, left_texts, left_met), (right_samples, right_texts, right_met) = left_read, right_read
+        if not keep_sinks:
+            report_sinks(model, sites, position, [(left, left_met), (right, right_met)])
+        ids = groups
+        if ids is None and position == "all":
+            first, second = (torch.arange(len(side.mask), device="cpu") for side in (left, right))
+            ids = first, second if paired else second + len(first)
+        if ids is not None:
+            if (len(ids[0]), len(ids[1])) != (len(left.mask), len(right.mask)):
+                raise ValueError(
+                    f"groups needs one id per text, {len(left.mask)} desired and {len(right.mask)} undesired; got "
+                    f"{len(ids[0])} and {len(ids[1])}."
+                )
+            ids = torch.as_tensor(ids[0], device="cpu")[left_texts], torch.as_tensor(ids[1], device="cpu")[right_texts]
+        by_layer = {
+            site_read.layer: ContrastiveActivations(
+                high, low, layer=site_read.layer, hook_name=site_read.hook_name, model_name=name,
+                processing=processing, position=position, paired=paired, groups=ids, queries=query,
+                tokens=(left, right),
+            )
+            for site_read, high, low, query in zip(sites, left_samples, right_samples, query_activations, strict=True)
+        }  # fmt: skip
+        places.append([by_layer[layer] for layer in wanted_layers])
+    return places
 
 
 def _sites(model: Any, layers: list[int], name: SiteName, remote: bool | str, blocks: Any) -> list[Site]:
@@ -187,6 +223,6 @@ def read_site(
     `collect`."""
     check_layer(model, layer)
     tokens = tokenise(model, texts, prepend_bos=prepend_bos, chat_template=chat_template)
-    samples, _, met = read_batches(model, tokens, [Site(layer)], position, batch_size)
+    ((samples, _, met),) = read_batches(model, tokens, [Site(layer)], [position], batch_size)
     report_sinks(model, [Site(layer)], position, [(tokens, met)])
     return samples[0]

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from odesteer_tl.interventions.positions import Tracker
 from odesteer_tl.portable.apply_edits import OwnedEdit, PassEdits, Selection, Tally, by_place
 from odesteer_tl.portable.sites import Site, place_of
-from odesteer_tl.portable.token_tracking import Pass, PromptCache, TokenTrack
+from odesteer_tl.portable.token_tracks import Pass, PromptCache, TokenTrack
 
 SiteValue = Float[Tensor, "batch pos *site"]
 
@@ -93,8 +93,8 @@ class EditRunner:
             raise ValueError(
                 f"A pass of {tuple(run.now.tokens.shape[:2]) if run.now.tokens is not None else run.now.width} tokens "
                 f"ended, and the steering at {', '.join(missed)} did not run in it ({library}): that part of the model "
-                "was skipped, replaced, or compiled before the block began. Steer a layer that runs, or do not compile "
-                "the model."
+                "was skipped (as below start_at_layer), replaced, or compiled before the block began. Steer a layer "
+                "that runs, or do not compile the model."
             )
 
     def hook(self, site: Site) -> Callable[..., SiteValue | None]:

@@ -25,7 +25,7 @@ from odesteer_tl.backends.torch_hooks import removal
 from odesteer_tl.backends.upstream_names import made_by
 from odesteer_tl.portable.kv_caches import offset_in
 from odesteer_tl.portable.model_inputs import compare, declared, named, unread
-from odesteer_tl.portable.token_tracking import Pass
+from odesteer_tl.portable.token_tracks import Pass
 
 _LOCK, _STANCES = RLock(), []  # the torch.compile stance to leave at the end, then a None for each open block
 

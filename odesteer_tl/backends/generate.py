@@ -72,8 +72,10 @@ def generate(
         load_weights(model)
     if method is None and (T is not None or relative_T is not None):
         raise ValueError("T was given without a method: type ot.generate(model, prompts, method, T=...).")
-    pairs = [] if method is None else pairs_of(method, T, relative_T, layer)
-    warn_of_other_use(model, method, T, relative_T, positions, layer)
+    pairs = []
+    if method is not None:
+        pairs = pairs_of(method, T, relative_T, layer)
+        warn_of_other_use(model, method, T, relative_T, positions, layer)
     max_new_tokens, num_beams = whole_number("max_new_tokens", max_new_tokens), whole_number("num_beams", num_beams)
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
     temperature, seed = real_number("temperature", temperature), whole_number("seed", seed, -(2**63))
@@ -107,7 +109,7 @@ def generate(
     reports: list[Report] = []
     ownership = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
     with ownership, _seeded(device_of(model), seed):
-        for chosen in torch.arange(count).split(batch_size or count):
+        for chosen in torch.arange(count, device="cpu").split(batch_size or count):
 
             def rows_of_batch(value: Any, chosen: Tensor = chosen) -> Any:
                 """The part of a tensor of one value per prompt that belongs to this batch; other values unchanged."""
@@ -127,7 +129,7 @@ def generate(
                 "layer": layer,
                 "blocks": blocks,
             }
-            batch_seed = int(torch.randint(2**62, (), generator=seeds))
+            batch_seed = int(torch.randint(2**62, (), generator=seeds, device="cpu"))
             check_mask_taken(model, batch.mask)
             tokens, report = _continued(model, batch, options, batch_pairs, intervene_args, remote, batch_seed)
             generated.append(tokens)

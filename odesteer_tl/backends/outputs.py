@@ -40,8 +40,8 @@ def finished(
         masks = texts.mask[len(rows) : len(rows) + len(batch)]
         rows += batch[:, int(masks.sum(1).max()) :].unbind(0)
     new = pad_sequence(rows, batch_first=True, padding_value=eos[0] if eos else 0)
-    generated_mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
-    ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype)) & generated_mask
+    generated_mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
+    ends = torch.isin(new, torch.tensor(eos, dtype=new.dtype, device="cpu")) & generated_mask
     real = generated_mask & (ends.cumsum(1) - ends.long() == 0)
     prompts = [row[mask] for row, mask in zip(*texts, strict=True)]
     wholes, parts = _decoded(model, prompts, [row[mask] for row, mask in zip(new, real & ~ends, strict=True)])

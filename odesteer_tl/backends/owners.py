@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 
@@ -17,12 +17,13 @@ from odesteer_tl.backends.model_info import stack_of
 _PATIENCE = 1.0
 """Seconds to wait for the end of a generate: a streamer gives its last word a moment before its thread returns."""
 _LOCK = threading.RLock()
-_OPEN_BLOCKS: "WeakKeyDictionary[Any, list[Owner]]" = WeakKeyDictionary()
-"""The open blocks of each model."""
+_OPEN_BLOCKS: "list[Owner]" = []
+"""The open blocks of all models."""
 
 
 class Owner:
-    """The thread and the task that opened a block on a model. `parts`: the modules whose forward or generate runs it.
+    """The thread and the task that opened a block on a model. `parts`: the modules whose forward or generate runs it,
+    the last of them the one that runs the decoder blocks.
 
     With `alone` no other thread may run the model. Otherwise a thread that was started after the block opened may run
     it, while no other thread is in a generate or forward of the model.
@@ -48,6 +49,11 @@ class Owner:
             if any(self._busy(other, _PATIENCE * (other is self.helper)) for other in others if other is not None):
                 raise _concurrent_use()
             self.helper = me
+
+    def steers(self, root: Any) -> bool:
+        """Whether the block steers the module `root`: it holds what runs the decoder blocks, as a model, a part of it,
+        and a wrapper of the user's around it all do."""
+        return any(module is self._parts[-1] for module in root.modules())
 
     def is_here(self) -> bool:
         """Whether the current thread and task are those of the block. A block without a task owns all of its thread."""
@@ -84,23 +90,27 @@ def owned(model: Any, blocks: Any = None, alone: bool = False) -> Iterator[Owner
     parts = [model, root, stack_of(model, blocks)]
     with _LOCK:
         check_free(model)
-        open_blocks = _OPEN_BLOCKS.setdefault(root, [])
-        owner = Owner(parts, alone or any(other.alone for other in open_blocks))
-        open_blocks.append(owner)
+        owner = Owner(parts, alone or any(other.alone for other in _open_on(model)))
+        _OPEN_BLOCKS.append(owner)
     try:
         yield owner
     finally:
         with _LOCK:
-            open_blocks[:] = [other for other in open_blocks if other is not owner]
+            _OPEN_BLOCKS[:] = [other for other in _OPEN_BLOCKS if other is not owner]
 
 
 def check_free(model: Any) -> None:
     """Raises RuntimeError if another thread or task has a steering block open on the model, or if a thread that was
     started in an open block runs the model."""
-    for owner in list(_OPEN_BLOCKS.get(backend_of(model).root(model), ())):
+    for owner in _open_on(model):
         if not owner.is_here():
             raise _refused("asyncio task" if owner.thread is threading.current_thread() else "thread")
         owner.wait()
+
+
+def _open_on(model: Any) -> list[Owner]:
+    """The open blocks that steer the model."""
+    return [owner for owner in list(_OPEN_BLOCKS) if owner.steers(backend_of(model).root(model))]
 
 
 def _task() -> Any:

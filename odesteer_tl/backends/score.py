@@ -22,8 +22,8 @@ def token_losses(model: Any, out: Generation, batch_size: int = 32) -> tuple[Flo
     """
     backend = backend_of(model)
     counted = out.mask & (out.mask.long().cumsum(1) > out.prompt_lengths.unsqueeze(1))
-    losses = torch.zeros(counted.shape)
-    for rows in torch.arange(len(counted)).split(batch_size):
+    losses = torch.zeros(counted.shape, device="cpu")
+    for rows in torch.arange(len(counted), device="cpu").split(batch_size):
         logits, tokens = backend.logits(model, Tokenised(out.tokens[rows], out.mask[rows])), out.tokens[rows]
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
         losses[rows, 1:] = loss * counted[rows, 1:]

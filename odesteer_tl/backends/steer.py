@@ -112,7 +112,7 @@ def steering_hook(
                 "This is a hook for TransformerLens, (value, hook) -> value, and not for torch: use ot.steering(model, "
                 "method, T), or call it on the activations, which are output[0] if a block returns a tuple."
             )
-        chosen = torch.zeros(value.shape[:2], dtype=torch.bool)
+        chosen = torch.zeros(value.shape[:2], dtype=torch.bool, device="cpu")
         if isinstance(positions, Tensor):
             if positions.shape not in (chosen.shape, chosen.shape[1:]):
                 raise ValueError(f"The mask is {tuple(positions.shape)}, the chunk {tuple(chosen.shape)} [batch, pos].")
@@ -199,7 +199,7 @@ def _warn_of_rounding(model: Any, method: Any, strength: Strength, stacklevel: i
     speed, typical_norm = getattr(method, "speed", 1.0), method.origin.typical_norm
     if speed is None or (strength.relative_T is None and not typical_norm):
         return
-    values = speed * torch.as_tensor(strength.value).abs().float()
+    values = speed * torch.as_tensor(strength.value, device="cpu").abs().float()
     values = values / typical_norm if strength.relative_T is None else values
     smallest = values[values > 0].min() if bool((values > 0).any()) else None
     if smallest is not None and float(smallest) < _SMALLEST_RELATIVE_T:

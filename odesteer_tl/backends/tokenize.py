@@ -120,8 +120,8 @@ def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:
 def left_padded(rows: list[list[int]], filler: int) -> Tokenised:
     """Rows of ids as one tensor, shorter ones padded on the left with `filler`."""
     width = max(len(row) for row in rows)
-    tokens = torch.tensor([[filler] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    tokens = torch.tensor([[filler] * (width - len(row)) + row for row in rows], device="cpu")
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device="cpu")
     return Tokenised(tokens, mask)
 
 
@@ -135,7 +135,7 @@ def right_padded(batch: Tokenised, filler: int) -> Tokenised:
     """The same texts with their pads on the right, where a causal model needs no position ids."""
     rows = [row[real] for row, real in zip(*batch, strict=True)]
     tokens = pad_sequence(rows, batch_first=True, padding_value=filler)
-    return Tokenised(tokens, torch.arange(tokens.shape[1]) < batch.mask.sum(1, keepdim=True))
+    return Tokenised(tokens, torch.arange(tokens.shape[1], device="cpu") < batch.mask.sum(1, keepdim=True))
 
 
 def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
@@ -146,7 +146,7 @@ def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
             f"The rows begin or end in different numbers of the pad token {pad_id}: give the real tokens as "
             "ot.Tokenised(tokens, mask), with a bool mask of the same shape."
         )
-    return Tokenised(tokens.cpu(), torch.ones(tokens.shape, dtype=torch.bool))
+    return Tokenised(tokens.cpu(), torch.ones(tokens.shape, dtype=torch.bool, device="cpu"))
 
 
 def _known(model: Any, texts: Tokenised) -> Tokenised:

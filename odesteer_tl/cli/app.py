@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
-from odesteer_tl.cli.endings import EPILOG, Ending
+from odesteer_tl.cli.exit_codes import EPILOG, Ending
 
 app = typer.Typer(
     name="odesteer-tl",
@@ -16,7 +16,7 @@ app = typer.Typer(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code, one of `endings.EXIT_CODES`. `argv` None: that of the process."""
+    """Run a command line and return its exit code, one of `exit_codes.EXIT_CODES`. `argv` None: that of the process."""
     command = typer.main.get_command(app)
     try:
         command.main(args=None if argv is None else list(argv), prog_name="odesteer-tl")

@@ -8,7 +8,7 @@ import typer
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
-from odesteer_tl.cli.endings import WRONG
+from odesteer_tl.cli.exit_codes import WRONG
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.streams import command_output
 
@@ -18,8 +18,9 @@ def demo(
     model: options.ModelName = EMBEDDED,
     layer: options.Layer = None,
     direction: options.Towards = options.Direction.positive,
-    quick: Annotated[bool, typer.Option(help="Fewer strengths and continuations: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option(help="One budget of KL, fewer and shorter continuations.")] = False,
     seed: options.Seed = 0,
+    chat: options.Chat = False,
     as_json: options.AsJson = False,
     picture: options.Picture = Path("odesteer_demo.png"),
 ) -> None:
@@ -34,6 +35,7 @@ def demo(
             towards_praise=direction is options.Direction.positive,
             quick=quick,
             seed=seed,
+            chat=chat,
             json_output=as_json,
             picture=picture,
             out=say,
@@ -47,6 +49,7 @@ def compare(
     layer: options.Layer = None,
     quick: Annotated[bool, typer.Option(help="All rows, fewer continuations: under three minutes.")] = False,
     seeds: options.Seeds = None,
+    chat: options.Chat = False,
     as_json: options.AsJson = False,
     picture: options.Picture = Path("odesteer_compare.png"),
 ) -> None:
@@ -60,6 +63,7 @@ def compare(
             layer=layer,
             quick=quick,
             seeds=seeds,
+            chat=chat,
             json_output=as_json,
             picture=picture,
             out=say,

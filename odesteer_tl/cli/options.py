@@ -44,7 +44,7 @@ Layer = Annotated[
     Option(
         parser=values.whole(0, MAX_LAYER),
         metavar="INTEGER",
-        help="Block, from 0. Default: a third of the way.",
+        help="Block, from 0. Default: chosen by the data.",
     ),
 ]
 FitLayer = Annotated[

@@ -110,7 +110,9 @@ def output(given: Any) -> Path:
 
 
 def address(given: Any) -> str:
-    """Reads the address of a server."""
+    """Reads the address of a server. A login in it is not shown."""
+    if "@" in text(given):
+        raise typer.BadParameter("An address has no user name and no password: give your key in NDIF_API_KEY.")
     if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text(given)):
         raise typer.BadParameter(f"{given!r} is not an address such as http://localhost:5001.")
     return str(given)

@@ -118,7 +118,8 @@ class ALQR(FeedbackController):
         reading = {"batch_size": batch_size, "progress": progress}
         signal = contrastive_signal(model, desired, undesired, also, layers, blocks, **reading, **style)
         texts = tokenise(model, desired, **style)
-        chosen = torch.randperm(len(texts.mask), generator=torch.Generator().manual_seed(seed))[:n_jacobians].sort()[0]
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(texts.mask), generator=generator, device="cpu")[:n_jacobians].sort()[0]
         prompts = [texts.tokens[i][texts.mask[i]][:context].unsqueeze(0) for i in chosen.tolist()]
         span = range(signal.layers[0], layers_of(model, blocks))
         kept_gains = None

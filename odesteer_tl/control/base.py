@@ -26,7 +26,7 @@ from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.feedback import Feedback
 from odesteer_tl.portable.sites import check_index
 from odesteer_tl.portable.strength import Strength
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 SomeController = TypeVar("SomeController", bound="FeedbackController")
 PerFeature = Float[Tensor, "layers features d_model"]
@@ -158,7 +158,8 @@ def contrastive_signal(
         differences.append(
             torch.stack([of_layer.desired.double().mean(0) - of_layer.undesired.double().mean(0) for of_layer in acts])
         )
-        typical_norms.append(torch.tensor([of_layer.origin.typical_norm for of_layer in acts], dtype=torch.float64))
+        norms = [of_layer.origin.typical_norm for of_layer in acts]
+        typical_norms.append(torch.tensor(norms, dtype=torch.float64, device="cpu"))
     e = torch.stack(differences, dim=1)
     sizes = e.norm(dim=-1)
     rounding = ROUNDING * torch.stack(typical_norms, dim=1)

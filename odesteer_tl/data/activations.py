@@ -85,7 +85,7 @@ class ContrastiveActivations:
         for name in ("groups", "rewards"):
             sides = getattr(self, name)
             if sides is not None:
-                sides = tuple(torch.as_tensor(side) for side in sides)
+                sides = tuple(s if isinstance(s, Tensor) else torch.as_tensor(s, device="cpu") for s in sides)
                 object.__setattr__(self, name, sides)
             if sides is not None and (lengths := tuple(len(side) for side in sides)) != sizes:
                 raise ValueError(f"{name} needs one value per row of (desired, undesired): {sizes}, got {lengths}.")
@@ -192,7 +192,7 @@ class ContrastiveActivations:
 
         def draw(ids: Int[Tensor, " n"]) -> Int[Tensor, " chosen"]:
             unique = ids.unique()
-            order = unique[torch.randperm(len(unique), generator=generator)]
+            order = unique[torch.randperm(len(unique), generator=generator, device="cpu")]
             return order[: round(fraction * len(unique))]
 
         if self.groups is not None:
@@ -201,7 +201,7 @@ class ContrastiveActivations:
             if self.paired and not torch.equal(*masks):
                 raise ValueError("The two members of a pair carry different groups: give each pair one group.")
         else:
-            ids = [torch.arange(len(side)) for side in (self.desired, self.undesired)]
+            ids = [torch.arange(len(side), device="cpu") for side in (self.desired, self.undesired)]
             first = torch.isin(ids[0], draw(ids[0]))
             masks = [first, first if self.paired else torch.isin(ids[1], draw(ids[1]))]
         if any(bool(mask.all()) or not bool(mask.any()) for mask in masks):

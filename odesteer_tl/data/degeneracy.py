@@ -25,7 +25,7 @@ def share_repeated(rows: Samples, others: Float[Tensor, "m d_model"] | None = No
     Rows are compared by eight random projections, which keep distances nearly; no pair is compared in full.
     """
     generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(rows.shape[1], 8, generator=generator) / 8**0.5
+    directions = torch.randn(rows.shape[1], 8, generator=generator, device="cpu") / 8**0.5
     points = rows.float() @ directions.to(rows.device)
     other_points = points if others is None else others.float() @ directions.to(rows.device)
     tolerance = ROUNDING * rows.float().norm(dim=1)

@@ -29,6 +29,14 @@ class SiteTokens(NamedTuple):
     read: Bool[Tensor, " n"]
 
 
+class Reading(NamedTuple):
+    """What is read at one position: the activations at each site, the row of each, and the tokens of each site."""
+
+    samples: list[Samples]
+    rows: Int[Tensor, " n"]
+    tokens: list[SiteTokens]
+
+
 def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
     """The tokens of `mask` that `position` names: one per row for "last" and an index, all for "mean" and "all".
 
@@ -72,11 +80,11 @@ def mask_of_lengths(name: str, values: Residual, lengths: Any, explicit: bool) -
                 f"The {name} cache holds {batch} rows: pass {name}_lengths (real tokens per row of a right-padded "
                 f"batch), {name}_mask, or an explicit index as position. Shorter rows end in pads otherwise."
             )
-        return torch.ones(batch, pos, dtype=torch.bool)
-    lengths = torch.as_tensor(lengths)
+        return torch.ones(batch, pos, dtype=torch.bool, device="cpu")
+    lengths = torch.as_tensor(lengths, device="cpu")
     if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > pos:
         raise ValueError(f"{name}_lengths must hold {batch} numbers from 1 to {pos}, got {lengths.tolist()}.")
-    return torch.arange(pos) < lengths.unsqueeze(1)
+    return torch.arange(pos, device="cpu") < lengths.unsqueeze(1)
 
 
 def without_sinks(
@@ -98,13 +106,11 @@ def without_sinks(
     return masks, [SiteTokens(*(values[mask] for values in column)) for column in columns]
 
 
-def read_sites(
-    values: Sequence[Residual], mask: TokenMask, read: TokenMask, position: Position, keep: bool
-) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+def read_sites(values: Sequence[Residual], mask: TokenMask, read: TokenMask, position: Position, keep: bool) -> Reading:
     """The activations at several sites of one batch without sinks, the row of each, and the `SiteTokens` per site."""
     masks, tokens = without_sinks([norms_of(of_site) for of_site in values], mask, read, position, keep)
     selected = [select(of_site, chosen, position) for of_site, chosen in zip(values, masks, strict=True)]
-    return [samples for samples, _ in selected], selected[0][1], tokens
+    return Reading([samples for samples, _ in selected], selected[0][1], tokens)
 
 
 def warn_of_sinks(

@@ -16,8 +16,8 @@ from odesteer_tl.backends.model_info import model_name_of
 from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.evaluation.calibration import Calibration, Measured
-from odesteer_tl.evaluation.crossing import Crossing, first_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.root_search import Crossing, first_crossing
 from odesteer_tl.evaluation.strength_search import Search, check_budget, search_for_factor, search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod

@@ -11,7 +11,7 @@ from odesteer_tl._shapes import Samples
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.control.diagnostics.record import recorded
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.evaluation.strength import displacements, median_displacement, reach, strengths_tried
+from odesteer_tl.evaluation.displacement import displacements, median_displacement, reach
 from odesteer_tl.flows.barriers import auc
 from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.interventions.positions import Positions
@@ -52,7 +52,9 @@ def conditions_of(
     """Check `method` at the T that moves held-out undesired activations by `displacement`, or a map at T = 1."""
     a = held_out.undesired.float()
     method = method.to(a.device, a.dtype)  # h is computed by the barrier itself, which casts nothing
-    T = reach(method, a, displacement)[0] if (tried := strengths_tried(method)) is None else tried[-1]
+    view = getattr(method, "view", None)
+    whole = view.T.whole if view is not None and view.T.is_map else None
+    T = reach(method, a, displacement)[0] if whole is None else whole
     end = method.steer(a, T=T)
     moved = median_displacement(method, a, T)
     trajectory = trajectory_of(method, a, T)
@@ -60,7 +62,7 @@ def conditions_of(
     return Conditions(
         T=T,
         displacement=moved,
-        reached=tried is not None or moved >= 0.99 * displacement,
+        reached=whole is not None or moved >= 0.99 * displacement,
         norm_ratio=float((end.norm(dim=1) / a.norm(dim=1)).median()),
         angle=float(angle_between(a, end).rad2deg().median()),
         auc=None if method.barrier is None else auc(method.barrier, held_out.desired.float(), a),

@@ -12,7 +12,7 @@ from odesteer_tl._progress import bar
 from odesteer_tl._shapes import Position
 from odesteer_tl.backends.chat_templates import Systems, Templates
 from odesteer_tl.backends.checks import whole_number
-from odesteer_tl.backends.collect import collect_layers
+from odesteer_tl.backends.collect import collect_places
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
@@ -87,11 +87,11 @@ def choose_layer(
     texts = judged_texts(model, rows, starts, (first, second), queries is not None, blocks)
     more = range(depth) if layers is None else wanted  # neighbours of the best are read in the same pass
     read: dict[tuple[int, Position], ContrastiveActivations] = {}
-    for position in positions:
-        of_layers = collect_layers(
-            model, desired, undesired, more, queries=queries, position=position, paired=paired, progress=progress,
-            chat_template=chat_template, system=system, prepend_bos=prepend_bos, batch_size=batch_size, blocks=blocks,
-        )  # fmt: skip
+    of_places = collect_places(
+        model, desired, undesired, more, positions, queries=queries, paired=paired, progress=progress,
+        chat_template=chat_template, system=system, prepend_bos=prepend_bos, batch_size=batch_size, blocks=blocks,
+    )  # fmt: skip
+    for position, of_layers in zip(positions, of_places, strict=True):
         read |= {(acts.layer, position): acts for acts in of_layers if acts.layer is not None}
     found: dict[tuple[int, Position], Candidate] = {}
     fitted: dict[tuple[int, Position], Method] = {}

@@ -4,14 +4,18 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from odesteer_tl._shapes import Position
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.checks import closed_conditions_of, conditions_of
 from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting, Steerer, first_of, pointwise
 from odesteer_tl.evaluation.data import Material, Source, check_place, material_of
+from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.evaluation.entries import LITERATURE, LOOPS, Entry, Prompted, controls, entry_of
+from odesteer_tl.evaluation.levels import levels_of, unsteered_texts
 from odesteer_tl.evaluation.results import ComparedRow
-from odesteer_tl.evaluation.runs import Base, base_of, levels_at, run_row, unsteered
+from odesteer_tl.evaluation.runs import Base, base_of, run_at, unsteered
+from odesteer_tl.evaluation.strength_search import check_budget
 from odesteer_tl.evaluation.tables import Comparison
 from odesteer_tl.methods import Method
 
@@ -22,35 +26,40 @@ def compare(
     methods: Mapping[str, Any] | None = None,
     *,
     layer: int | None = None,
+    position: Position | None = None,
     judge: Judge | None = None,
+    kl: float | Sequence[float] = 0.1,
     prefixes: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     samples: int = 4,
-    validation_samples: int = 2,
     max_new_tokens: int = 32,
+    chat: bool = False,
     progress: Callable[[str], None] = lambda said: None,
 ) -> Comparison:
-    """Fit `methods`, check them on held-out activations and, with a `judge`, on the texts that the model generates.
+    """Fit `methods`, check them on held-out activations and, with a `judge`, on the texts that the model generates, all
+    at the same cost: `kl` nats of KL(unsteered ‖ steered) per token, one budget or several.
 
-    `data`: `ot.load_demo()` or an object with its fields, read at `layer` (default: a third of the model's depth); or
-    `ContrastiveActivations`, of which a fifth is held out, for the checks alone (`model` may be None).
+    `data`: `ot.load_demo()` or an object with its fields, read at `layer` and reading `position`; what is not given is
+    chosen by `choose_layer` for CAA, one place for all rows. Or `ContrastiveActivations`, of which a fifth is held out,
+    for the checks alone (`model` may be None).
 
     `methods`: a dict from names to fitted methods (the AUC of one that was fitted on the held-out rows is too high), or
     to functions that fit one. A class's own `fit`, such as `ot.HPR.fit`, gets texts, pairs or pairs with queries, as
     `odesteer-tl methods` lists, and each seed if it takes one; the `fit` of a closed loop gets the model and the texts.
     Any other function gets the texts' activations once, whatever the seeds. None: the methods of the literature, closed
-    loops (if `data` are texts), and three controls (the prompt-only one needs three `prefixes`, the weakest first).
-    A-LQR's fit takes gradients through every block: if that is too slow, name the methods that you want.
+    loops (if `data` are texts), and three controls (the prompt-only one needs `prefixes`). A-LQR's fit takes gradients
+    through every block: if that is too slow, name the methods that you want.
 
-    `judge`: texts to the probability that each is as desired. Every row gets three trials on the validation prompts: at
-    median displacements .1, .2, .4 (of a closed loop, in the model at `layer`), at the T that the unit of T names
-    (.25, .5, 1 of a map), or with each prefix. Between the trials the rule of `evaluation.curve` takes the strength
-    that spends a budget of perplexity and variety. That is judged on the test prompts, once per seed: the seed sets
-    sampling, networks, random directions and shuffled labels. The checks use the fit of the first seed.
+    `judge`: texts to the probability that each is as desired. The strength that spends a budget is found as by
+    `calibrate`, on greedy continuations of the validation prompts; of prefixes the one nearest to it is taken. The test
+    prompts are continued at that strength, sampled, and judged, once per seed: the seed sets sampling, networks, random
+    directions and shuffled labels. The checks use the fit of the first seed. `chat`: prompts stand in the model's chat
+    template.
 
     Rows of the literature that the data cannot fit are left out, and `left_out` says why. Raises ValueError for data or
-    methods of another kind, methods fitted at another site than that of the data, a judge without prompts, no seeds,
-    `prefixes` together with `methods` or another number of them, a `layer` for activations, and as the methods' `fit`.
+    methods of another kind, methods fitted at another site than that of the data, a judge without prompts, no seeds, a
+    budget that is not above 0, `prefixes` together with `methods`, a `layer` or `position` for activations, and as
+    `choose_layer` and the methods' `fit`.
     """
     if judge is not None and not (hasattr(data, "prompts") and hasattr(data, "validation_prompts")):
         raise ValueError(
@@ -65,10 +74,11 @@ def compare(
             "prefixes are for the prompt-only control of the default rows: leave out methods, or add a "
             "Prompted(prefixes) of odesteer_tl.evaluation.entries to them."
         )
+    budgets = budgets_of(kl)
     named = LITERATURE | LOOPS | controls(prefixes) if methods is None else methods
     entries = {name: entry_of(name, method) for name, method in named.items()}
-    progress("reading")
-    material = material_of(model, data, layer)
+    progress("reading the texts")
+    material = material_of(model, data, layer, position, budgets[0])
     left_out = {} if methods is not None else _not_served(entries, material)
     settings: list[Setting] = []
     if judge is not None:
@@ -76,20 +86,28 @@ def compare(
             left_out["prompt only"] = "no prefixes were given"
         settings = settings_of(
             model, data, material, judge, seeds,
-            samples=samples, validation_samples=validation_samples, max_new_tokens=max_new_tokens,
+            samples=samples, max_new_tokens=max_new_tokens, budgets=budgets, chat=chat,
         )  # fmt: skip
     optional = LOOPS if methods is None else ()
     return compared(material, entries, left_out, seeds[0], settings, progress, optional)
 
 
+def budgets_of(kl: Any) -> tuple[float, ...]:
+    """One budget of KL or several, as given. Raises ValueError for none, and for one that is not above 0."""
+    budgets = tuple(kl) if isinstance(kl, Sequence) and not isinstance(kl, str) else (kl,)
+    for budget in budgets or (None,):
+        check_budget(budget, "above 0")
+    return tuple(map(float, dict.fromkeys(budgets)))
+
+
 def settings_of(
-    model: Any, data: Any, material: Material, judge: Judge, seeds: Sequence[int], **counts: Any
+    model: Any, data: Any, material: Material, judge: Judge, seeds: Sequence[int], **options: Any
 ) -> list[Setting]:
-    """A setting per seed for the prompts of `data`, at the layer of the material; `counts` are fields of `Setting`."""
+    """A setting per seed for the prompts of `data`, at the layer of the material; `options` are fields of `Setting`."""
     site = material.texts.layer
     assert site is not None  # material_of has set it
     prompts, others = list(data.prompts), list(data.validation_prompts)
-    return [Setting(model, site, prompts, others, judge, seed=seed, **counts) for seed in seeds]
+    return [Setting(model, site, prompts, others, judge, seed=seed, **options) for seed in seeds]
 
 
 def compared(
@@ -104,24 +122,24 @@ def compared(
     """The rows of `entries` except those left out; the unsteered model comes first if texts are generated.
 
     `optional` rows that fail are left out with the reason, for example too little memory. Methods are checked with the
-    fit of `seed`. There is one run per setting, and settings differ in their seed alone. Raises ValueError where the
-    material lacks the data that an entry is fitted on.
+    fit of `seed`. There is one run per setting and budget, and settings differ in their seed alone. Raises ValueError
+    where the material lacks the data that an entry is fitted on.
     """
-    bases = []
-    for setting in settings:
-        progress(f"{UNSTEERED}, seed {setting.seed}")
-        bases.append(base_of(setting))
+    bases, texts = [], None
+    if settings:
+        progress(UNSTEERED)
+        texts, bases = unsteered_texts(settings[0]), [base_of(setting) for setting in settings]
     rows = [ComparedRow(UNSTEERED, "nothing", None, 0.0, None, tuple(map(unsteered, bases)))] if bases else []
     for name, entry in entries.items():
         if name not in left_out:
             progress(name)
             try:
-                rows.append(_row(name, entry, material, seed, bases))
+                rows.append(_row(name, entry, material, seed, bases, texts))
             except (ValueError, RuntimeError) as error:
                 if name not in optional:
                     raise
                 left_out[name] = str(error)
-    return Comparison(tuple(rows), left_out)
+    return Comparison(tuple(rows), left_out, material.place)
 
 
 def _not_served(entries: Mapping[str, Entry], material: Material) -> dict[str, str]:
@@ -135,7 +153,9 @@ def _not_served(entries: Mapping[str, Entry], material: Material) -> dict[str, s
     return reasons
 
 
-def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence[Base]) -> ComparedRow:
+def _row(
+    name: str, entry: Entry, material: Material, seed: int, bases: Sequence[Base], texts: SteeredTexts | None
+) -> ComparedRow:
     try:
         acts = material.on(entry.on)
     except ValueError as missing:
@@ -143,14 +163,15 @@ def _row(name: str, entry: Entry, material: Material, seed: int, bases: Sequence
     start = time.perf_counter()
     steerer = _fitted(name, entry, acts, material, seed)
     seconds = None if entry.on == "elsewhere" else time.perf_counter() - start
-    levels = levels_at(bases[0], steerer, entry.positions) if bases else []
-    runs = []
+    runs, levels = [], []
     for base in bases:
+        assert texts is not None  # they come with the bases
+        own = steerer
         if entry.by_chance and base.setting.seed != seed:
-            fitted = _fitted(name, entry, acts, material, base.setting.seed)
-            runs.append(run_row(base, fitted, levels_at(base, fitted, entry.positions), entry.positions))
-        else:
-            runs.append(run_row(base, steerer, levels, entry.positions))
+            own = _fitted(name, entry, acts, material, base.setting.seed)
+        if not levels or entry.by_chance:
+            levels = levels_of(texts, base.setting, own, entry.positions)
+        runs += [run_at(base, own, level, entry.positions) for level in levels]
     if isinstance(steerer, Prompted):
         return ComparedRow(name, "words", None, seconds, None, tuple(runs))
     method = first_of(steerer)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from odesteer_tl.backends import Generation, generate, token_losses, tokenise
 from odesteer_tl.evaluation.metrics import distinct
-from odesteer_tl.evaluation.strength import GRID, Trial
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method, PointwiseMethod
+from odesteer_tl.portable.strength import Strength
 
 UNSTEERED = "no steering"
 
@@ -27,7 +27,11 @@ directions, as a single one can change the judge's scores by chance."""
 
 @dataclass(frozen=True)
 class Setting:
-    """The settings that all rows share. Sampling is the paper's: temperature 0.7, top-p 0.9."""
+    """The settings that all rows share. Sampling is the paper's: temperature 0.7, top-p 0.9.
+
+    Each row is run at the strengths that spend the `budgets`, KL(unsteered ‖ steered) in nats per token, on the
+    validation prompts. `chat`: prompts stand in the model's chat template.
+    """
 
     model: Any
     layer: int
@@ -35,12 +39,12 @@ class Setting:
     validation_prompts: list[str]
     judge: Judge
     samples: int = 10
-    validation_samples: int = 6
     max_new_tokens: int = 32
     temperature: float = 0.7
     top_p: float = 0.9
-    grid: tuple[float, ...] = GRID
+    budgets: tuple[float, ...] = (0.1,)
     seed: int = 0
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def continued(
     prompts: Sequence[str],
     samples: int,
     method: Steerer | None,
-    T: float | None,
+    strength: Strength | None,
     prefix: str = "",
     positions: Positions = "decoding",
 ) -> Outcome:
@@ -73,15 +77,15 @@ def continued(
     after the prompt alone, so that rows with and without a prefix are comparable.
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    steerer, strength = (
-        (method, T) if method is None or isinstance(method, Method) else _turns(method, T, len(repeated))
+    steerer, given = (
+        (method, strength) if method is None or isinstance(method, Method) else _turns(method, strength, len(repeated))
     )
     start = time.perf_counter()
     out = generate(
         setting.model,
         [f"{prefix} {prompt}" for prompt in repeated] if prefix else repeated,
         steerer,
-        strength,
+        given,
         positions=positions,
         layer=None if method is None or first_of(method).several else setting.layer,
         max_new_tokens=setting.max_new_tokens,
@@ -89,9 +93,10 @@ def continued(
         temperature=setting.temperature,
         top_p=setting.top_p,
         seed=setting.seed,
+        chat_template=setting.chat,
     )
     seconds = time.perf_counter() - start
-    losses, counted = token_losses(setting.model, _after(setting.model, repeated, out) if prefix else out)
+    losses, counted = token_losses(setting.model, after_prompts(setting, repeated, out) if prefix else out)
     return Outcome(
         desired=(_judged(setting.judge, out.continuations) > 0.5).double().reshape(len(prompts), samples),
         perplexity=float((losses.sum() / counted.sum()).exp()),
@@ -99,22 +104,6 @@ def continued(
         tokens_per_second=int(counted.sum()) / seconds,
         continuations=out.continuations,
     )
-
-
-def trial_of(
-    setting: Setting,
-    method: Steerer | None,
-    T: float,
-    displacement: float,
-    prefix: str = "",
-    positions: Positions = "decoding",
-) -> Trial:
-    """Try one strength, or one prefix, on the validation prompts."""
-    strength = None if method is None else T
-    out = continued(
-        setting, setting.validation_prompts, setting.validation_samples, method, strength, prefix, positions
-    )
-    return Trial(displacement, T, out.share, out.perplexity, out.distinct2)
 
 
 def first_of(method: Steerer) -> Method:
@@ -130,9 +119,10 @@ def pointwise(method: Steerer) -> PointwiseMethod:
     return first
 
 
-def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:
+def after_prompts(setting: Setting, prompts: Sequence[str], out: Generation) -> Generation:
     """The same generated tokens, after `prompts` instead of the prompts that they were generated from."""
-    read, width = tokenise(model, prompts), int(out.prompt_lengths.max())  # prompts are padded on the left
+    read = tokenise(setting.model, prompts, chat_template=setting.chat)
+    width = int(out.prompt_lengths.max())  # prompts are padded on the left
     tokens = torch.cat([read.tokens, out.tokens[:, width:]], dim=1)
     mask = torch.cat([read.mask, out.mask[:, width:]], dim=1)
     return replace(out, tokens=tokens, mask=mask, prompt_lengths=read.mask.sum(1))
@@ -140,7 +130,7 @@ def _after(model: Any, prompts: Sequence[str], out: Generation) -> Generation:
 
 def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
     """The judge's probabilities, on the CPU. Raises ValueError where it does not return one per text."""
-    probabilities = torch.as_tensor(judge(texts)).cpu()
+    probabilities = torch.as_tensor(judge(texts), device="cpu")
     if probabilities.shape != (len(texts),) or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
         raise ValueError(
             f"A judge gives one probability, from 0 to 1, for each of {len(texts)} texts; got "
@@ -149,10 +139,15 @@ def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
     return probabilities
 
 
-def _turns(methods: tuple[Method, ...], T: float | None, rows: int) -> tuple[list[tuple[Method, Tensor]], None]:
-    """Per method a tensor with one strength per row: T where it is that method's turn, else 0.
+def _turns(
+    methods: tuple[Method, ...], strength: Strength | None, rows: int
+) -> tuple[list[tuple[Method, Strength]], None]:
+    """Per method one strength per row: the given one where it is that method's turn, else 0.
 
     The turns continue from prompt to prompt, so all methods are used even if a prompt has fewer continuations.
     """
-    turn = torch.arange(rows) % len(methods)
-    return [(method, (turn == number) * torch.as_tensor(T)) for number, method in enumerate(methods)], None
+    turn, own = torch.arange(rows, device="cpu") % len(methods), Strength.of(strength)
+    return [
+        (method, own.mapped(lambda value, number=number: (turn == number) * torch.as_tensor(value, device="cpu")))
+        for number, method in enumerate(methods)
+    ], None

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from odesteer_tl._shapes import Position
 from odesteer_tl.backends import collect
-from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.methods import Method
+from odesteer_tl.evaluation.choose_layer import choose_layer
+from odesteer_tl.methods import CAA, Method
 from odesteer_tl.portable.sites import site_name
 
 On = Literal["texts", "pairs", "queries", "model", "elsewhere"]
@@ -30,12 +31,13 @@ class Source(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Material:
     """Activations at one site: `texts` to fit on, `held_out` to check on, and `pairs` if there are any; `source` is the
-    model with its texts, or None if the data were activations."""
+    model with its texts, or None if the data were activations. `place`: where they were read, and why, in words."""
 
     texts: ContrastiveActivations
     held_out: ContrastiveActivations
     pairs: ContrastiveActivations | None
     source: Source | None = None
+    place: str = ""
 
     def on(self, what: On) -> ContrastiveActivations | Source:
         """The activations, or the model and texts, for a method that is fitted on `what`. Raises ValueError where they
@@ -53,18 +55,28 @@ class Material:
         return self.pairs
 
 
-def material_of(model: Any, data: Any, layer: int | None = None, seed: int = 0) -> Material:
-    """Read a `Demo` or a similar object with `model` at `layer` (default: a third of the depth), or split activations.
+def material_of(
+    model: Any,
+    data: Any,
+    layer: int | None = None,
+    position: Position | None = None,
+    kl: float = 0.1,
+    seed: int = 0,
+) -> Material:
+    """Read a `Demo` or a similar object with `model` at `layer` and reading `position`, or split activations.
 
-    Texts are read at the mean of their tokens, as in the demo. Of `ContrastiveActivations` a fifth of the rows is held
-    out by `seed`, and `model` is not used. Raises ValueError for data of another kind, and for a `layer` together with
-    activations, which have their own.
+    What is not given is chosen by `choose_layer` for CAA, the plainest method, at `kl` nats: one place for all rows,
+    and none that was chosen for ODESteer. Of `ContrastiveActivations` a fifth of the rows is held out by `seed`, and
+    `model` is not used. Raises ValueError for data of another kind, for a `layer` or `position` together with
+    activations, which have their own, and as `choose_layer`.
     """
     if isinstance(data, ContrastiveActivations):
-        if layer is not None:
+        if layer is not None or position is not None:
             where = f"at {data.hook_name}" if data.hook_name else "already"
+            given = "layer is" if layer is not None else "position is"
             raise ValueError(
-                f"layer is where a model is read, but these activations were read {where}: leave out layer."
+                f"{given} where a model is read, but these activations were read {where}: leave out "
+                f"{given.removesuffix(' is')}."
             )
         fit, held_out = data.split(seed)
         return Material(fit, held_out, fit if fit.paired else None)
@@ -74,19 +86,29 @@ def material_of(model: Any, data: Any, layer: int | None = None, seed: int = 0) 
         raise ValueError(
             f"compare takes ContrastiveActivations, or a model and data with the fields of ot.load_demo(): {what}."
         )
-    site = layers_of(model) // 3 if layer is None else layer
+    sides = list(data.desired), list(data.undesired)
+    if layer is None or position is None:
+        positions = ("last", "mean") if position is None else position
+        choice = choose_layer(model, *sides, CAA, layers=layer, positions=positions, kl=kl, progress=False)
+        layer, position, texts = choice.layer, choice.position, choice.acts
+        why = f"where CAA is shown to steer most at {kl:g} nats ({len(choice.candidates)} places tried)"
+    else:
+        texts, why = collect(model, *sides, layer, position=position, progress=False), "as asked"
+    held = data.validation_desired, data.validation_undesired
     return Material(
-        collect(model, data.desired, data.undesired, site, position="mean", progress=False),
-        collect(model, data.validation_desired, data.validation_undesired, site, position="mean", progress=False),
-        pairs_of(model, data.pairs, site) if data.pairs else None,
-        Source(model, list(data.desired), list(data.undesired), list(data.validation_undesired)),
+        texts,
+        collect(model, *held, layer, position=position, progress=False),
+        pairs_of(model, data.pairs, layer, position) if data.pairs else None,
+        Source(model, *sides, list(data.validation_undesired)),
+        f"layer {layer}, position {position!r}, {why}",
     )
 
 
-def pairs_of(model: Any, pairs: list[dict[str, str]], layer: int) -> ContrastiveActivations:
-    """Activations of answers after their queries, the mean over each answer, with those at the ends of the queries."""
+def pairs_of(model: Any, pairs: list[dict[str, str]], layer: int, position: Position) -> ContrastiveActivations:
+    """Activations of answers after their queries, read at `position` of each answer, with those at the ends of the
+    queries."""
     queries, desired, undesired = ([pair[side] for pair in pairs] for side in ("query", "desired", "undesired"))
-    return collect(model, desired, undesired, layer, queries=queries, position="mean", progress=False)
+    return collect(model, desired, undesired, layer, queries=queries, position=position, progress=False)
 
 
 def check_place(method: Method, material: Material) -> None:

@@ -81,7 +81,7 @@ class SteeredTexts:
     ) -> tuple[Float[Tensor, "strengths tokens"], Float[Tensor, "strengths texts"]]:
         """The `divergences`, and how much likelier each text becomes: Σ log q(x) − log p(x) in nats over the tokens x
         that follow a steered one."""
-        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64)
+        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
         for batch in self._batches(pairs, values, batch_size):
             costs.append(batch.costs)
             rows, columns = batch.named.nonzero(as_tuple=True)
@@ -98,13 +98,13 @@ class SteeredTexts:
     @torch.no_grad()
     def _batches(self, pairs: Any, values: Sequence[float], batch_size: int) -> Iterator["_Batch"]:
         backend = backend_of(self.model)
-        for rows in torch.arange(len(self.named)).split(max(1, batch_size // len(values))):
-            batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
-            named = self.named[rows][:, -batch.mask.shape[1] :]
+        for rows in torch.arange(len(self.named), device="cpu").split(max(1, batch_size // len(values))):
+            batch, named = self._rows(rows)
             if not bool(named.any()):
                 continue
-            p = self._unsteered_logits(batch, named, (int(rows[0]), len(rows)))
-            copies = torch.arange(len(rows)).repeat(len(values))  # all rows at the first strength, then the next
+            p = self.log_probabilities(rows)
+            # all rows at the first strength, then the next
+            copies = torch.arange(len(rows), device="cpu").repeat(len(values))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
                 with self._steering(pairs, values, rows, copies):
@@ -112,20 +112,28 @@ class SteeredTexts:
             steered = logits.unflatten(0, (len(values), len(rows)))
             yield _Batch(rows, batch.tokens, batch.mask, named, p, [of[named].log_softmax(-1) for of in steered])
 
-    def _unsteered_logits(self, batch: Tokenised, named: TokenMask, rows: tuple[int, int]) -> Tensor:
-        """Log-probabilities of what follows the named tokens [tokens, d_vocab]: computed once for the same rows, as
+    @torch.no_grad()
+    def log_probabilities(self, rows: Tensor) -> Float[Tensor, "tokens d_vocab"]:
+        """Of what follows the named tokens of these neighbouring rows, unsteered: computed once for the same rows, as
         long as all of them fit into `MOST_KEPT` bytes."""
-        if rows in self._unsteered:
-            return self._unsteered[rows]
+        key = (int(rows[0]), len(rows))
+        if key in self._unsteered:
+            return self._unsteered[key]
+        batch, named = self._rows(rows)
         p = backend_of(self.model).logits(self.model, batch)[named].log_softmax(-1)
         kept = sum(other.numel() * other.element_size() for other in self._unsteered.values())
         if kept + p.numel() * p.element_size() <= MOST_KEPT:
-            self._unsteered[rows] = p
+            self._unsteered[key] = p
         return p
+
+    def _rows(self, rows: Tensor) -> tuple[Tokenised, TokenMask]:
+        """The rows without common padding, and which of their tokens are named."""
+        batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
+        return batch, self.named[rows][:, -batch.mask.shape[1] :]
 
     def _steering(self, pairs: Any, values: Sequence[float], rows: Tensor, copies: Tensor) -> Any:
         """The block that steers every copy of a row by its own strength."""
-        own = torch.tensor([float(value) for value in values]).repeat_interleave(len(rows))
+        own = torch.tensor([float(value) for value in values], device="cpu").repeat_interleave(len(rows))
         positions, lengths = self.positions, self.texts.prompt_lengths[rows][copies]
         if isinstance(positions, Tensor) and positions.ndim == 2:
             positions = positions[rows][copies]
@@ -136,10 +144,20 @@ class SteeredTexts:
     def activations(self, site: Site, batch_size: int) -> Samples:
         """What the unsteered model holds at `site` at the named tokens [n, width], in float32 or float64."""
         texts = Tokenised(self.texts.tokens, self.texts.mask)
-        values, _, _ = read_batches(
-            self.model, texts, [site], "all", batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
+        ((values, _, _),) = read_batches(
+            self.model, texts, [site], ["all"], batch_size, blocks=self.blocks, readable=self.named, keep_sinks=True
         )
         return values[0]
+
+
+@torch.no_grad()
+def divergence_between(one: SteeredTexts, other: SteeredTexts, batch_size: int) -> Float[Tensor, " tokens"]:
+    """KL(p ‖ q) at the named tokens of both, in nats, both unsteered: the same tokens after other prompts, say."""
+    costs = []
+    for rows in torch.arange(len(one.named), device="cpu").split(batch_size):
+        p, q = (texts.log_probabilities(rows) for texts in (one, other))
+        costs.append(_kl(p, q))
+    return torch.cat(costs)
 
 
 @dataclass(frozen=True, eq=False)

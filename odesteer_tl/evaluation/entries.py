@@ -15,30 +15,24 @@ from odesteer_tl.methods import Method, ODESteer, RandomDirection, RepE
 from odesteer_tl.methods.calibrated import without_strength
 from odesteer_tl.methods.registry import registered
 
-TRIALS = 3
-"""The number of strengths, or prefixes, that every row tries."""
-
 PRAISE = (
     "I enjoyed this film.",
     "This is one of the best films I have seen this year, and I loved it.",
     "A wonderful, moving and superbly acted film. Everyone should see it. I loved every minute of it.",
 )
-"""Prefixes of the prompt-only control, the weakest first, for data whose desired side is praise of films."""
+"""Prefixes of the prompt-only control, for data whose desired side is praise of films."""
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """No steering, but one of `prefixes`, the weakest first, before the prompt. Raises ValueError for another number of
-    them than `TRIALS`."""
+    """No steering, but one of `prefixes` before the prompt: the one whose KL is nearest to the budget. Raises
+    ValueError where there is none, and for an empty one."""
 
     prefixes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if len(self.prefixes) != TRIALS:
-            raise ValueError(
-                f"The prompt-only control needs {TRIALS} prefixes, the weakest first, as every row has {TRIALS} "
-                f"trials; got {len(self.prefixes)}."
-            )
+        if not self.prefixes or not all(self.prefixes):
+            raise ValueError(f"The prompt-only control needs prefixes, such as ('I loved it.',); got {self.prefixes}.")
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ LOOPS: dict[str, Entry] = {
 def controls(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
     """The controls: a random direction, ODESteer fitted to shuffled labels, and a prefix before the prompt.
 
-    Without `prefixes` the third is left out. Raises ValueError for another number of them than `TRIALS`.
+    Without `prefixes` the third is left out.
     """
     rows = {
         "random direction": Entry(lambda acts, seed: opposites(acts, seed, pairs=2), by_chance=True),
@@ -138,7 +132,7 @@ def opposites(acts: ContrastiveActivations, seed: int, pairs: int) -> tuple[Rand
 def shuffled(acts: ContrastiveActivations, seed: int) -> ContrastiveActivations:
     """The same activations with sides drawn at random, of the same sizes, and without pairs and groups."""
     rows = torch.cat([acts.desired, acts.undesired])
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed), device="cpu").to(rows.device)
     desired, undesired = rows[order].split([len(acts.desired), len(acts.undesired)])
     return replace(
         acts, desired=desired, undesired=undesired, paired=False, groups=None, rewards=None, queries=None, tokens=None

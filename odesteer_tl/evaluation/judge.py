@@ -67,7 +67,7 @@ class Judge:
     def positive_probability(self, texts: Sequence[str]) -> Float[Tensor, " text"]:
         """Probability that each text is positive, in float64. A text without a known term gets σ(bias)."""
         if not texts:
-            return torch.empty(0, dtype=torch.float64)
+            return torch.empty(0, dtype=torch.float64, device="cpu")
         features = self._vectorizer.transform(texts)
         return torch.sigmoid(torch.from_numpy(features @ self.weight.double().numpy()) + self.bias)
 
@@ -79,7 +79,7 @@ class Judge:
                 f"for {len(texts)} texts."
             )
         judged = self.positive_probability(texts) >= 0.5
-        return (judged == torch.tensor(labels).bool()).double().mean().item()
+        return (judged == torch.tensor(labels, device="cpu").bool()).double().mean().item()
 
     def heldout_accuracy(self, words: int | None = None) -> float:
         """Accuracy on the 500 embedded held-out reviews, or on `words` words from the middle of each."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from odesteer_tl.backends.chat_templates import per_side
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
-from odesteer_tl.evaluation.crossing import first_crossing, near_crossing
 from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 from odesteer_tl.evaluation.strength_search import Search
 
 FEWEST = 8
@@ -38,8 +38,8 @@ def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[
         raise ValueError(f"Pairs need as many desired as undesired texts, got {n_desired} and {n_undesired}.")
     generator, masks = torch.Generator().manual_seed(seed), []
     for count in (n_desired, n_undesired):
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[torch.randperm(count, generator=generator)[: count // 4]] = True
+        mask = torch.zeros(count, dtype=torch.bool, device="cpu")
+        mask[torch.randperm(count, generator=generator, device="cpu")[: count // 4]] = True
         masks.append(mask)
     return masks[0], masks[0] if pairs else masks[1]
 
@@ -79,7 +79,7 @@ def judged_texts(
     chosen, lengths = [], []
     for side, own, picked in zip(rows, starts, numbers, strict=True):
         chosen += [(side[number], own[number]) for number in picked]
-        lengths.append(int(torch.tensor([len(side[number]) - own[number] for number in picked]).median()))
+        lengths.append(int(torch.tensor([len(side[number]) - own[number] for number in picked], device="cpu").median()))
     span = min(LENGTH, *lengths)
     before = 0 if given else span // 4
     prompts = [max(start + before, 1) for _, start in chosen]
@@ -91,7 +91,7 @@ def judged_texts(
                 "The held-out texts have no token after their first one, or after what they all share, so that nothing "
                 "shows what steering does to them: give longer texts, or their beginnings as queries=."
             )
-    return SteeredTexts.given(model, texts, torch.tensor(prompts), blocks)
+    return SteeredTexts.given(model, texts, torch.tensor(prompts, device="cpu"), blocks)
 
 
 def _shared(rows: list[Tensor]) -> int:

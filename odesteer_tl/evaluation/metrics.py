@@ -26,8 +26,8 @@ def bootstrap_interval(
     """
     generator = torch.Generator().manual_seed(seed)
     per_prompt = scores.double().mean(1)
-    draws = torch.randint(len(per_prompt), (resamples, len(per_prompt)), generator=generator)
+    draws = torch.randint(len(per_prompt), (resamples, len(per_prompt)), generator=generator, device="cpu")
     means = per_prompt[draws].mean(1)
     tail = (1 - level) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu")).tolist()
     return low, high

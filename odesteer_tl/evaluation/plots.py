@@ -1,19 +1,12 @@
-"""Plots: h along trajectories, gain and cost against strength, and the tracking of closed loops."""
+"""Plots of what is found before texts are judged: calibrations, layers, and the tracking of closed loops."""
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from odesteer_tl.control import Bound, Linearity, Tracking
-from odesteer_tl.evaluation.curve import Curve
-from odesteer_tl.evaluation.demo_runs import Study
-from odesteer_tl.evaluation.results import ComparedRow
-from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
-from odesteer_tl.flows.flow import Trajectory
 
 
 def check_picture(file: str | Path) -> None:
@@ -40,76 +33,6 @@ def check_picture(file: str | Path) -> None:
         raise ValueError(f"{file} cannot be written: choose a file or folder with write permission.")
 
 
-def plot_study(study: Study, file: str | Path, title: str = "") -> None:
-    """Write a PNG: h along the steered prompts, and share and perplexity against strength for every method."""
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
-    from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
-
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    if study.trajectory is not None:
-        _draw_trajectory(left, study.trajectory)
-    base = study.unsteered_trial
-    for row in study.rows[1:]:
-        moved = [trial.displacement for trial in row.trials]
-        line = middle.plot(moved, [100 * trial.share for trial in row.trials], "o-", ms=4, label=row.name)[0]
-        right.plot(moved, [trial.perplexity / base.perplexity for trial in row.trials], "o-", ms=4, label=row.name)
-        chosen = Curve(row.trials, base).chosen
-        middle.plot(chosen.displacement, 100 * chosen.share, "o", ms=11, mfc="none", color=line.get_color())
-    middle.axhline(100 * base.share, color="grey", lw=1, ls=":")
-    middle.set(title="Validation prompts (circled: the strength chosen)", ylabel="continuations judged as desired, %")
-    right.axhline(MOST_PERPLEXITY, color="grey", lw=1, ls=":")
-    right.set(
-        title=f"Its cost (allowed: ≤ {MOST_PERPLEXITY}× and Dist-2 ≥ {LEAST_DISTINCT}×)",
-        ylabel="perplexity / unsteered",
-        yscale="log",
-    )
-    for axes in (middle, right):
-        axes.set(xscale="log", xlabel="median displacement ‖a(T) − a‖/‖a‖")
-        axes.xaxis.set_major_locator(FixedLocator([trial.displacement for trial in study.rows[-1].trials]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    right.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.3, 2, 5)))
-    right.yaxis.set_minor_locator(NullLocator())
-    right.yaxis.set_major_formatter(FormatStrFormatter("%g×"))
-    right.legend(fontsize=8)
-    _save(figure, file, title)
-
-
-def plot_comparison(rows: Sequence[ComparedRow], file: str | Path, title: str = "") -> None:
-    """Write a PNG, a line per row: gain and cost if texts were generated, the AUC of h, norm ratio and angle."""
-    from matplotlib.figure import Figure
-
-    rows = [row for row in rows if row.conditions is not None or row.runs]
-    made = any(row.runs for row in rows)
-    figure = Figure(figsize=(16 if made else 9, 1.6 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, 4 if made else 2, sharey=True)
-    if made:
-        for y, row in enumerate(rows):
-            (shift, shift_sd), (cost, cost_sd) = row.over_seeds("shift"), row.over_seeds("perplexity_ratio")
-            axes[0].errorbar(100 * shift, y, xerr=100 * (shift_sd or 0), fmt="o", color="tab:blue", capsize=3)
-            axes[1].errorbar(cost, y, xerr=cost_sd or 0, fmt="o", color="tab:red", capsize=3)
-        axes[0].set(xlabel="shift of the judged share, points")
-        axes[1].set(xlabel=f"perplexity / unsteered (trials allowed: ≤ {MOST_PERPLEXITY}×)")
-    auc, length = axes[-2:]
-    for y, row in enumerate(rows):
-        conditions = row.conditions
-        if conditions is not None:
-            length.plot(conditions.norm_ratio, y, "o", color="tab:orange")
-            length.annotate(f"{conditions.angle:.0f}°", (conditions.norm_ratio, y), (6, -3), textcoords="offset points")
-            if conditions.auc is not None:
-                auc.plot(conditions.auc, y, "o", color="tab:green")
-    auc.set(xlabel="held-out AUC of h")
-    length.set(xlabel="‖a(T)‖/‖a‖, and the angle")
-    length.margins(x=0.15)  # room for the angles
-    for panel, zero in zip(axes, [0, 1, 0.5, 1][-len(axes) :], strict=True):
-        panel.axvline(zero, color="grey", lw=1, ls=":")
-        panel.grid(axis="y", lw=0.3)
-    axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
-    axes[0].invert_yaxis()
-    _save(figure, file, title)
-
-
 def plot_calibration(calibration: Any, file: str | Path) -> None:
     """Write a picture: mean and 95 % quantile of the KL divergence against strength, log-log, with the budget."""
     from matplotlib.figure import Figure
@@ -117,7 +40,7 @@ def plot_calibration(calibration: Any, file: str | Path) -> None:
     check_picture(file)
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     draw_calibration(calibration, figure.subplots(), iter([{"marker": "o"}, {"marker": "s"}]))
-    _save(figure, file, "")
+    save_figure(figure, file, "")
 
 
 def draw_calibration(calibration: Any, axes: Any, looks: Iterator[dict[str, Any]]) -> None:
@@ -149,7 +72,7 @@ def plot_layers(choice: Any, file: str | Path) -> None:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     shifts, aucs = figure.subplots(1, 2)
     draw_layers(choice, shifts, aucs, ({"marker": "o"} for _ in choice.candidates))
-    _save(figure, file, "")
+    save_figure(figure, file, "")
 
 
 def draw_layers(choice: Any, shifts: Any, aucs: Any, looks: Iterator[dict[str, Any]], errors: float = 1.0) -> None:
@@ -174,22 +97,11 @@ def draw_layers(choice: Any, shifts: Any, aucs: Any, looks: Iterator[dict[str, A
     aucs.legend(title="read at", fontsize=8)
 
 
-def _save(figure: Any, file: str | Path, title: str) -> None:
+def save_figure(figure: Any, file: str | Path, title: str) -> None:
     """Write the figure, under its title if there is one."""
     if title:
         figure.suptitle(title)
     figure.savefig(file, dpi=110)
-
-
-def _draw_trajectory(axes, trajectory: Trajectory) -> None:  # type: ignore[no-untyped-def]
-    assert trajectory.h is not None
-    h = trajectory.h.detach().cpu()
-    time = torch.linspace(0, 1, len(h))
-    axes.plot(time, h, color="tab:blue", alpha=0.15, lw=1)
-    axes.plot(time, h.median(dim=1).values, "o-", color="tab:blue", ms=4, label="median prompt")
-    axes.axhline(0, color="grey", lw=1, ls=":")
-    axes.set(title="ODESteer: h along the trajectories", xlabel="t / T", ylabel="h = log p₊/p₋")
-    axes.legend(fontsize=8)
 
 
 def plot_tracking(tracking: Tracking, file: str | Path, title: str = "") -> None:
@@ -211,7 +123,7 @@ def plot_tracking(tracking: Tracking, file: str | Path, title: str = "") -> None
     for axes in (left, right):
         axes.set_xticks(layers)
         axes.legend(fontsize=8)
-    _save(figure, file, title)
+    save_figure(figure, file, title)
 
 
 def plot_linearity(linearity: Linearity, file: str | Path, title: str = "") -> None:
@@ -232,7 +144,7 @@ def plot_linearity(linearity: Linearity, file: str | Path, title: str = "") -> N
     )
     for axes in (left, right):
         axes.legend(fontsize=8)
-    _save(figure, file, title)
+    save_figure(figure, file, title)
 
 
 def plot_bound(bound: Bound, file: str | Path, title: str = "") -> None:
@@ -248,4 +160,4 @@ def plot_bound(bound: Bound, file: str | Path, title: str = "") -> None:
     axes.set(xlabel="what enters layer", ylabel="in the weights P, mean over texts", yscale="log")
     axes.set_xticks(bound.layers)
     axes.legend(fontsize=8)
-    _save(figure, file, title)
+    save_figure(figure, file, title)

@@ -1,28 +1,27 @@
 """A row of a comparison: its fit, its effect on activations, and the results of its texts under every seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median_low, stdev
+from statistics import fmean, stdev
 from typing import Literal
 
 from odesteer_tl.evaluation.checks import Conditions
 from odesteer_tl.evaluation.runs import Run
-from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
 from odesteer_tl.methods import Method
 
-Figure = Literal["share", "shift", "perplexity_ratio", "distinct1", "distinct2", "distinct3"]
+Figure = Literal["kl", "share", "shift", "perplexity_ratio", "distinct1", "distinct2", "distinct3"]
 """The figures of a row's continuations."""
 
 MARKS = {
-    "†": f"under some seed no strength was within the bounds (perplexity ≤ {MOST_PERPLEXITY}×, Dist-2 ≥ "
-    f"{LEAST_DISTINCT}×): the weakest was taken",
-    "‡": "does not reach every displacement: the nearest one that it reaches was tried instead",
+    "†": "under some seed no strength, or no prefix, spends the budget: the one that comes nearest was taken, see KL",
+    "‡": "the displacement of the checks cannot be reached: the largest was taken, see moved",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ComparedRow:
-    """One row: `fitted_on` texts, pairs, queries, model or elsewhere; the method of the first seed; a run per seed if
-    texts were generated.
+    """One row: `fitted_on` texts, pairs, queries, model or elsewhere; the method of the first seed; a run per seed and
+    budget if texts were generated.
 
     `method` and `conditions` are None for rows without steering; for methods that take turns they are the first
     method's. `seconds`: the time of the fit, None for a method that was already fitted.
@@ -35,35 +34,35 @@ class ComparedRow:
     conditions: Conditions | None
     runs: tuple[Run, ...] = ()
 
-    def over_seeds(self, figure: Figure) -> tuple[float, float | None]:
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The budgets of KL of the runs, in nats; none for the unsteered model."""
+        return tuple(dict.fromkeys(run.level.budget for run in self.runs if run.level is not None))
+
+    def at(self, budget: float | None = None) -> list[Run]:
+        """The runs at one budget, a run per seed; None: the first. Those of the unsteered model belong to every budget.
+
+        Raises ValueError for a budget that was not run.
+        """
+        wanted = budget if budget is not None or not self.budgets else self.budgets[0]
+        runs = [run for run in self.runs if run.level is None or run.level.budget == wanted]
+        if not runs:
+            raise ValueError(f"{self.name!r} was run at budgets of {self.budgets} nats, not at {budget}.")
+        return runs
+
+    def over_seeds(self, figure: Figure, budget: float | None = None) -> tuple[float, float | None]:
         """Mean and sample standard deviation over the seeds; the deviation of one seed is None."""
-        values = [getattr(run, figure) for run in self.runs]
-        return fmean(values), stdev(values) if len(values) > 1 else None
+        return over([getattr(run, figure) for run in self.at(budget)])
 
-    @property
-    def typical(self) -> Run:
-        """The run with the median strength; the smaller of two middle ones."""
-        if self.runs[0].T is None:
-            prefixes = sorted(self.runs, key=lambda run: len(run.prefix))
-            return prefixes[(len(prefixes) - 1) // 2]
-        middle = median_low(run.T for run in self.runs if run.T is not None)
-        return next(run for run in self.runs if run.T == middle)
+    def title(self, budget: float | None = None) -> str:
+        """The name with the marks of its texts at the budget."""
+        missed = any(run.level is not None and not run.level.reached for run in self.at(budget))
+        return f"{self.name} †" if missed else self.name
 
-    @property
-    def unbounded(self) -> bool:
-        """Mark †: under some seed no strength was within the rule's bounds."""
-        return not all(run.allowed for run in self.runs)
 
-    @property
-    def unreached(self) -> bool:
-        """Mark ‡: some displacement cannot be reached."""
-        unchecked = self.conditions is None or self.conditions.reached
-        return not (unchecked and all(run.reached for run in self.runs))
-
-    @property
-    def title(self) -> str:
-        """The name with its marks."""
-        return self.name + (" †" if self.unbounded else "") + (" ‡" if self.unreached else "")
+def over(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; the deviation of one value is None."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def spread(mean: float, sd: float | None, *, scale: float | int = 1, digits: int = 1, sign: str = "") -> str:

@@ -23,7 +23,7 @@ from odesteer_tl._shapes import Position
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.barriers import with_grad
 from odesteer_tl.flows.tuning import folds_of
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 Z95 = 1.96
 """Standard errors on either side that make an interval of 95 %."""

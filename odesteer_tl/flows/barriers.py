@@ -28,7 +28,7 @@ from odesteer_tl.flows.features import (
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import grad_by_autograd
 from odesteer_tl.portable.precision import in_full
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 Inner = TypeVar("Inner")
 

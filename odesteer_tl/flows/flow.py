@@ -19,7 +19,7 @@ from odesteer_tl.flows.barriers import Barrier, Subspace
 from odesteer_tl.flows.fields import Constant, Field, Gradient, UnitGradient
 from odesteer_tl.flows.solvers import Euler, Solver
 from odesteer_tl.portable.integrate import enter, euler, flowed, leave, midpoint, path, per_activation, rk4
-from odesteer_tl.remote.packing import packed, tensor_bytes
+from odesteer_tl.remote.payloads import packed, tensor_bytes
 
 MOST_STEPS = 100_000
 """More steps are refused as a mistake: the paper takes ten, and each step evaluates the field."""

@@ -112,7 +112,7 @@ def random_parameters(widths: Sequence[int], generator: torch.Generator) -> Para
     parameters = []
     for inputs, outputs in pairwise(widths):
         for shape in ((outputs, inputs), (outputs,)):
-            parameters.append((2 * torch.rand(shape, generator=generator) - 1) / inputs**0.5)
+            parameters.append((2 * torch.rand(shape, generator=generator, device="cpu") - 1) / inputs**0.5)
     return tuple(parameters)
 
 
@@ -195,7 +195,7 @@ def train(
         losses, step = [_held_out_loss(loss, parameters, held, batch)], 0
         best = [p.detach().clone() for p in parameters]
         for _ in bar(range(epochs), label=f"Fitting the {name}"):
-            for chosen in torch.randperm(n, generator=generator).to(device).split(batch):
+            for chosen in torch.randperm(n, generator=generator, device="cpu").to(device).split(batch):
                 step += 1
                 decay_steps = max(1, epochs * per_epoch - warmup_steps)
                 decay = (1 - cos(pi * max(0.0, (step - warmup_steps) / decay_steps))) / 2
@@ -203,7 +203,7 @@ def train(
                     group["lr"] = lr * min(1.0, step / warmup_steps) * (1 - (1 - ending) * decay)
                 columns = [column[chosen] for column in rows]
                 if timed:
-                    columns.append(torch.rand(len(chosen), generator=generator).to(device))
+                    columns.append(torch.rand(len(chosen), generator=generator, device="cpu").to(device))
                 optimiser.zero_grad()
                 loss(parameters, *columns).mean().backward()
                 optimiser.step()

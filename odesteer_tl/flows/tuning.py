@@ -18,7 +18,7 @@ from odesteer_tl._shapes import Desired, Samples, Undesired
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.barriers import LogRatioBarrier, auc
 from odesteer_tl.flows.features import FeatureMap, Polynomial, Recipe, fit_to_sides
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 DEFAULT_CANDIDATES = tuple(Polynomial(degree, gamma) for degree in (2, 3) for gamma in (0.1, 1.0, 10.0))
 """Degree 2, then 3, each with γ = 0.1, 1, 10 at c₀ = 1: the paper's features first, then more curved ones."""
@@ -133,7 +133,8 @@ def folds_of(
     splitter, ids = (StratifiedKFold, None) if groups is None else (StratifiedGroupKFold, torch.cat(groups).tolist())
     parts = []
     for _, share in splitter(folds, shuffle=True, random_state=seed).split(labels, labels, ids):
-        held = torch.zeros(len(labels), dtype=torch.bool).index_fill(0, torch.from_numpy(share), True).split(sizes)
+        none_held = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
+        held = none_held.index_fill(0, torch.from_numpy(share), True).split(sizes)
         if any(bool(mask.all()) or not bool(mask.any()) for mask in held):
             raise ValueError(message)  # groups so uneven that scikit-learn leaves a side out
         parts.append((acts._take(*(~mask for mask in held)), acts._take(*held)))
@@ -142,7 +143,7 @@ def folds_of(
 
 def _group_ids(acts: ContrastiveActivations) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]] | None:
     """Per side an id per row; rows of one id stay together. None where rows are independent."""
-    alone = torch.arange(len(acts.desired))
+    alone = torch.arange(len(acts.desired), device="cpu")
     if acts.groups is None:
         return (alone, alone) if acts.paired else None
     if acts.paired and not torch.equal(*acts.groups):

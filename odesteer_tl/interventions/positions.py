@@ -12,7 +12,7 @@ from torch import Tensor
 from odesteer_tl._shapes import PerRow, TokenIds
 from odesteer_tl.portable.apply_edits import Selection, selected
 from odesteer_tl.portable.token_rules import checked, is_unambiguous, lengths_of, per_row
-from odesteer_tl.portable.token_tracking import Pass, TokenTrack, follow
+from odesteer_tl.portable.token_tracks import Pass, TokenTrack, follow
 
 Positions = Literal["decoding", "generated", "prompt", "all"] | slice | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"]
 """Which tokens are steered. "decoding": the last prompt token and every generated one; "generated": those alone;
@@ -24,7 +24,7 @@ PromptLengths = int | list[int] | tuple[int, ...] | PerRow
 
 
 class Tracker:
-    """Follows forward passes, and chooses the tokens to steer in each (see `token_tracking.follow`).
+    """Follows forward passes, and chooses the tokens to steer in each (see `token_tracks.follow`).
 
     All real tokens of a pass that begins a new prompt are that prompt. Where they are not (teacher forcing, prefill in
     chunks), `lengths` is the number of prompt tokens. `pad_id` serves to detect pads that no mask declares.

@@ -35,7 +35,7 @@ from odesteer_tl.portable.integrate import affine_pull, euler, flowed
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.sites import Site, SiteName
 from odesteer_tl.portable.strength import Strength
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 Directions = Float[Tensor, "k d_model"]
 
@@ -67,7 +67,7 @@ class Ablation(FlowMethod):
         "arXiv:2406.11717",
         Unit(
             "fractions taken out", "--T 1 takes the direction out, as published; less leaves a part of it.",
-            whole=1.0, tried=(0.25, 0.5, 1.0), bounds=(0.0, 1.0),
+            whole=1.0, is_map=True, bounds=(0.0, 1.0),
         ),
     )  # fmt: skip
 
@@ -184,7 +184,8 @@ def orthonormal(directions: Any) -> Directions:
         directions.detach().to(torch.promote_types(directions.dtype, torch.float32)).reshape(-1, directions.shape[-1])
     )
     rows64 = rows.double()
-    if float((rows64 @ rows64.T - torch.eye(len(rows)).to(rows64)).abs().max()) <= 1e-6:
+    identity = torch.eye(len(rows), dtype=rows64.dtype, device=rows64.device)
+    if float((rows64 @ rows64.T - identity).abs().max()) <= 1e-6:
         return rows
     norms = rows64.norm(dim=1, keepdim=True)
     if not bool(torch.isfinite(rows64).all()) or float(norms.min()) == 0 or len(rows) > rows.shape[1]:

@@ -33,7 +33,7 @@ from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import norm
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.networks import turned_in_plane
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 Plane = Float[Tensor, "2 d_model"]
 
@@ -65,7 +65,7 @@ class Angular(PointwiseMethod):
         "angular steering", "none", "b₂(b₁ᵀa) − b₁(b₂ᵀa)", "1, along an arc", "‖a‖", "both sides", "arXiv:2510.26243",
         Unit(
             "radians", "--T 0.5 turns by half a radian; look from 0.2 to 3.1, half a turn.",
-            whole=math.pi / 2, tried=(math.pi / 8, math.pi / 4, math.pi / 2), bounds=(-math.inf, math.inf),
+            whole=math.pi / 2, is_map=True, bounds=(-math.inf, math.inf),
         ),
     )  # fmt: skip
 

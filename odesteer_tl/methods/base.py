@@ -18,7 +18,7 @@ from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.feedback import Feedback
 from odesteer_tl.portable.methods import PortableLayers, PortableMethod
 from odesteer_tl.remote.checks import check_travels, sent_by_nnsight
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 SomeMethod = TypeVar("SomeMethod", bound="Method")
 """The method's own class. (Not typing.Self, which beartype checks in classes only, not in functions.)"""

@@ -1,6 +1,5 @@
 """Calibrated: a fitted method that carries the strength which spends a budget of KL on one model."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,20 +116,6 @@ def without_strength(method: Any) -> Any:
 def positions_name(positions: Any) -> str:
     """The name of a rule, as in "decoding" or "slice(0, 2, None)"; masks are not told apart."""
     return positions if isinstance(positions, str) else repr(positions) if isinstance(positions, slice) else "a mask"
-
-
-def strengths_used(method: Any, T: Any = None, relative_T: Any = None) -> Iterator[Calibrated]:
-    """The calibrated methods whose own strength is used where a user gives (method, T, relative_T), lists and the
-    parts of `Layers` included."""
-    if T is not None or relative_T is not None:
-        return
-    if isinstance(method, Calibrated):
-        yield method
-    for part in method if isinstance(method, Sequence) else getattr(method, "parts", ()):
-        if isinstance(part, Sequence):
-            yield from strengths_used(*part) if len(part) == 2 else ()
-        elif isinstance(part, Method):
-            yield from strengths_used(part)
 
 
 register(Calibrated)

@@ -2,13 +2,11 @@
 
 from abc import abstractmethod
 
-from odesteer_tl._shapes import Activations, Time, TimeOrStrength
+from odesteer_tl._shapes import Activations, Time
 from odesteer_tl.flows.flow import Flow, Trajectory
 from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.portable.integrate import flowed
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.portable.precision import check_width, in_full
-from odesteer_tl.portable.strength import Strength
 
 
 class FlowMethod(PointwiseMethod):
@@ -19,16 +17,6 @@ class FlowMethod(PointwiseMethod):
     def flow(self) -> Flow:
         """Field, solver and number of steps."""
 
-    def trajectory(
-        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
-    ) -> Trajectory:
-        """a(t) and h at every step, in the dtype of the computation; `chatters` marks activations where h falls."""
-        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
-        check_width(a, self.origin.d_model)
-        with in_full(a.device):
-            method, x = self._matched(a)
-            return method.flow.trajectory(x, strength.at(x), method.barrier)
-
     def portable(self) -> PortableMethod:
         """The flow as plain tensors and functions, in direct or reduced form, whichever has fewer bytes."""
         return self._as_portable(flowed, self.flow.parts())
@@ -38,3 +26,6 @@ class FlowMethod(PointwiseMethod):
 
     def _velocity(self, x: Activations) -> Activations:
         return self.flow.field(x)
+
+    def _trajectory(self, x: Activations, T: Time) -> Trajectory:
+        return self.flow.trajectory(x, T, self.barrier)

@@ -90,7 +90,8 @@ class HeadShift(FlowMethod):
         chosen = list(self.heads)
         theta = torch.nn.functional.normalize(by_head(self.shift, self.n_heads)[chosen], dim=-1).to(z)
         own = by_head(z, self.n_heads)[..., chosen, :]
-        return einsum(own, theta, "... head d_head, head d_head -> ... head") + torch.tensor(self.offset).to(z)
+        offset = torch.tensor(self.offset, dtype=z.dtype, device=z.device)
+        return einsum(own, theta, "... head d_head, head d_head -> ... head") + offset
 
 
 def by_head(z: Float[Tensor, "*batch z"], n_heads: int) -> Float[Tensor, "*batch head d_head"]:
@@ -145,7 +146,7 @@ def _shift(
     acts: ContrastiveActivations, n_heads: int, heads: tuple[int, ...], probes: list[Probe], direction: HeadDirection
 ) -> HeadShift:
     desired, undesired = (by_head(side.double().cpu(), n_heads) for side in (acts.desired, acts.undesired))
-    shift, offset = torch.zeros(desired.shape[1:], dtype=torch.float64), []
+    shift, offset = torch.zeros(desired.shape[1:], dtype=torch.float64, device="cpu"), []
     for head, (weight, intercept, _) in zip(heads, probes, strict=True):
         high, low = desired[:, head].mean(0), undesired[:, head].mean(0)
         difference, at_zero = (

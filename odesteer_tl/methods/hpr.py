@@ -35,7 +35,7 @@ from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.portable.networks import angle_between, network, turned, turning_speed
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 NARROWEST = 8
 """The least width of a layer of the angle network."""
@@ -96,9 +96,9 @@ class HPR(PointwiseMethod):
             return probe + (angle - target).square()
 
         fitted = train(
-            (torch.zeros(d_model), *random_parameters(widths, generator)), loss, rows, held, lr=lr, epochs=epochs,
-            published=5, batch=batch, weight_decay=0.01, warmup=warmup, patience=patience, seed=seed,
-            name="angles of HPR",
+            (torch.zeros(d_model, device="cpu"), *random_parameters(widths, generator)), loss, rows, held,
+            lr=lr, epochs=epochs, published=5, batch=batch, weight_decay=0.01, warmup=warmup, patience=patience,
+            seed=seed, name="angles of HPR",
         )  # fmt: skip
         theta, *layers = fitted.parameters
         angles = Network.of(layers, "gelu").of_scaled(mean * scale, spread * scale)
@@ -106,8 +106,7 @@ class HPR(PointwiseMethod):
 
     def angle(self, a: Activations) -> PerActivation:
         """γ₁(a) in (0, π), by which undesired activations are turned at T = 1."""
-        method, x = self._matched(a)
-        return (math.pi * torch.sigmoid(method.angles.value(x))).to(a.dtype)
+        return self._computed(a, lambda method, x: math.pi * torch.sigmoid(method.angles.value(x))).to(a.dtype)
 
     def portable(self) -> PortableMethod:
         """θ and the angle network, as plain tensors."""

@@ -108,7 +108,8 @@ def _covariance(source: Float[Tensor, "n_undesired d_model"], target: Float[Tens
     1/(n_s n_t), cut the quantiles into pieces; on each piece lies one row of each side.
     """
     n, m = len(source), len(target)
-    bounds = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(source.device)
+    quantiles = [torch.arange(own + 1, device=source.device) * other for own, other in ((n, m), (m, n))]
+    bounds = torch.cat(quantiles).unique()
     starts, lengths = bounds[:-1], bounds.diff().to(source) / (n * m)
     s, t = source.sort(dim=0).values[starts // m], target.sort(dim=0).values[starts // n]
     return (s * t * lengths.unsqueeze(1)).sum(0)

@@ -39,7 +39,7 @@ from odesteer_tl.methods.view import FRACTION, View
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import affine_pull, euler, flowed, gated_pull
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 Square = Float[Tensor, "d_model d_model"]
 Factors = tuple[Float[Tensor, "d_model k"], Float[Tensor, " k"]]
@@ -107,7 +107,7 @@ class MiMiC(FlowMethod):
             vectors, values = stretch
             stretch = vectors * values @ vectors.T
             stretch = (stretch + stretch.T) / 2  # to the last bit
-        return stretch + torch.eye(len(stretch)).to(stretch)
+        return stretch + torch.eye(len(stretch), dtype=stretch.dtype, device=stretch.device)
 
     @cached_property
     def flow(self) -> Flow:
@@ -141,7 +141,7 @@ def _stretch(
     )  # fmt: skip
     basis = torch.linalg.qr(torch.cat(sides).T).Q if in_span else None
     inner = sides if basis is None else [side @ basis for side in sides]
-    identity = torch.eye(inner[0].shape[1]).to(source)
+    identity = torch.eye(inner[0].shape[1], dtype=source.dtype, device=source.device)
     covariances = [x.T @ x / len(x) + reg * identity for x in inner]
     stretch = _optimal_map(*covariances) - identity
     if basis is None:

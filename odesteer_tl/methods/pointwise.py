@@ -15,7 +15,7 @@ from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.gradients import Copies
 from odesteer_tl.portable.integrate import per_activation
 from odesteer_tl.portable.methods import PortableMethod, at_strength, steered
-from odesteer_tl.portable.precision import cast_back, check_width, in_full
+from odesteer_tl.portable.precision import cast_back, check_width, compute_dtype, in_full
 from odesteer_tl.portable.sites import Site, layer_of
 from odesteer_tl.portable.strength import Strength
 
@@ -51,10 +51,7 @@ class PointwiseMethod(Method):
 
     def vector_field(self, a: Activations) -> Activations:
         """The velocity v(a) at T = 0."""
-        check_width(a, self.origin.d_model)
-        with in_full(a.device):
-            method, x = self._matched(a)
-            return cast_back(method._velocity(x), a.dtype)
+        return self._computed(a, lambda method, x: cast_back(method._velocity(x), a.dtype))
 
     def edits(
         self, T: TimeOrStrength | None = None, *, relative_T: Time | None = None, layer: int | None = None
@@ -72,21 +69,13 @@ class PointwiseMethod(Method):
     def trajectory(
         self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
     ) -> Trajectory:
-        """a(t) at t = 0, T/10, …, T, and h there if the method has one, in the dtype of the computation.
+        """a(t) on the way from t = 0 to T, and h there if the method has one, in the dtype of the computation: at every
+        step of a flow, else at t = 0, T/10, …, T. `chatters` marks activations where h falls on the way.
 
-        `chatters` marks activations where h falls on the way. Raises ValueError as `steer` does.
+        Raises ValueError as `steer` does.
         """
         strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
-        check_width(a, self.origin.d_model)
-        with in_full(a.device):
-            method, x = self._matched(a)
-            end = strength.at(x)
-            points = torch.stack(
-                [x] + [method._move(x, end * (k / TRAJECTORY_PARTS)) for k in range(1, TRAJECTORY_PARTS + 1)]
-            )
-            h = None if method.barrier is None else method.barrier.value(points)
-        forward = torch.as_tensor(per_activation(end, x) >= 0, device=x.device)
-        return Trajectory(points, h, forward.squeeze(-1) if forward.ndim else forward)
+        return self._computed(a, lambda method, x: method._trajectory(x, strength.at(x)))
 
     @property
     def _of_query(self) -> Callable[[Activations], Activations] | None:
@@ -115,10 +104,21 @@ class PointwiseMethod(Method):
     @abstractmethod
     def _velocity(self, x: Activations) -> Activations: ...
 
-    def _matched(self: SomeMethod, a: Activations) -> tuple[SomeMethod, Activations]:
-        """The method on the device of the activations, and both in the dtype of the computation."""
-        dtype = torch.promote_types(a.dtype, torch.float32)
-        return self._copy_at(a.device, dtype), a.to(dtype)
+    def _trajectory(self, x: Activations, T: Time) -> Trajectory:
+        points = [x] + [self._move(x, T * (k / TRAJECTORY_PARTS)) for k in range(1, TRAJECTORY_PARTS + 1)]
+        h = None if self.barrier is None else self.barrier.value(torch.stack(points))
+        forward = torch.as_tensor(per_activation(T, x) >= 0, device=x.device)
+        return Trajectory(torch.stack(points), h, forward.squeeze(-1) if forward.ndim else forward)
+
+    def _computed(self: SomeMethod, a: Activations, result: Callable[[SomeMethod, Activations], Any]) -> Any:
+        """result(method, a), the method on the device of the activations, and both in the dtype of the computation.
+
+        Raises ValueError for another d_model than that of the fit.
+        """
+        check_width(a, self.origin.d_model)
+        dtype = compute_dtype(a.dtype)
+        with in_full(a.device):
+            return result(self._copy_at(a.device, dtype), a.to(dtype))
 
     def _copy_at(self: SomeMethod, *place: Any) -> SomeMethod:
         """The method on a device and in a dtype; each copy is made once."""

@@ -32,7 +32,7 @@ class RandomDirection(FlowMethod):
     def fit(cls, acts: ContrastiveActivations, *, seed: int = 0) -> "RandomDirection":
         """Draw v on the CPU by `seed`. Only the width and the site of the activations are used."""
         generator = torch.Generator().manual_seed(seed)
-        direction = torch.randn(acts.desired.shape[1], generator=generator)
+        direction = torch.randn(acts.desired.shape[1], generator=generator, device="cpu")
         return cls(direction / direction.norm(), acts.origin)
 
     @property

@@ -136,11 +136,8 @@ def _targets(
     """The targets of V for the fitted and the held-out rows, with the scale and the mean that they were divided by."""
     device = acts.desired.device
     if acts.rewards is None:
-        return (
-            [torch.cat([torch.ones(len(p.desired)), torch.zeros(len(p.undesired))]).to(device) for p in parts],
-            1.0,
-            0.0,
-        )
+        labels = [(p.desired.new_ones(len(p.desired)), p.desired.new_zeros(len(p.undesired))) for p in parts]
+        return [torch.cat(of_part).float() for of_part in labels], 1.0, 0.0
     rewards = [torch.cat([side.double() for side in p.rewards or ()]) for p in parts]
     rounding = rounding_of(*(side.dtype for side in acts.rewards))
     unit, mean = float(rewards[0].std(correction=0)), float(rewards[0].mean())

@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Activations, Basis, Direction, Samples, Time, TimeOrStrength
+from odesteer_tl._shapes import Activations, Basis, Direction, Samples, Time
 from odesteer_tl.data.activations import ContrastiveActivations, Origin
 from odesteer_tl.data.degeneracy import check_queries
 from odesteer_tl.flows.flow import Trajectory
@@ -45,10 +45,8 @@ from odesteer_tl.methods.registry import as_needed, register
 from odesteer_tl.methods.view import Unit, View
 from odesteer_tl.portable.integrate import euler, path
 from odesteer_tl.portable.methods import PortableMethod
-from odesteer_tl.portable.precision import check_width, in_full
-from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.unet import corrected, correction, unet
-from odesteer_tl.remote.packing import packed
+from odesteer_tl.remote.payloads import packed
 
 DEPTH, NARROWEST, TIMES = 4, 16, 128
 """Of the U-Net: the number of levels below the full width, their least width, and the size of the embedding of t."""
@@ -158,16 +156,6 @@ class TruthFlow(PointwiseMethod):
         """
         return self.vector_field(query)
 
-    def trajectory(
-        self, a: Activations, T: TimeOrStrength | None = None, *, relative_T: Time | None = None
-    ) -> Trajectory:
-        """The two ends of the straight line from a to `steer(a, T)`; there is no h."""
-        strength = Strength.of(T, relative_T).check(a.dtype, self._limits)
-        check_width(a, self.origin.d_model)
-        with in_full(a.device):
-            method, x = self._matched(a)
-            return Trajectory(torch.stack(list(path(method._velocity, x, strength.at(x), euler, 1))), None)
-
     def portable(self) -> PortableMethod:
         """The U-Net, its scaling and the basis, as plain tensors."""
         return self._as_portable(corrected, packed(self._params), answer=correction)
@@ -186,6 +174,10 @@ class TruthFlow(PointwiseMethod):
 
     def _velocity(self, x: Activations) -> Activations:
         return correction(x, *self._params)
+
+    def _trajectory(self, x: Activations, T: Time) -> Trajectory:
+        """The two ends of a straight line; there is no h."""
+        return Trajectory(torch.stack(list(path(self._velocity, x, T, euler, 1))), None)
 
 
 def _queries(acts: ContrastiveActivations) -> Samples:
@@ -232,7 +224,7 @@ def _initial_parameters(d_model: int, generator: torch.Generator) -> Parameters:
         ]
         parameters += random_parameters((outputs, outputs), generator)
     last = ((d_model, widths[1]), (d_model,), (d_model, TIMES), (d_model,))
-    return (*parameters, *(torch.zeros(shape) for shape in last))
+    return (*parameters, *(torch.zeros(shape, device="cpu") for shape in last))
 
 
 register(

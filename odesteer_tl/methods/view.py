@@ -23,14 +23,14 @@ class Unit:
 
     `name`: completes "T counts …". `start`: which T to try first, in the words of the command line. `whole`: the T of
     the fitted or published map; None where T is a length or a number of lengths, so that a share of ‖a‖ says more.
-    `tried`: the strengths that a comparison tries; None where it tries given displacements instead. `bounds`: the least
-    and the largest T of a method whose T does not relate to ‖a‖; relative_T is then refused.
+    `is_map`: whether the method is checked as a `whole`, and not at a given displacement. `bounds`: the least and the
+    largest T of a method whose T does not relate to ‖a‖; relative_T is then refused.
     """
 
     name: str
     start: str
     whole: float | None = None
-    tried: tuple[float, ...] | None = None
+    is_map: bool = False
     bounds: tuple[float, float] | None = None
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Unit:
 LENGTH = Unit("the length of the way", "--relative-T 0.05 to 0.4 is where to look first.")
 FRACTION = Unit(
     "fractions of the map", "--T 1 is the published map; less goes a part of the way.",
-    whole=1.0, tried=(0.25, 0.5, 1.0),
+    whole=1.0, is_map=True,
 )  # fmt: skip
 SET_POINTS = Unit("set-points", "T = 1 is the set-point of the fit; look from 0.5 to 4.", whole=1.0)
 

@@ -67,7 +67,7 @@ def hugging_face(family: Family) -> Any:
             model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64, **common)).eval()
         for parameter in model.parameters():  # norms start at 1 and biases at 0, which would hide mistakes
             if parameter.ndim == 1:
-                parameter.data += 0.1 * torch.randn(parameter.shape)
+                parameter.data += 0.1 * torch.randn(parameter.shape, device="cpu")
         return model
 
 

@@ -108,13 +108,13 @@ def logits(family: Family, row: list[int], where: Sequence[Place], positions: Se
     with ExitStack() as stack:
         for layer, site, steer in where:
             stack.enter_context(_replacing(family, layer, site, changing(steer)))
-        return hugging_face(family)(torch.tensor([row]), use_cache=False).logits[0]
+        return hugging_face(family)(torch.tensor([row], device="cpu"), use_cache=False).logits[0]
 
 
 def texts(n: int = 60) -> tuple[TokenIds, TokenIds]:
     """Random texts: desired ones of words from the first half of the vocabulary, undesired ones from the second."""
     generator = torch.Generator().manual_seed(0)
-    desired, undesired = (torch.randint(low, low + 10, (n, 6), generator=generator) for low in (4, 14))
+    desired, undesired = (torch.randint(low, low + 10, (n, 6), generator=generator, device="cpu") for low in (4, 14))
     return desired, undesired
 
 

@@ -18,7 +18,7 @@ from odesteer_tl.portable.precision import in_full
 from odesteer_tl.portable.sites import place_of
 from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.token_rules import chosen_by
-from odesteer_tl.portable.token_tracking import PromptCache, TokenTrack
+from odesteer_tl.portable.token_tracks import PromptCache, TokenTrack
 
 
 class Selection:

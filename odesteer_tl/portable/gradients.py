@@ -90,8 +90,8 @@ def holds_module(parts: Any) -> bool:
 def to_device(parts: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """The parts of a method with tensors on `device`, and floating-point tensors in `dtype`.
 
-    Undoes `packing.packed`: int8 becomes `dtype`, int32 becomes int64. A user's module moves as a whole. A user's other
-    object is copied, with its tensors and modules on `device` in their own dtypes.
+    Undoes `payloads.packed`: int8 becomes `dtype`, int32 becomes int64. A user's module moves as a whole. A user's
+    other object is copied, with its tensors and modules on `device` in their own dtypes.
     """
 
     def moved(thing):

@@ -16,28 +16,39 @@ def pairs_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[tu
     hold it without a strength. Raises ValueError for a list that does not hold such pairs, for an object that is not a
     fitted method, for a wrong strength, and for a `layer` with `Layers`.
     """
+    pairs: list[tuple[Any, Strength]] = []
+    for member, given in members_of(method, T, relative_T, layer):
+        if given is None and hasattr(member, "as_pair"):
+            own, carried = member.as_pair()
+            pairs += _members(own, carried, layer)
+        else:
+            pairs.append((member, Strength.of(given)))  # raises where there is none
+    return pairs
+
+
+def members_of(method: Any, T: Any, relative_T: Any, layer: Any = None) -> list[tuple[Any, Any]]:
+    """The methods of `pairs_of`, each with the strength that was given for it or None; a calibrated one stays what it
+    is where it uses the strength that it carries. Raises as `pairs_of` does, but for a missing strength."""
     if not isinstance(method, Sequence):
         check_method(method)
-        given = None if T is None and relative_T is None else Strength.of(T, relative_T)
-        return _parts_of(method, given, layer)
+        return _members(method, None if T is None and relative_T is None else Strength.of(T, relative_T), layer)
     if T is not None or relative_T is not None or not method:
         raise ValueError(
             "A list of methods carries its strengths: give [(method_a, 5.0), (method_b, 2.0)], and no T or relative_T."
         )
-    members = [(member, None) if hasattr(member, "as_pair") else member for member in method]
-    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in members):
+    pairs = [(member, None) if hasattr(member, "as_pair") else member for member in method]
+    if any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise ValueError("A list of methods holds pairs: give [(method_a, 5.0), (method_b, 2.0)].")
-    return [pair for member, strength in members for pair in pairs_of(member, strength, None, layer)]
+    return [member for one, strength in pairs for member in members_of(one, strength, None, layer)]
 
 
-def _parts_of(method: Any, given: Strength | None, layer: Any) -> list[tuple[Any, Strength]]:
+def _members(method: Any, given: Strength | None, layer: Any) -> list[tuple[Any, Any]]:
     if hasattr(method, "as_pair"):
-        own, carried = method.as_pair()
-        return _parts_of(own, carried if given is None else given, layer)
+        return [(method, None)] if given is None else _members(method.as_pair()[0], given, layer)
     if not hasattr(method, "as_methods"):
-        return [(method, Strength.of(given))]  # raises where there is none
+        return [(method, given)]
     check_no_layer(layer)
-    return [pair for part in method.as_methods() for pair in _parts_of(part, given, None)]
+    return [member for part in method.as_methods() for member in _members(part, given, None)]
 
 
 def check_method(method: Any) -> None:

@@ -41,7 +41,7 @@ def compare(arguments: dict[str, Any], real: Tensor | None, width: int, offset: 
     if position_ids is None:
         return
     rows = position_ids.cpu() if position_ids.ndim == 2 else position_ids.cpu().unsqueeze(0)
-    columns = rows == (offset if width == 1 else torch.arange(offset, offset + width))
+    columns = rows == (offset if width == 1 else torch.arange(offset, offset + width, device="cpu"))
     if bool(columns.all()):
         return
     correct = columns.all(1)

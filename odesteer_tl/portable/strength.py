@@ -108,7 +108,7 @@ class Strength(Frozen):
             check_fits(self.size, dtype)
         if limits is not None:
             requirement, low, high = limits
-            if self.T is None or not torch.as_tensor((low <= self.T) & (self.T <= high)).all():
+            if self.T is None or not torch.as_tensor((low <= self.T) & (self.T <= high), device="cpu").all():
                 raise ValueError(f"{requirement}; got T={self.T}, relative_T={self.relative_T}.")
         return self
 

@@ -35,7 +35,7 @@ def checked(positions: Any) -> Any:
 def lengths_of(given: Any) -> Tensor:
     """Prompt lengths as they were given, one number or one per row, on the CPU. Raises ValueError for anything else."""
     try:
-        lengths = torch.as_tensor(given).cpu()
+        lengths = torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         lengths = None
     if lengths is None or lengths.dtype.is_floating_point or lengths.dtype in (torch.bool, torch.complex64):
@@ -50,7 +50,7 @@ def per_row(values: Any, batch: int, beams: int = 1) -> Tensor:
 
     Raises ValueError for another number of values.
     """
-    values = torch.as_tensor(values).cpu()
+    values = torch.as_tensor(values, device="cpu")
     if values.ndim == 0:
         return values.expand(batch)
     if len(values) * beams != batch:

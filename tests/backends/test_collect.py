@@ -8,6 +8,8 @@ from oracle import LAYER, block
 
 import odesteer_tl as ot
 from odesteer_tl.backends import processing_of, tokenise
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.collect import collect_places
 
 DESIRED = ["the film is truly great", "a fine plot", "good", "we saw it and it was good"]
 UNDESIRED = ["the film is bad", "dull and slow", "a bad plot but never again"]
@@ -252,3 +254,21 @@ def test_a_chat_template_is_the_querys(model):
         model, *ANSWERS, LAYER, queries=QUERIES, chat_template=lambda q: "the film: " + q, prepend_bos=True
     )
     assert torch.equal(said.queries, plain.queries) and torch.equal(said.desired, plain.desired)
+
+
+def test_several_positions_are_read_in_the_same_passes(model):
+    """The same activations as one position at a time; on nnsight in a pass for each position."""
+    places = ["last", "mean", "all", -1]
+    own = {"queries": None, "prepend_bos": None, "chat_template": False, "system": None, "paired": False}
+    backend, passes = backend_of(model), []
+    handle = backend.decoder_blocks(model, None)[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    together = collect_places(
+        model, DESIRED, UNDESIRED, [0, 1], places, batch_size=3, progress=False, blocks=None, **own
+    )  # fmt: skip
+    handle.remove()
+    assert len(passes) == 3 * (len(places) if backend.library == "nnsight" else 1)  # 2 + 1 batches
+    for position, of_layers in zip(places, together, strict=True):
+        alone = ot.collect_layers(model, DESIRED, UNDESIRED, [0, 1], position=position, batch_size=3)
+        for one, other in zip(of_layers, alone, strict=True):
+            assert torch.equal(one.desired, other.desired) and torch.equal(one.undesired, other.undesired)
+            assert (one.layer, one.position) == (other.layer, other.position)

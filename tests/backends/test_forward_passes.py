@@ -208,6 +208,28 @@ def test_a_model_with_adapters_is_steered_below_them(caa):
     assert out.tokens[0, 5:].tolist() == right and out.report.tokens_steered == {LAYER: 6}
 
 
+class Rounded(transformers.cache_utils.QuantizedLayer):
+    """What a quantised cache does beside its kernels: it drops its last keys into what it has rounded, now and then."""
+
+    def _quantize(self, tensor, axis):
+        return (tensor * 2**20).round()
+
+    def _dequantize(self, tensor):
+        return tensor / 2**20
+
+
+@pytest.mark.parametrize("rule", POSITIONS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_quantised_cache_is_counted(caa, family, rule):
+    hf, layers = made.hugging_face(family), [Rounded(residual_length=3) for _ in range(3)]
+    block = (hf.model.layers if family == "llama" else hf.transformer.h)[LAYER]
+    right = hooked(hf, block, caa.barrier.weight, RULES[rule], 2.0)
+    with ot.steering(hf, caa, 2.0, positions=POSITIONS[rule]) as report:
+        out = hf.generate(IDS, past_key_values=transformers.cache_utils.Cache(layers=layers), **OPTIONS)
+    assert out[0, 5:].tolist() == right and report.tokens_steered == {LAYER: COUNTS[rule]}
+    assert layers[0].get_seq_length() == 5 + NEW - 1
+
+
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("name", ["T5", "Bart"])
 def test_an_encoder_decoder_is_steered_in_its_decoder(caa, name, cache):

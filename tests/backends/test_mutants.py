@@ -9,7 +9,7 @@ from oracle import PROMPTS, STEPS, TOLERANCE, Asking, Stub, T, deviations, gener
 
 import odesteer_tl as ot
 from odesteer_tl.backends import edit_runner
-from odesteer_tl.portable import apply_edits, token_tracking
+from odesteer_tl.portable import apply_edits, token_tracks
 from odesteer_tl.portable.nnsight import intervene
 
 ROWS = PROMPTS["batch"]
@@ -47,14 +47,12 @@ def only_the_last_column(patch):
 
 def pads_counted(patch):
     """Positions counted from the first column, so that pads are steered in place of tokens."""
-    patch.setattr(
-        token_tracking, "mask_of", lambda now, cached=False: torch.ones(now.batch, now.width, dtype=torch.bool)
-    )
+    patch.setattr(token_tracks, "mask_of", lambda now, cached=False: torch.ones(now.batch, now.width, dtype=torch.bool))
 
 
 def every_pass_a_prompt(patch):
     """As a hook that forgets: of each pass the last token."""
-    patch.setattr(token_tracking, "carried_on", lambda before, now, given=None: None)
+    patch.setattr(token_tracks, "carried_on", lambda before, now, given=None: None)
 
 
 def rows_swapped(patch):
@@ -101,12 +99,12 @@ def no_op(patch):
 
 def asked_too_early(patch):
     """A method that steers by the prompt's last token is given the token before it, or the prompt's only one."""
-    ends = token_tracking.TokenTrack.ends
+    ends = token_tracks.TokenTrack.ends
 
     def earlier(self, lengths):
         return ends(self, (lengths - 1).clamp_min(1))
 
-    patch.setattr(token_tracking.TokenTrack, "ends", earlier)
+    patch.setattr(token_tracks.TokenTrack, "ends", earlier)
 
 
 # mutant, its rule of positions, cache

@@ -5,6 +5,7 @@ import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import peft
 import pytest
 import torch
 from models import BACKENDS, KINDS, load
@@ -294,3 +295,51 @@ def test_another_task_is_refused_and_the_block_is_unharmed(loaded):
 
     with ot.steering(model, METHOD, T):  # all that runs in a loop inside the block is its own
         assert all(map(torch.equal, asyncio.run(one()), right))
+
+
+class Wrapper(torch.nn.Module):
+    """A user's own module around a model."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def get_input_embeddings(self):
+        return self.inner.get_input_embeddings()
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+@pytest.mark.parametrize("shape", ["wrapper", "part", "adapter"])
+@pytest.mark.parametrize("first", ["base", "other"])
+def test_a_wrapper_and_a_part_of_a_model_are_steered_by_its_block_and_belong_to_its_owner(shape, first):
+    """Both blocks would act on both: another thread is refused, and this one's blocks add up, as on one model."""
+    base = load("huggingface", "llama")
+    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")  # it changes nothing yet
+    other = {"wrapper": Wrapper, "part": lambda m: m.model, "adapter": lambda m: peft.get_peft_model(m, config)}[shape](
+        base
+    )
+    owner, guest = (base, other) if first == "base" else (other, base)
+
+    def last_hidden(model):
+        states = []
+        handle = base.model.norm.register_forward_hook(lambda module, args, output: states.append(output.detach()))
+        model(input_ids=IDS)
+        handle.remove()
+        return states[0]
+
+    def steered():
+        with ot.steering(guest, OTHER, T, positions="all"):
+            last_hidden(guest)
+
+    with ot.steering(base, METHOD, T, positions="all"), ot.steering(base, OTHER, T, positions="all"):
+        both = last_hidden(base)
+    with ot.steering(owner, METHOD, T, positions="all") as report:
+        for work in (steered, lambda: ot.collect(guest, IDS, IDS + 1, layer=2)):
+            with pytest.raises(RuntimeError, match="Another thread has a block"):
+                raise told(work)
+        assert report.tokens_steered == {METHOD.origin.layer: 0}
+        with ot.steering(guest, OTHER, T, positions="all"):
+            assert torch.equal(last_hidden(guest), both)
+    steered()

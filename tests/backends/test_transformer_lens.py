@@ -146,6 +146,32 @@ def test_a_pass_that_stops_early_is_over(model):
     assert report.tokens_steered == {0: 3, 2: 1}
 
 
+@pytest.mark.parametrize("start", [0, 1, 2, -1])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_pass_that_begins_at_a_layer_steers_what_comes_from_there_on(model, layer, start):
+    """A bridge runs the layers below too, and discards what they give: nothing there is steered, or said to be."""
+    first, stub = start % 3, Stub(32, layer=layer)
+    _, cache = model.run_with_cache(TOKENS)
+    residual = cache[f"blocks.{first}.hook_resid_pre"]
+    try:
+        plain = model(residual, start_at_layer=start)
+    except NotImplementedError:
+        pytest.skip("bridges of this TransformerLens begin at no layer")
+    by_hand = (f"blocks.{layer}.hook_resid_post", lambda value, hook: value + T * stub.push(value))
+    expected = model.run_with_hooks(residual, start_at_layer=start, fwd_hooks=[by_hand])
+    if layer >= first:
+        with ot.steering(model, stub, T, positions="all") as report:
+            found = model(residual, start_at_layer=start)
+        assert report.tokens_steered == {layer: 4}
+        assert torch.equal(found, expected) and (found - plain).abs().max() > 0.1
+    else:
+        assert torch.equal(expected, plain)
+        with pytest.raises(ValueError, match=r"start_at_layer|No token was steered"):
+            with ot.steering(model, stub, T, positions="all") as report:
+                model(residual, None, start_at_layer=start)
+        assert report.tokens_steered == {layer: 0}
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_hf_generate_and_its_beams_are_steered_at_every_step(family, use_cache):

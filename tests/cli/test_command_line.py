@@ -20,7 +20,7 @@ from saved_folders import resealed
 
 import odesteer_tl as ot
 from odesteer_tl.cli import main
-from odesteer_tl.cli.endings import EXIT_CODES
+from odesteer_tl.cli.exit_codes import EXIT_CODES
 from odesteer_tl.cli.messages import on_one_line
 from odesteer_tl.cli.text_files import check_readable, lines_of
 from odesteer_tl.evaluation.json_text import json_text
@@ -200,7 +200,7 @@ def test_where_a_picture_goes_is_looked_at_before_the_work(command, picture, wor
 
 
 def test_the_table_is_printed_before_it_is_drawn(capsys, monkeypatch):
-    monkeypatch.setattr(demo, "plot_study", raising(OSError(errno.ENOSPC, "No space left on device", "x.png")))
+    monkeypatch.setattr(demo, "plot_budgets", raising(OSError(errno.ENOSPC, "No space left on device", "x.png")))
     with light_work():
         assert main(["demo", "--quick", "--json", "--picture", "x.png"]) == 2
         printed, said = capsys.readouterr()

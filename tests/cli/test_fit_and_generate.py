@@ -184,7 +184,7 @@ def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path):
     result = run.invoke(app, [*words, "--picture", str(picture)])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    names = ["no steering", "random direction", "CAA", "ITI", "StepODESteer", "ODESteer"]
+    names = ["no steering", "random direction", "CAA", "ITI", "one-step ODESteer", "ODESteer"]
     assert [row["name"] for row in facts["rows"]] == names
     assert facts["layer"] == 1 and facts["goal"] == "its opposite"
     assert facts["judge_accuracy"]["whole"] >= 0.8
@@ -192,7 +192,7 @@ def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path):
 
 
 def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monkeypatch):
-    counts = paper.Counts(prompts=2, validation_prompts=2, samples=2, validation_samples=1, max_new_tokens=3, seeds=2)
+    counts = paper.Counts(prompts=2, validation_prompts=2, samples=2, max_new_tokens=3, seeds=2)
     monkeypatch.setattr(paper, "QUICK", counts)
 
     def few(acts, features=None, seed=0):

@@ -2,7 +2,7 @@
 
 from fuzz_command_line import lines
 
-from odesteer_tl.cli.endings import DONE, REFUSED
+from odesteer_tl.cli.exit_codes import DONE, REFUSED
 
 
 def test_random_command_lines_end_in_documented_codes():

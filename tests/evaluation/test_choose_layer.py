@@ -9,8 +9,8 @@ from models import BACKENDS, load
 from scipy.stats import mannwhitneyu
 
 import odesteer_tl as ot
-from odesteer_tl.evaluation.crossing import near_crossing
 from odesteer_tl.evaluation.judged_texts import JUDGED, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.root_search import near_crossing
 from odesteer_tl.parity import oracle
 
 HEADS = ["the film is", "a plot is", "we saw it and it was", "truly", "it is"]

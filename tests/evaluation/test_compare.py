@@ -42,10 +42,13 @@ def parity(name):
         ({"methods": {"HPR": lambda acts: ot.HPR.fit(acts)}}, "'HPR' cannot be compared: HPR learns"),
         (
             {"methods": {"none": lambda acts: Prompted(())}},
-            "'none' cannot be compared: The prompt-only control needs 3 prefixes.* got 0",
+            "'none' cannot be compared: The prompt-only control needs prefixes",
         ),
-        ({"methods": {"two": lambda acts: Prompted(("one", "two"))}}, "every row has 3 trials; got 2"),
-        ({"methods": None, "prefixes": ("one",)}, "every row has 3 trials; got 1"),
+        ({"methods": {"empty": lambda acts: Prompted(("one", ""))}}, "The prompt-only control needs prefixes"),
+        ({"kl": 0.0}, "kl is a budget in nats, above 0"),
+        ({"kl": ()}, "kl is a budget in nats, above 0"),
+        ({"kl": (0.1, -1.0)}, "kl is a budget in nats, above 0"),
+        ({"position": "mean"}, "position is where a model is read, but these activations .*: leave out position"),
         ({"prefixes": PRAISE}, "leave out methods, or add a Prompted"),
         ({"layer": 3}, "these activations were read at blocks.3.hook_resid_post: leave out layer"),
         ({"data": planted(layer=None), "layer": 3}, "these activations were read already: leave out layer"),
@@ -82,14 +85,19 @@ def test_a_method_in_another_precision_is_checked_alike(held_out):
     assert conditions_of(method.to(dtype=torch.float64), held_out) == conditions_of(method, held_out)
 
 
+@pytest.mark.filterwarnings("ignore:The best shift")
 def test_without_a_judge_no_prompts_are_needed_and_nnsight_reads_at_the_same_layer(demo):
     few = SimpleNamespace(
         desired=demo.desired[:8], undesired=demo.undesired[:8], pairs=[],
         validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
     )  # fmt: skip
-    one = ot.compare(demo.model, few, {"CAA": ot.CAA.fit}).row("CAA")
-    other = ot.compare(ot.load_demo(library="nnsight").model, few, {"CAA": ot.CAA.fit}).row("CAA")
-    assert one.method.layer == other.method.layer == 2
+    one = ot.compare(demo.model, few, {"CAA": ot.CAA.fit}, position="mean")
+    other = ot.compare(ot.load_demo(library="nnsight").model, few, {"CAA": ot.CAA.fit}, position="mean")
+    assert one.row("CAA").method.layer == other.row("CAA").method.layer
+    chosen = ot.choose_layer(demo.model, few.desired, few.undesired, ot.CAA, positions="mean")
+    assert one.row("CAA").method.layer == chosen.layer and f"layer {chosen.layer}, position 'mean'" in one.place
+    given = ot.compare(demo.model, few, {"CAA": ot.CAA.fit}, layer=3, position="last")
+    assert given.row("CAA").method.layer == 3 and given.place == "layer 3, position 'last', as asked"
 
 
 @pytest.mark.parametrize("said", [[0.5], torch.tensor([0.5, float("nan")]), torch.tensor([-3.0, 3.0])], ids=str)
@@ -114,11 +122,11 @@ def test_classes_are_compared_by_their_own_fit_alone(demo):
     )  # fmt: skip
     methods = {"HPR": ot.HPR.fit, "TruthFlow": ot.TruthFlow, "RC": ot.REControl.fit}  # a class stands for its fit
     found = ot.compare(
-        demo.model, few, methods, judge=JUDGE, seeds=(0, 1), samples=1, validation_samples=1, max_new_tokens=2
+        demo.model, few, methods, judge=JUDGE, seeds=(0, 1), samples=1, max_new_tokens=2, layer=2, position="mean"
     )
     assert [row.fitted_on for row in found.rows[1:]] == ["pairs", "queries", "texts"]
     for row in found.rows[2:]:  # the T of TruthFlow and RE-Control depends on how steep the network of a seed is
-        assert row.runs[0].trials[0].T != row.runs[1].trials[0].T
+        assert row.runs[0].level.strength.value != row.runs[1].level.strength.value
 
 
 def test_the_perplexity_of_a_prompted_continuation_is_that_after_the_prompt_alone(demo, monkeypatch):
@@ -142,3 +150,96 @@ def test_the_perplexity_of_a_prompted_continuation_is_that_after_the_prompt_alon
         losses += [-float(logp[len(before) - 1 + i, token]) for i, token in enumerate(generated)]
     assert len(losses) >= 6
     assert found.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def few(demo):
+    return replace(
+        demo, pairs=[], desired=demo.desired[:12], undesired=demo.undesired[:12], prompts=demo.prompts[:2],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+        validation_prompts=demo.validation_prompts[:3],
+    )  # fmt: skip
+
+
+def spent(model, prompts, tokens, steer):
+    """Mean KL(unsteered ‖ steered) over the last token of each prompt and its greedy continuation, a row at a time."""
+    every = []
+    for prompt in prompts:
+        start = model.to_tokens(prompt).shape[1]
+        written = ot.generate(model, [prompt], max_new_tokens=tokens).tokens
+        with torch.no_grad():
+            p = model(written)[0, start - 1 :].double().log_softmax(-1)
+        q = steer(written, start).double().log_softmax(-1)
+        every.append((p.exp() * (p - q)).sum(-1))
+    return float(torch.cat(every).mean())
+
+
+def test_every_row_spends_every_budget_by_a_plain_hook_and_the_same_prompts_are_continued(few):
+    """CAA adds T·v behind block 2: the cost of the strength that was found, written out with a hook of this test."""
+    model, budgets, tokens = few.model, (0.05, 0.2), 4
+    found = ot.compare(
+        model, few, {"CAA": ot.CAA.fit}, judge=JUDGE, kl=budgets, seeds=(0,), samples=2, max_new_tokens=tokens,
+        layer=2, position="mean",
+    )  # fmt: skip
+    row = found.row("CAA")
+    assert found.budgets == row.budgets == budgets
+    for run in row.runs:
+        vector, level = row.method.barrier.weight, run.level
+
+        def steered(written, start, vector=vector, level=level):
+            def add(resid, hook):
+                resid[:, start - 1 :] += level.T * vector
+                return resid
+
+            with torch.no_grad():
+                return model.run_with_hooks(written, fwd_hooks=[("blocks.2.hook_resid_post", add)])[0, start - 1 :]
+
+        cost = spent(model, few.validation_prompts, tokens, steered)
+        assert level.reached and level.kl == pytest.approx(cost, rel=2e-3)
+        assert cost == pytest.approx(level.budget, rel=0.05)
+    weak, strong = row.runs
+    assert weak.level.T < strong.level.T and weak.displacement < strong.displacement
+    again = ot.generate(
+        model, [p for p in few.prompts for _ in range(2)], row.method, strong.level.T, max_new_tokens=tokens,
+        do_sample=True, temperature=0.7, top_p=0.9, seed=0,
+    )  # fmt: skip
+    assert strong.continuations == again.continuations
+    with pytest.raises(ValueError, match=r"was run at budgets of \(0.05, 0.2\) nats, not at 1.0"):
+        row.at(1.0)
+
+
+def test_the_cost_of_a_prefix_is_that_of_reading_it_first(few):
+    """Of several prefixes the one nearest to the budget; the KL of both, after the same continuation."""
+    model, tokens = few.model, 4
+    prefixes = ("I loved this film.", "Everyone should see it. I loved every minute of it.")
+    found = ot.compare(
+        model, few, {"prompt": Prompted(prefixes)}, judge=JUDGE, seeds=(0,), samples=1, max_new_tokens=tokens,
+        layer=2, position="mean",
+    )  # fmt: skip
+    (run,) = found.row("prompt").runs
+
+    def after(prefix):
+        def read(written, start):
+            prompt = next(p for p in few.validation_prompts if torch.equal(model.to_tokens(p), written[:, :start]))
+            words = model.to_tokens(f"{prefix} {prompt}")
+            with torch.no_grad():
+                return model(torch.cat([words, written[:, start:]], 1))[0, words.shape[1] - 1 :]
+
+        return spent(model, few.validation_prompts, tokens, read)
+
+    costs = {prefix: after(prefix) for prefix in prefixes}
+    nearest = min(costs, key=lambda prefix: abs(math.log(costs[prefix] / 0.1)))
+    assert run.level.prefix == nearest and run.level.kl == pytest.approx(costs[nearest], rel=1e-3)
+    assert run.level.strength is None and run.displacement is None
+    assert ("†" in found.table()) == (not run.level.reached)
+
+
+def test_a_map_that_is_too_weak_is_taken_whole_and_said(few):
+    """Ablation of a direction goes no further than T = 1."""
+    found = ot.compare(
+        few.model, few, {"ablation": ot.Ablation.fit}, judge=JUDGE, kl=5.0, seeds=(0,), samples=1, max_new_tokens=3,
+        layer=2, position="mean",
+    )  # fmt: skip
+    (run,) = found.row("ablation").runs
+    assert run.level.T == 1.0 and not run.level.reached and run.level.kl < 5
+    assert "ablation †" in found.table() and "no strength, or no prefix, spends the budget" in found.table()

@@ -1,25 +1,26 @@
-"""Metrics against closed forms, the rule for strengths case by case, and the promise of the demo on the real model."""
+"""Metrics and displacements against closed forms, and the promise of the demo on the embedded model."""
 
 import json
-import math
 from dataclasses import replace
+from functools import partial
 
 import models
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from instances import ALL_METHODS, activations, fitted, planted
+from instances import ALL_METHODS, activations, fitted, planted, shorter
 
 import odesteer_tl as ot
 from odesteer_tl.backends import read_site, token_losses
-from odesteer_tl.evaluation.continuations import UNSTEERED, Setting
-from odesteer_tl.evaluation.curve import Curve
-from odesteer_tl.evaluation.demo_runs import as_json, run_study, table
+from odesteer_tl.evaluation import comparison_plots
+from odesteer_tl.evaluation.continuations import UNSTEERED, Setting, continued
+from odesteer_tl.evaluation.displacement import median_displacement, reach
+from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.evaluation.judge import Judge
+from odesteer_tl.evaluation.levels import levels_of, unsteered_texts
 from odesteer_tl.evaluation.metrics import bootstrap_interval, distinct
-from odesteer_tl.evaluation.plots import plot_study
-from odesteer_tl.evaluation.strength import Trial, best, least_T, median_displacement, nearest, time_for
+from odesteer_tl.evaluation.reports import demo as demo_report
+from odesteer_tl.evaluation.reports import stages as stages_module
+from odesteer_tl.evaluation.reports.stages import counted
 
 
 @pytest.fixture(scope="module")
@@ -63,102 +64,25 @@ def test_the_time_for_a_displacement_of_a_constant_field_is_known():
     acts, a = planted(), activations(31, dtype=torch.float32)
     vector = ot.CAA.fit(acts).barrier.weight
     expected = 0.2 * a.norm(dim=1).median() / vector.norm()
-    assert time_for(ot.CAA.fit(acts), a, 0.2) == pytest.approx(float(expected), rel=2e-3)
+    assert reach(ot.CAA.fit(acts), a, 0.2) == (pytest.approx(float(expected), rel=2e-3), 0.2)
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)
 def test_the_time_found_moves_the_median_activation_that_far(name):
     method, a = fitted(name), activations(31, dtype=torch.float32)
-    assert median_displacement(method, a, time_for(method, a, 0.1)) == pytest.approx(0.1, rel=5e-3)
+    assert median_displacement(method, a, reach(method, a, 0.1)[0]) == pytest.approx(0.1, rel=5e-3)
 
 
-def test_where_more_strength_first_moves_less_the_far_side_is_found():
-    """|c − bT|: what a closed loop does to activations beyond its set-points."""
-
-    def moved(T):
-        return abs(0.45 - 0.1 * T)
-
-    assert [nearest(moved, goal, 8.0, 1e-4, 4.0) for goal in (0.1, 0.2, 0.4)] == [
-        (pytest.approx(T, rel=1e-3), goal) for T, goal in ((5.5, 0.1), (6.5, 0.2), (8.5, 0.4))
-    ]
-    assert nearest(moved, 0.04, 8.0, 1e-4, 4.0) == (4.0, pytest.approx(0.05))  # further even there
-    assert least_T(moved, 0.4, 1.0, 1e-4) == 0.0
-    assert nearest(lambda T: min(T, 0.3), 0.4, 1.0, 1e-4) == (0.5, 0.3)  # the smallest T tried at the farthest reach
-
-
-def test_a_barrier_that_ends_before_the_goal_is_an_error():
+def test_a_barrier_that_ends_before_the_goal_gives_the_farthest():
     class Well:
         def value(self, a):
             return -((a - 1) ** 2).sum(-1)
 
     near = ot.GradientFlow(Well(), unit_speed=False, layer=0)
-    at_the_top = torch.ones(5, 24)  # the gradient is zero here
-    with pytest.raises(ValueError, match="No T up to"):
-        time_for(near, at_the_top, 0.1)
-
-
-def trial(displacement, share, perplexity=10.0, distinct2=0.8):
-    return Trial(displacement, 1.0, share, perplexity, distinct2)
-
-
-def test_of_prefixes_the_rule_takes_the_largest_share_that_is_allowed():
-    base = trial(0.0, 0.5)
-    weak, good, broken = trial(0.1, 0.6), trial(0.2, 0.7, perplexity=13.0), trial(0.4, 0.9, perplexity=13.1)
-    dull = trial(0.8, 0.95, distinct2=0.75)
-    assert best([weak, good, broken, dull], base) is good
-    assert best([broken, dull], base) is broken  # nothing allowed: the weakest
-    assert best([trial(0.4, 0.6), trial(0.2, 0.6)], base).displacement == 0.4  # the first of equals
-
-
-BASE = Trial(0.0, 0.0, 0.5, 10.0, 0.8)
-TRIED = [
-    Trial(0.1, 2.0, 0.6, 11.0, 0.8),
-    Trial(0.2, 4.0, 0.9, 12.0, 0.82),
-    Trial(0.4, 10.0, 0.8, 16.0, 0.78),
-    Trial(0.8, 30.0, 0.4, 30.0, 0.5),
-]
-
-
-def test_the_strength_spends_the_budget_between_trials():
-    """Perplexity comes to 13 between 12 and 16, as a line in its logarithm."""
-    part = math.log(13 / 12) / math.log(16 / 12)
-    chosen = Curve(TRIED, BASE).chosen
-    assert chosen.displacement == pytest.approx(0.2 + 0.2 * part)
-    assert chosen.T == pytest.approx(4 + 6 * part) and chosen.share == pytest.approx(0.9 - 0.1 * part)
-    assert chosen.perplexity == pytest.approx(1.3) and Curve(TRIED, BASE).allowed
-    below = Curve(TRIED, BASE).at_perplexity(1.05)  # before the first trial: between it and no steering
-    assert below.displacement == pytest.approx(0.1 * math.log(1.05) / math.log(1.1))
-    assert below.T == pytest.approx(20 * below.displacement)
-
-
-def test_variety_is_a_bound_too():
-    dull = [Trial(0.1, 1.0, 0.6, 10.0, 0.72), TRIED[2]]  # .9 of unsteered at .1: .95 at half of that
-    assert Curve(dull, BASE).chosen.displacement == pytest.approx(0.05)
-
-
-def test_perplexity_that_falls_again_stays_what_it_was():
-    risen = [Trial(0.1, 1.0, 0.6, 12.0, 0.8), Trial(0.2, 2.0, 0.6, 11.0, 0.8), Trial(0.4, 4.0, 0.6, 12.9, 0.8)]
-    curve = Curve(risen[::-1], BASE)  # in any order
-    assert curve.at(0.2).perplexity == pytest.approx(1.2)
-    assert curve.chosen.displacement == 0.4, "the end, where the budget is never spent"
-
-
-def test_a_loop_does_not_rest_at_no_steering():
-    loop = Curve([Trial(0.1, 0.5, 0.6, 14.0, 0.8), Trial(0.2, 1.0, 0.7, 15.0, 0.8)], BASE, rests=False)
-    assert (loop.chosen.displacement, loop.chosen.T, loop.allowed) == (0.1, 0.5, False)
-    assert not Curve(loop.trials, BASE, rests=False).allowed and Curve(loop.trials, BASE).allowed
-
-
-@given(st.lists(st.floats(-1e-6, 1e-6), min_size=5, max_size=5), st.sampled_from([12.999999, 13.0, 13.000001]))
-def test_rounding_moves_the_strength_by_no_more_than_rounding(errors, edge):
-    """A trial at the very bound: the old rule took one grid point or the other, half as far or twice."""
-    tried = [*TRIED[:2], Trial(0.3, 7.0, 0.85, edge, 0.79), *TRIED[2:]]
-    moved = [
-        replace(t, perplexity=t.perplexity * (1 + e), share=t.share + e) for t, e in zip(tried, errors, strict=True)
-    ]
-    one, other = Curve(tried, BASE).chosen, Curve(moved, BASE).chosen
-    assert one.displacement == pytest.approx(0.3, abs=1e-4)
-    assert other.displacement == pytest.approx(one.displacement, abs=1e-4) and other.T == pytest.approx(one.T, abs=1e-2)
+    assert reach(near, torch.ones(5, 24), 0.1)[1] == 0  # at the top: the gradient is zero
+    bounded, a = ot.Ablation.fit(planted()), planted().undesired
+    T, moved = reach(bounded, a, 5.0)  # a projection moves at most by ‖a‖, at T = 1
+    assert T == 1.0 and moved == median_displacement(bounded, a, 1.0) < 1
 
 
 @pytest.mark.parametrize("kind", models.KINDS)
@@ -204,62 +128,97 @@ def test_odesteer_moves_the_real_model_and_a_random_direction_does_not(demo, act
 
 
 @pytest.fixture(scope="module")
-def study(demo, acts):
-    setting = Setting(
-        demo.model, 2, demo.prompts[:6], demo.validation_prompts[:4], Judge.load_embedded().positive_probability,
-        samples=2, validation_samples=2, max_new_tokens=8, grid=(0.1, 0.4),
-    )  # fmt: skip
-    methods = {"CAA": ot.CAA.fit(acts), "ODESteer": ot.ODESteer.fit(acts)}
-    return setting, methods, run_study(setting, methods, progress=lambda name: None)
+def shown(demo, tmp_path_factory):
+    """`odesteer-tl demo` on few texts and prompts, with what it printed."""
+    picture = tmp_path_factory.mktemp("demo") / "demo.png"
+    few = replace(shorter(demo), prompts=demo.prompts[:6], validation_prompts=demo.validation_prompts[:4])
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_report, "load_demo", lambda model: few)
+        patch.setattr(demo_report, "BUDGETS", (0.1, 0.4))
+        patch.setattr(demo_report, "settings_of", partial(settings_of_few, demo_report.settings_of))
+        found = demo_report.run_showcase(layer=2, picture=picture, out=lines.append)
+    return few, found, "\n".join(lines), picture
 
 
-def test_the_study_has_a_row_for_each_method_at_a_strength_that_the_rule_chose(study):
-    setting, methods, result = study
-    assert [row.name for row in result.rows] == [UNSTEERED, *methods]
-    base = result.rows[0]
-    assert base.T is None and base.displacement == 0 and base.shift == 0
-    for row in result.rows[1:]:
-        chosen = Curve(row.trials, result.unsteered_trial).chosen
-        assert row.T == chosen.T
-        assert [t.displacement for t in row.trials] == list(setting.grid)
-        assert row.shift == pytest.approx(row.share - base.share)
-        assert row.shift_interval[0] <= row.shift <= row.shift_interval[1]
-        assert row.displacement == pytest.approx(chosen.displacement, rel=0.3)
-        assert row.reaches is not None and 0 <= row.reaches <= 1
-        assert len(row.continuations) == 12
-    assert result.trajectory is not None and result.trajectory.h.shape == (11, 6)
+def settings_of_few(settings_of, *given, **options):
+    return settings_of(*given, **options | {"samples": 2, "max_new_tokens": 8})
 
 
-def test_the_study_repeats_exactly(study):
-    setting, methods, result = study
-    again = run_study(setting, methods, progress=lambda name: None)
-    for row, other in zip(result.rows, again.rows, strict=True):
-        assert row.continuations == other.continuations
-        assert (row.T, row.share, row.perplexity, row.trials) == (other.T, other.share, other.perplexity, other.trials)
+def test_the_demo_has_a_run_for_each_method_and_budget(shown):
+    few, found, said, picture = shown
+    assert [row.name for row in found.rows] == [UNSTEERED, *demo_report.ENTRIES]
+    (base,) = found.rows[0].runs
+    assert base.level is None and base.displacement == base.shift == base.kl == 0
+    for row in found.rows[1:]:
+        assert [run.level.budget for run in row.runs] == [0.1, 0.4]
+        for run in row.runs:
+            assert run.level.reached == (abs(run.level.kl / run.level.budget - 1) <= 0.05)
+            assert run.shift == pytest.approx(run.share - base.share)
+            assert run.shift_interval[0] <= run.shift <= run.shift_interval[1]
+            assert run.share_interval == bootstrap_interval(run.desired)
+            assert len(run.continuations) == 12
+        assert f"{row.name:<20}" in said
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    for block in ("At 0.1 nats of KL:", "0.4 nats", "layer 2, position", f"> {few.prompts[0]}"):
+        assert block in said
+    kept = json.loads(json.dumps(found.as_json()))
+    assert [row["name"] for row in kept["rows"]] == [UNSTEERED, *demo_report.ENTRIES]
+    assert kept["rows"][2]["runs"][0]["level"]["budget"] == 0.1
+
+
+def test_what_is_drawn_is_what_was_found(shown, monkeypatch):
+    """The lines of the picture hold the KL that was spent, the shares and the perplexity ratios."""
+    _, found, _, _ = shown
+    figures = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, file, title: figures.append(figure))
+    comparison_plots.plot_budgets(found.rows, None, "x.png")
+    _, gain, cost = figures[0].axes
+    for row, shares, ratios in zip(found.rows[1:], gain.lines, cost.lines, strict=False):
+        assert shares.get_label() == row.name
+        assert list(shares.get_xdata()) == list(ratios.get_xdata()) == [run.kl for run in row.runs]
+        assert list(shares.get_ydata()) == [100 * run.share for run in row.runs]
+        assert list(ratios.get_ydata()) == [run.perplexity_ratio for run in row.runs]
+
+
+def test_the_time_that_is_left_is_the_mean_of_what_is_done(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(stages_module.time, "perf_counter", lambda: now[0])
+    row = counted(said.append, 4)
+    for name, at in (("one", 0.0), ("two", 10.0), ("three", 14.0), ("four", 21.0)):
+        now[0] = at
+        row(name)
+    assert said == [
+        "one (1 of 4)", "two (2 of 4, about 30 s to go)", "three (3 of 4, about 14 s to go)",
+        "four (4 of 4, about 7 s to go)",
+    ]  # fmt: skip
 
 
 def test_several_methods_take_turns_over_the_continuations(demo, acts):
     """Each is what its own method alone makes of it, under greedy decoding; turns go on from prompt to prompt."""
     directions = tuple(ot.RandomDirection.fit(acts, seed=seed) for seed in range(2))
-    setting = Setting(
-        demo.model, 2, demo.prompts[:2], demo.validation_prompts[:2], Judge.load_embedded().positive_probability,
-        samples=3, validation_samples=1, max_new_tokens=6, temperature=0.0, grid=(0.8,),
-    )  # fmt: skip
-    row = run_study(setting, {"random": directions}, progress=lambda name: None).rows[1]
+    setting = Setting(demo.model, 2, demo.prompts[:2], [], lambda texts: [0.5] * len(texts), temperature=0.0,
+        max_new_tokens=6)  # fmt: skip
+    strength = ot.Strength(relative_T=0.9)
+    made = continued(setting, setting.prompts, 3, directions, strength).continuations
     alone = [
-        ot.generate(demo.model, demo.prompts[:2], method, row.T, max_new_tokens=6).continuations
+        ot.generate(demo.model, demo.prompts[:2], method, strength, max_new_tokens=6).continuations
         for method in directions
     ]
     assert alone[0] != alone[1]
-    assert row.continuations == [alone[(3 * prompt + turn) % 2][prompt] for prompt in range(2) for turn in range(3)]
+    assert made == [alone[(3 * prompt + turn) % 2][prompt] for prompt in range(2) for turn in range(3)]
 
 
-def test_the_study_prints_and_draws(study, tmp_path):
-    _, methods, result = study
-    lines = table(result).splitlines()
-    assert len(lines) == 1 + len(result.rows)
-    assert all(name in line for name, line in zip([UNSTEERED, *methods], lines[1:], strict=True))
-    kept = json.loads(json.dumps(as_json(result)))
-    assert [row["name"] for row in kept["rows"]] == [UNSTEERED, *methods]
-    plot_study(result, tmp_path / "study.png")
-    assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
+def test_methods_that_take_turns_spend_the_budget_together(demo, acts):
+    """Each on the texts where it is its turn: the mean over all their tokens is the budget."""
+    directions = tuple(ot.RandomDirection.fit(acts, seed=seed) for seed in range(2))
+    setting = Setting(demo.model, 2, [], demo.validation_prompts[:4], lambda texts: texts, max_new_tokens=4)
+    (level,) = levels_of(unsteered_texts(setting), setting, directions)
+    spent = []
+    for turn, method in enumerate(directions):
+        own = ot.generate(demo.model, setting.validation_prompts[turn::2], max_new_tokens=4)
+        strengths = partial(lambda value, method: [(method, ot.Strength(relative_T=value))], method=method)
+        spent.append(SteeredTexts.of(demo.model, own).divergences(strengths, [level.relative_T], 9)[0])
+    assert float(torch.cat(spent).mean()) == pytest.approx(level.kl, rel=1e-3)
+    assert level.kl == pytest.approx(0.1, rel=0.05)
+    assert float(spent[0].mean()) != pytest.approx(float(spent[1].mean()), rel=1e-3)

@@ -104,7 +104,7 @@ def test_a_method_of_queries_is_fitted_on_pairs_with_their_queries(demo):
         validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
     )  # fmt: skip
     entry = Entry(lambda acts, seed: seen.append(acts) or ot.CAA.fit(acts), "queries")
-    row = ot.compare(demo.model, few, {"of queries": entry}).row("of queries")
+    row = ot.compare(demo.model, few, {"of queries": entry}, layer=2, position="mean").row("of queries")
     (acts,) = seen
     assert acts.paired and row.fitted_on == "queries" and acts.layer == 2
     last = ot.collect(demo.model, [pair["query"] for pair in few.pairs], ["x"], 2, position="last").desired
@@ -117,7 +117,7 @@ def test_a_method_of_queries_is_fitted_on_pairs_with_their_queries(demo):
     with pytest.raises(ValueError, match="have no queries"):
         ot.compare(None, replace(planted(60, 60), paired=True), {"of queries": entry})
     with pytest.raises(ValueError, match="on pairs of answers"):
-        ot.compare(demo.model, replace(few, pairs=[]), {"of queries": entry})
+        ot.compare(demo.model, replace(few, pairs=[]), {"of queries": entry}, layer=2, position="mean")
 
 
 class Mine(ot.CAA):

@@ -12,9 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation import entries as entries_module
-from odesteer_tl.evaluation import runs
 from odesteer_tl.evaluation.continuations import UNSTEERED
-from odesteer_tl.evaluation.curve import Curve
 from odesteer_tl.evaluation.data import material_of
 from odesteer_tl.evaluation.differences import Difference, difference
 from odesteer_tl.evaluation.entries import (
@@ -28,14 +26,13 @@ from odesteer_tl.evaluation.metrics import bootstrap_interval
 from odesteer_tl.evaluation.reports import ablation
 from odesteer_tl.evaluation.reports import paper as paper_module
 from odesteer_tl.evaluation.reports.ablation import Barriers, agreement, barriers_of
-from odesteer_tl.evaluation.strength import best
 from odesteer_tl.evaluation.tables import spread
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial
 from odesteer_tl.flows.tuning import Trial, folds_of, tune
 
 SEEDS = 2
-COUNTS = {"samples": 2, "validation_samples": 1, "max_new_tokens": 3}
+COUNTS = {"samples": 2, "max_new_tokens": 3}
 JUDGE = Judge.load_embedded().positive_probability
 
 
@@ -49,11 +46,9 @@ def small(tmp_path_factory):
         patch.setattr(paper_module, "load_demo", lambda model: shorter(ot.load_demo(model)))
         patch.setattr(ablation, "tune", few_candidates)
         patch.setitem(entries_module.FEW, "n_jacobians", 2)
-        patch.setattr(runs, "SCAN", (0.0, 1.0, 8.0))  # where the strengths of loops are sought, and how closely
-        patch.setattr(runs, "PRECISION", 0.2)
         lines: list[str] = []
         with without_shape_checks():  # every fit and every continuation is checked elsewhere, and this is long
-            found = paper_module.run_contest(quick=True, picture=picture, out=lines.append)
+            found = paper_module.run_contest(quick=True, layer=2, picture=picture, out=lines.append)
     return found, "\n".join(lines), picture
 
 
@@ -65,38 +60,39 @@ def few_candidates(acts, features=None, seed=0):
 NAMES = [UNSTEERED, *LITERATURE, *LOOPS, *controls(PRAISE)]
 
 
-def test_every_row_is_there_with_a_run_for_each_seed_and_three_trials(small):
+def test_every_row_is_there_with_a_run_for_each_seed_at_one_budget(small):
     found, _, picture = small
     assert [row.name for row in found.rows][: len(NAMES)] == NAMES
     assert len(found.rows) == len(NAMES) + 6 and not found.left_out  # six cells of the ablation have rows of their own
     for row in found.rows:
         assert [run.seed for run in row.runs] == list(range(SEEDS))
         for run, base in zip(row.runs, found.rows[0].runs, strict=True):
-            assert len(run.trials) == (1 if row.name == UNSTEERED else 3)
+            assert (run.level is None) == (row.name == UNSTEERED)
             assert run.desired.shape == (3, COUNTS["samples"])
             assert run.shift == pytest.approx(run.share - base.share, abs=1e-12)
-            if run.T is None or row.name == UNSTEERED:
-                assert run.allowed == best(run.trials, base.trials[0]).allowed(base.trials[0])
-            else:
-                curve = Curve(run.trials, base.trials[0], rests=row.name not in LOOPS)
-                assert (run.T, run.allowed) == (curve.chosen.T, curve.allowed)
+            if run.level is not None:
+                assert run.level.budget == paper_module.BUDGET == 0.1
+                assert run.level.reached == (abs(run.level.kl / 0.1 - 1) <= 0.05)
             figures = [run.share, run.perplexity_ratio, run.distinct1, run.distinct2, run.distinct3]
             assert all(math.isfinite(each) for each in figures) and run.perplexity_ratio > 0
+    spent = {row.name: row.runs[0].level.reached for row in found.rows[1:]}
+    assert spent["CAA"] and spent["ODESteer"] and spent["random direction"]
     base = found.rows[0].runs[0]
-    assert (base.T, base.displacement, base.shift, base.perplexity_ratio) == (0, 0, 0, 1)
-    assert all(run.prefix in PRAISE and run.T is None for run in found.row("prompt only").runs)
+    assert (base.kl, base.displacement, base.shift, base.perplexity_ratio) == (0, 0, 0, 1)
+    assert all(run.level.prefix in PRAISE and run.level.strength is None for run in found.row("prompt only").runs)
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_no_cell_is_blank_and_none_holds_a_filler(small):
     found, said, _ = small
     blocks = found.table(NAMES).split("\n\n")
-    texts, checks = (block.splitlines()[1:] for block in blocks[:2])
+    texts, checks = blocks[0].splitlines()[2:], blocks[1].splitlines()[1:]
     assert [line[:20].rstrip(" †‡") for line in texts] == NAMES
     steered = [name for name in NAMES if name not in (UNSTEERED, "prompt only")]
     assert [line[:20].strip() for line in checks] == steered
-    for line in texts:  # T, moved, and six times mean ± sd
-        assert len(line[20:].split()) == 2 + 6 * 3, line
+    for line in texts:  # strength with or without ‖a‖, moved (not of a prompt), tokens/s, and seven times mean ± sd
+        extra = ("‖a‖" in line) - line.startswith("prompt only")
+        assert len(line[20:].split()) == 3 + 7 * 3 + extra, line
     for line in checks:  # eight numbers, "a → b" for h; four times "no h" where there is none
         assert len(line[20:].split()) == (14 if "no h" in line else 12), line
     none = ("random direction", "TruthFlow", *LOOPS)
@@ -131,18 +127,20 @@ def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(
     found, _, _ = small
     few = replace(shorter(demo), prompts=demo.prompts[:3], validation_prompts=demo.validation_prompts[:2])
     names = ["CAA", "shuffled labels", "random direction", "prompt only"]
+    position = "mean" if "position 'mean'" in found.place else "last"
     again = ot.compare(
         demo.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
-        seeds=range(SEEDS), **COUNTS,
+        seeds=range(SEEDS), layer=2, position=position, **COUNTS,
     )  # fmt: skip
     for name in names:
         for run, other in zip(found.row(name).runs, again.row(name).runs, strict=True):
             assert torch.equal(run.desired, other.desired)
-            assert replace(run, desired=other.desired).__dict__ == other.__dict__
+            same = replace(run, desired=other.desired, tokens_per_second=other.tokens_per_second)
+            assert same.__dict__ == other.__dict__
     first, second = found.row("RE-Control").runs  # its T depends on how steep the network of a seed is
-    assert [trial.T for trial in first.trials] != [trial.T for trial in second.trials]
+    assert first.level.T != second.level.T
     first, second = found.row("CAA").runs
-    assert [trial.T for trial in first.trials] == [trial.T for trial in second.trials]
+    assert first.level == second.level
 
 
 def test_linear_cells_differ_in_their_features_alone(small):
@@ -186,12 +184,12 @@ def test_a_linear_h_regularised_alike_is_the_linear_part_of_the_nonlinear_one():
     assert agreement(curved, ot.ODESteer.fit(acts, features=Linear(), C=100.0), a) < 0.99
 
 
-def test_material_is_read_where_the_demo_reads(demo):
+def test_material_is_read_where_it_is_asked(demo):
     few = replace(
         demo, pairs=[], desired=demo.desired[:3], undesired=demo.undesired[:2],
         validation_desired=demo.validation_desired[:2], validation_undesired=demo.validation_undesired[:1],
     )  # fmt: skip
-    found = material_of(demo.model, few)
+    found = material_of(demo.model, few, 2, "mean")
     expected = ot.collect(demo.model, few.desired, few.undesired, layer=2, position="mean")
     assert found.texts.layer == 2 and found.pairs is None and len(found.held_out.undesired) == 1
     assert torch.equal(found.texts.desired, expected.desired)
@@ -208,7 +206,7 @@ def test_material_is_read_where_the_demo_reads(demo):
     ],
 )
 def test_a_difference_is_one_over_prompts_and_over_seeds(mean, sd, interval, verdict):
-    found = Difference(mean, sd, interval, (0.0, 0.0))
+    found = Difference(mean, sd, interval)
     assert found.verdict == verdict and str(found).endswith(verdict)
 
 
@@ -221,8 +219,5 @@ def test_differences_are_paired_by_prompt_and_seed(small):
     both = [np.array([run.desired.mean(1) for run in row.runs]).mean(0) for row in (more, less)]  # a number per prompt
     drawn = torch.as_tensor(both[0] - both[1]).unsqueeze(1)
     assert made.interval == pytest.approx(bootstrap_interval(drawn))  # prompts are drawn, with all their seeds
-    tried = np.array([[[trial.share for trial in run.trials] for run in row.runs] for row in (more, less)])
-    each = (tried[0] - tried[1]).mean(1)
-    assert made.equal == pytest.approx((each.mean(), each.std(ddof=1)))
     none = difference(more, more)
     assert (none.mean, none.interval, none.verdict) == (0, (0, 0), "no difference to be seen")

@@ -21,7 +21,7 @@ from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial, RandomFourier
 from odesteer_tl.flows.fields import Constant, Gradient, UnitGradient
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 
 def both(field, solver="euler", steps=10):

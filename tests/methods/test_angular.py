@@ -8,7 +8,7 @@ from instances import D_MODEL, activations, planted, without_shape_checks
 from instances import fitted as instance
 
 import odesteer_tl as ot
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 PI = math.pi
 

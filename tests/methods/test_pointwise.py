@@ -21,7 +21,7 @@ from instances import (
 
 from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.sites import Site
-from odesteer_tl.remote.packing import moved
+from odesteer_tl.remote.payloads import moved
 
 AT = {"headshift": "z"}
 """Methods that were not fitted at `resid_post`."""

@@ -13,7 +13,6 @@ from instances import METHODS, UNITS, activations, example, planted
 import odesteer_tl as ot
 from odesteer_tl.cli.values import method, method_names
 from odesteer_tl.evaluation.entries import LITERATURE, entry_of
-from odesteer_tl.evaluation.strength import strengths_tried
 from odesteer_tl.flows.fields import Constant
 from odesteer_tl.methods import FlowMethod, Method, registry
 from odesteer_tl.methods.registry import as_needed, register, registered
@@ -27,7 +26,7 @@ class Pushed(FlowMethod):
 
     view: ClassVar[View] = View(
         "a push", "none", "e₁", "1", "any", "one side", "here",
-        Unit("pushes", "--T 3 is where to look first.", whole=3.0, tried=(1.0, 2.0, 3.0), bounds=(0.0, 3.0)),
+        Unit("pushes", "--T 3 is where to look first.", whole=3.0, is_map=True, bounds=(0.0, 3.0)),
     )  # fmt: skip
 
     direction: torch.Tensor
@@ -84,7 +83,7 @@ def test_the_unit_of_T_says_what_the_method_does(name):
     unit, made = UNITS[name], METHODS[name]()
     low, high = unit.bounds or (-float("inf"), float("inf"))
     assert low <= made.usual_T <= high and (made.speed is not None or unit.whole is not None)
-    for T in (*(unit.tried or ()), made.usual_T):
+    for T in (unit.whole or 1.0, made.usual_T):
         assert torch.isfinite(made.steer(activations(2), T=T)).all()
     assert unit.start.startswith(("--T ", "--relative-T ")) and unit.start.endswith(".")
     assert unit.bounds is None or not unit.start.startswith("--relative-T")
@@ -98,7 +97,7 @@ def test_a_method_that_registers_is_in_every_list_without_another_line(pushed, t
     cell = Cell("nnsight steering", "CAA", "llama", "single", True, 0.0, 1.0)
     assert "Pushed" in parity_rows() and "| Pushed | — |" in markdown([cell]).splitlines()
     made = example(next(entry for entry in registered() if entry.name == "pushed"))
-    assert made.usual_T == 3.0 and strengths_tried(made) == (1.0, 2.0, 3.0)
+    assert made.usual_T == 3.0
     with pytest.raises(ValueError, match=r"T counts pushes here, from 0 to 3, .*; got T=4"):
         made.steer(activations(2), T=4.0)
     assert entry_of("mine", pushed).fit(acts, 0).direction[0] == 1

@@ -16,7 +16,7 @@ from odesteer_tl.flows.training import train
 from odesteer_tl.methods import truth_flow
 from odesteer_tl.methods.truth_flow import TruthFlow
 from odesteer_tl.portable.unet import sampled, time_features, unet, velocity
-from odesteer_tl.remote.packing import tensor_bytes
+from odesteer_tl.remote.payloads import tensor_bytes
 
 D = 32
 

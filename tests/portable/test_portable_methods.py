@@ -25,7 +25,7 @@ from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods import GradientFlow, ODESteer, PointwiseMethod, StepODESteer
 from odesteer_tl.portable.edits import State
 from odesteer_tl.portable.gradients import GradientFunction, to_device
-from odesteer_tl.remote.packing import moved, packed, tensor_bytes
+from odesteer_tl.remote.payloads import moved, packed, tensor_bytes
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

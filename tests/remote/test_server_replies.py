@@ -7,8 +7,10 @@ import copy
 import gzip
 import inspect
 import io
+import logging
 import re
 import time
+import traceback
 import tracemalloc
 import warnings
 import zipfile
@@ -16,6 +18,7 @@ import zipfile
 import fuzz_server
 import pytest
 import torch
+import typer
 from asked_remotely import NEW, asked, model
 from fuzz_server import Evil, outcome
 from hostile_server import KEY, Reply, blob, completed, hostile, status
@@ -24,11 +27,12 @@ from nnsight.schema.response import ResponseModel, Status
 
 import odesteer_tl as ot
 from odesteer_tl.backends.checks import check_place
-from odesteer_tl.backends.nnsight import addresses, server_requests
+from odesteer_tl.backends.nnsight import addresses, deadlines, server_requests
 from odesteer_tl.backends.nnsight.addresses import address_of
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
 from odesteer_tl.backends.nnsight.server_errors import ServerRequest
 from odesteer_tl.backends.nnsight.server_text import MAX_CHARS, visible
+from odesteer_tl.cli import values
 
 
 @pytest.fixture(scope="module")
@@ -348,11 +352,36 @@ def test_a_server_that_only_the_environment_names_is_named_once(monkeypatch, url
     assert len(told) == warned and all(f"NDIF_HOST names {url}" in each for each in told)
 
 
-def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
+def test_warnings_come_before_anything_is_sent():
     addresses._WARNED.clear()
     with pytest.raises(UserWarning, match=r"^Requests to http://far.example:80 go over"), warnings.catch_warnings():
         warnings.simplefilter("error")
-        ot.generate(model(), "the film", max_new_tokens=2, remote="http://me:secret@far.example:80")
+        ot.generate(model(), "the film", max_new_tokens=2, remote="http://far.example:80")
+
+
+def test_a_login_in_an_address_is_refused_and_shown_nowhere(server, caplog, capsys, monkeypatch):
+    """httpx writes every address that it asks into its log."""
+    caplog.set_level(logging.DEBUG)
+    server.reply, before = Reply(saves=asked("plain").saves), len(server.seen)
+    with_login = server.url.replace("//", "//its-me:pass-4711@")
+    monkeypatch.setattr(CONFIG.API, "HOST", with_login)
+    told = ""
+    for remote in (with_login, True):
+        with pytest.raises(ValueError, match=f"no password.*type remote='{server.url}'") as caught:
+            asked("plain").call(remote)
+        told += "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    told += caplog.text + "".join(capsys.readouterr())
+    assert "4711" not in told and "its-me" not in told and len(server.seen) == before
+
+
+@pytest.mark.parametrize("login", ["me:pass-4711", "4711", "me:47/4711", "me:47?4711", "me:47#4711", "a@4711"])
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", ""])
+def test_no_part_of_a_login_is_shown_however_it_is_written(login, scheme):
+    with pytest.raises(ValueError, match="no user name and no password") as caught:
+        address_of(f"{scheme}://{login}@far.example")
+    assert "47" not in str(caught.value)
+    with pytest.raises(typer.BadParameter, match="no user name and no password"):
+        values.address(f"{scheme}://{login}@far.example")
 
 
 @pytest.mark.parametrize(
@@ -372,6 +401,32 @@ def test_warnings_come_before_anything_is_sent_and_hide_a_password(monkeypatch):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ValueError, match="remote is True or the address of a server"):
         address_of(url)
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["handshake", "session", "posted headers", "posted", "before", "last", "result headers", "result"],
+)
+def test_a_server_that_drips_is_given_up(server, monkeypatch, step):
+    """A byte every .05 s: no single read waits for long."""
+    monkeypatch.setattr(deadlines, "LONGEST", 0.3)
+    monkeypatch.setattr(deadlines, "SLOWEST", 1e12)
+    long = status(Status.LOG, "x" * 100)
+    reply = Reply(saves=asked("plain").saves, before=[(1, long)], by_url=step.startswith("result"), drips=step)
+    began = time.monotonic()
+    told = said(server, "plain", reply, ConnectionError)
+    assert "was not complete within 0.3 seconds" in told and "Ask again" in told
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_server_may_think_between_messages_as_long_as_it_likes(server, monkeypatch):
+    """Pings and statuses come meanwhile, a part of a message does not count as one."""
+    monkeypatch.setattr(deadlines, "LONGEST", 0.3)
+    monkeypatch.setattr(deadlines, "SLOWEST", 1e12)
+    ping = (9, b"")
+    slow = Reply(saves=asked("plain").saves, before=[ping] * 12, drips="before")  # two bytes each: 1.2 s
+    server.reply = slow
+    assert outcome(server, asked("plain"), "plain") == "right"
 
 
 def test_completed_is_what_nnsight_writes():

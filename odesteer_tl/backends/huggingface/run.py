@@ -1,15 +1,15 @@
 """Runs a plain Hugging Face model on tokens: reads activations and logits, generates, and attaches edits."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import watching
 from odesteer_tl.backends.huggingface.parts import blocks_in, module_at, root_of
@@ -18,7 +18,7 @@ from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.torch_hooks import edit_hook, removal, replacing
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
-from odesteer_tl.data.tokens import SiteTokens, Tokenised, tokens_at, without_sinks
+from odesteer_tl.data.tokens import Reading, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.decoder_blocks import entering, value_in
 from odesteer_tl.portable.sites import Site
@@ -44,14 +44,21 @@ def edited(model: Any, runner: EditRunner, blocks: Any = None) -> Iterator[Repor
 
 
 def activations_of(
-    model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool, blocks: Any
-) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
-    """The activations of a batch at each site (layers ascending), float32 on the CPU, the row of each, and the norms
-    and sinks (see `tokens.without_sinks`), in one pass that ends at the last site. Only tokens of `read` are read."""
+    model: Any,
+    batch: Tokenised,
+    sites: list[Site],
+    positions: Sequence[Position],
+    read: TokenMask,
+    keep_sinks: bool,
+    blocks: Any,
+) -> list[Reading]:
+    """For each position the activations of a batch at each site (layers ascending), float32 on the CPU, the row of
+    each, and the norms and sinks (see `tokens.without_sinks`), in one pass that ends at the last site. Only tokens of
+    `read` are read."""
     inputs, mask = _right_padded(model, batch)
     read = torch.zeros_like(mask).masked_scatter(mask, read[batch.mask])  # in the columns of the right-padded batch
-    sources, columns = tokens_at(read, position).nonzero(as_tuple=True)
-    values_and_norms: list[tuple[Tensor, Tensor]] = []
+    places = [tokens_at(read, position).nonzero(as_tuple=True) for position in positions]
+    values_and_norms: list[list[tuple[Tensor, Tensor]]] = []
 
     def read_value(value: Tensor) -> None:
         if value.shape[:2] != mask.shape:
@@ -59,8 +66,12 @@ def activations_of(
                 f"A block holds {tuple(value.shape[:2])} [batch, pos] where the texts have {tuple(mask.shape)}: it "
                 "does not see the same tokens as the model. Read an earlier layer, or give blocks=."
             )
-        mean = position == "mean"
-        values_and_norms.append(averaged(value, mask, read, keep_sinks) if mean else picked(value, sources, columns))
+        values_and_norms.append(
+            [
+                averaged(value, mask, read, keep_sinks) if position == "mean" else picked(value, *place)
+                for position, place in zip(positions, places, strict=True)
+            ]
+        )
         if len(values_and_norms) == len(sites):
             raise _StopForward
 
@@ -77,12 +88,18 @@ def activations_of(
             f"{len(sites) - len(values_and_norms)} of the {len(sites)} sites to be read did not run: the model was "
             "compiled before, or skips these blocks."
         )
-    norms = [norm for _, norm in values_and_norms]
-    chosen, met = without_sinks(norms, mask, read, position, keep_sinks)
-    if position == "mean":
-        return [sample for sample, _ in values_and_norms], torch.arange(len(mask)), met
-    kept = chosen[0][sources, columns]  # the same at every site
-    return [sample[kept] for sample, _ in values_and_norms], sources[kept], met
+    readings: list[Reading] = []
+    for position, (sources, columns), at_sites in zip(
+        positions, places, zip(*values_and_norms, strict=True), strict=True
+    ):
+        samples, norms = (list(part) for part in zip(*at_sites, strict=True))
+        chosen, met = without_sinks(norms, mask, read, position, keep_sinks)
+        if position == "mean":
+            readings.append(Reading(samples, torch.arange(len(mask), device="cpu"), met))
+        else:
+            kept = chosen[0][sources, columns]  # the same at every site
+            readings.append(Reading([sample[kept] for sample in samples], sources[kept], met))
+    return readings
 
 
 def _reading_hook(module: Any, side: str, read_value: Callable[[Tensor], None]) -> Callable[[], None]:

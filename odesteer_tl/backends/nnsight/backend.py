@@ -1,15 +1,15 @@
 """The backend for nnsight models, on this machine and on a server."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
@@ -18,7 +18,7 @@ from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformers_settings import begins_with_bos, configured_eos, configured_size, text_config
 from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing
-from odesteer_tl.data.tokens import SiteTokens, Tokenised
+from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.blocks import blocks_of
 from odesteer_tl.portable.nnsight.sites import check_site
@@ -111,16 +111,19 @@ class _Nnsight:
         model: Any,
         batch: Tokenised,
         sites: list[Site],
-        position: Position,
+        positions: Sequence[Position],
         read: TokenMask,
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+    ) -> list[Reading]:
         from odesteer_tl.backends.nnsight.run import activations_of
 
         layers = [site.layer for site in sites]
-        return activations_of(model, batch, layers, sites[0].name, position, read, keep_sinks, remote, blocks)
+        return [
+            activations_of(model, batch, layers, sites[0].name, position, read, keep_sinks, remote, blocks)
+            for position in positions
+        ]
 
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
         from odesteer_tl.backends.nnsight.run import logits_of

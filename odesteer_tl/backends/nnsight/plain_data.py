@@ -145,7 +145,7 @@ class _Reading:
         self.pay(len(data))
         if not isinstance(dtype, torch.dtype) or len(data) != _of_type(count, int) * dtype.itemsize:
             raise NotPlain("a tensor of another size than it says")
-        return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype, device="cpu")
 
     def made(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, _Name):

@@ -136,4 +136,4 @@ def _ended_before(new: TokenIds, eos: list[int]) -> Bool[Tensor, "batch new"]:
 
 
 def _is_in(new: TokenIds, ids: list[int]) -> Bool[Tensor, "batch new"]:
-    return torch.isin(new, torch.tensor(ids, dtype=new.dtype))
+    return torch.isin(new, torch.tensor(ids, dtype=new.dtype, device="cpu"))

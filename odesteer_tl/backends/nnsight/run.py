@@ -6,10 +6,10 @@ from typing import Any
 import nnsight
 import torch
 from einops import repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.model_info import pad_id_of, vocabulary_of
 from odesteer_tl.backends.nnsight.replies import (
     activations_in,
@@ -22,7 +22,7 @@ from odesteer_tl.backends.nnsight.replies import (
 from odesteer_tl.backends.nnsight.server_errors import server_request
 from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
-from odesteer_tl.data.tokens import SiteTokens, Tokenised, tokens_at, without_sinks
+from odesteer_tl.data.tokens import Reading, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
 from odesteer_tl.portable.nnsight.intervene import intervene
@@ -42,7 +42,7 @@ def activations_of(
     keep_sinks: bool,
     remote: bool | str = False,
     blocks: Any = None,
-) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
+) -> Reading:
     """The activations of a batch at a site of each layer (ascending), float32 on the CPU, the row of each, and the
     norms and sinks (see `tokens.without_sinks`), in one pass. Only tokens of `read` are read. Later blocks are not run.
     Raises ValueError inside a trace, and as `ServerRequest` does; RuntimeError for a reply that is not what was asked.
@@ -79,9 +79,9 @@ def activations_of(
             else:
                 check_norms(sample, norm[sources, columns], server.refused)
     if position == "mean":
-        return samples, torch.arange(len(mask)), met
+        return Reading(samples, torch.arange(len(mask), device="cpu"), met)
     kept = chosen[0][sources, columns]  # the same at every site
-    return [sample[kept] for sample in samples], sources[kept], met
+    return Reading([sample[kept] for sample in samples], sources[kept], met)
 
 
 def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:

@@ -15,6 +15,7 @@ from nnsight.schema.response import ResponseModel, Status
 from zstandard import ZstdDecompressor, ZstdError
 
 from odesteer_tl.backends.nnsight.addresses import address_of
+from odesteer_tl.backends.nnsight.deadlines import TooSlow
 from odesteer_tl.backends.nnsight.plain_data import NotPlain, plain
 from odesteer_tl.backends.nnsight.server_requests import BoundedBackend, TooMuch
 from odesteer_tl.backends.nnsight.server_text import MAX_CHARS, visible
@@ -49,7 +50,7 @@ class ServerRequest(BoundedBackend):
                 f"The model's name could not be looked up on the Hugging Face Hub: {error}. Try again, or check the "
                 "network."
             ) from error
-        super().__init__(key, host=self.address.url.rstrip("/"), env=environment)
+        super().__init__(key, host=self.address.rstrip("/"), env=environment)
 
     def __call__(self, tracer: Any = None) -> None:
         failure = None
@@ -72,7 +73,7 @@ class ServerRequest(BoundedBackend):
 
     def refused(self, what: str) -> RuntimeError:
         """The error for a reply that is not what was asked."""
-        return RuntimeError(f"The server at {self.address.shown} says that it is done, and sent back {what}.")
+        return RuntimeError(f"The server at {self.address} says that it is done, and sent back {what}.")
 
     def request(self, request: Any, tracer: Any) -> None:
         """As nnsight's, but the result stays here: nnsight would write all its values into the caller's variables."""
@@ -82,8 +83,8 @@ class ServerRequest(BoundedBackend):
         """As nnsight's, which prints the server's status, but with cleaned text."""
         is_error = response.status == Status.ERROR  # its text is cut later, in the error
         max_chars = len(response.description) if is_error else MAX_CHARS
-        shown = {"id": visible(response.id, self._secrets())}
-        shown["description"] = visible(response.description, self._secrets(), max_chars)
+        shown = {"id": visible(response.id, [self.api_key])}
+        shown["description"] = visible(response.description, [self.api_key], max_chars)
         return super().note(response.model_copy(update=shown))
 
     @staticmethod
@@ -110,12 +111,9 @@ class ServerRequest(BoundedBackend):
             self._local_error = error
             raise
 
-    def _secrets(self) -> tuple[str, ...]:
-        return (self.api_key, *self.address.secrets)
-
     def _as_error(self, error: Exception) -> Exception:
-        address = self.address.shown
-        message = visible(str(error), self._secrets()).strip()
+        address = self.address
+        message = visible(str(error), [self.api_key]).strip()
         if isinstance(error, RemoteError):
             traceback, _, reason = (message or "it does not say why").rpartition("\n")
             return RuntimeError(
@@ -131,6 +129,11 @@ class ServerRequest(BoundedBackend):
                 f"The connection to {address} failed, and nothing came back: {type(error).__name__}: "
                 f"{message.rstrip('.')}. Ask again, or check the address (remote=URL or NDIF_HOST) and the key "
                 "(NDIF_API_KEY)."
+            )
+        if isinstance(error, TooSlow):
+            return ConnectionError(
+                f"The server at {address} was given up, and nothing came back: {message}. Ask again, for less at once, "
+                "or ask another server."
             )
         if isinstance(error, NotPlain):
             return self.refused(f"{message}; nothing of it is used")

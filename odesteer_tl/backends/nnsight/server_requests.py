@@ -1,8 +1,8 @@
 """Requests as nnsight's `RemoteBackend` makes them, within limits.
 
 nnsight reads all that a server sends, however long it is, takes whichever result comes, and goes with the key wherever
-the websocket is sent on to. Here there is a limit of bytes for all that is read, a result is that of the request that
-was made, and nothing is followed. Its protocol is kept: the headers, the session, and the order of the steps.
+the websocket is sent on to. Here there is a limit of bytes and of time for all that is read, a result is that of the
+request that was made, and nothing is followed. Its protocol is kept: the headers, the session, the order of the steps.
 """
 
 import json
@@ -17,10 +17,12 @@ from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.schema.response import ResponseModel
 from tqdm import tqdm
 
+from odesteer_tl.backends.nnsight.deadlines import Deadline, MessageClock
 from odesteer_tl.backends.nnsight.plain_data import NotPlain
 
 CONNECT_TIMEOUT = 60.0
-"""Seconds within which a server has to accept the connection. The queue and the work itself have no limit."""
+"""Seconds within which a server has to accept the connection. The queue and the work itself have no limit; what the
+server sends has that of `deadlines`."""
 
 WORDS = 2**25
 """Bytes that a server may use beside its results: a traceback, a session, the reason of a refusal."""
@@ -41,18 +43,20 @@ class BoundedBackend(RemoteBackend):
     max_bytes: int
 
     def request(self, request: Any, tracer: Any) -> Any:
-        """The result of a request that the server has finished. Raises TooMuch; NotPlain for no result, or that of
-        another request; RemoteError where the server says that it failed; and as httpx and websocket-client do."""
+        """The result of a request that the server has finished. Raises TooMuch; TooSlow; NotPlain for none, or that
+        of another request; RemoteError where the server says that it failed; and as httpx and websocket-client do."""
         blob = self._serialize(tracer)  # what cannot be sent is told before anything is asked
         key = {"ndif-api-key": self.api_key} if self.api_key else None
-        connection: Any = websocket.create_connection(
-            f"{self.ws_host}/subscribe",
-            timeout=websocket.getdefaulttimeout() or CONNECT_TIMEOUT,
-            header=key,
-            redirect_limit=0,
-            class_=_Bounded,
-            most=self.max_bytes + WORDS,
-        )
+        with Deadline(WORDS) as deadline:
+            connection: Any = websocket.create_connection(
+                f"{self.ws_host}/subscribe",
+                timeout=websocket.getdefaulttimeout() or CONNECT_TIMEOUT,
+                header=key,
+                redirect_limit=0,
+                class_=_Bounded,
+                most=self.max_bytes + WORDS,
+                deadline=deadline,
+            )
         try:
             session = json.loads(connection.recv())["session_id"]
             if not isinstance(session, str):
@@ -66,6 +70,7 @@ class BoundedBackend(RemoteBackend):
                 try:
                     message = connection.recv()
                 except websocket.WebSocketTimeoutException:
+                    connection.clock.tick()
                     self.display.refresh()
                     continue
                 response = self.parse(message)
@@ -74,7 +79,7 @@ class BoundedBackend(RemoteBackend):
                         raise NotPlain("the answer to another request")
                     return self.download_result(response.data)
         finally:
-            connection.close()
+            connection.close(timeout=0)  # it does not wait for the server's goodbye
 
     def download_result(self, url: Any) -> Any:
         """The result that the last status holds, or the address of. None where there is none."""
@@ -113,35 +118,45 @@ class BoundedBackend(RemoteBackend):
         what["headers"] = {**what.get("headers", {}), "Accept-Encoding": "identity"}
         found, timeout = bytearray(), httpx.Timeout(remote._CONNECT_TIMEOUT, read=remote._READ_TIMEOUT)
         hidden = method == "POST" or not self.display.enabled
-        with httpx.Client(timeout=timeout) as client, client.stream(method, url, **what) as response:
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise NotPlain("an answer in an encoding that was not asked for")
-            with tqdm(unit="B", unit_scale=True, desc="Downloading the result", disable=hidden) as bar:
-                for chunk in response.iter_raw():
-                    found += chunk
-                    bar.update(len(chunk))
-                    if len(found) > most:
-                        raise TooMuch(most)
+        with Deadline(most) as deadline, httpx.Client(timeout=timeout) as client:
+            with client.stream(method, url, extensions={"trace": deadline.opened}, **what) as response:
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise NotPlain("an answer in an encoding that was not asked for")
+                with tqdm(unit="B", unit_scale=True, desc="Downloading the result", disable=hidden) as bar:
+                    for chunk in response.iter_raw():
+                        deadline.check()
+                        found += chunk
+                        bar.update(len(chunk))
+                        if len(found) > most:
+                            raise TooMuch(most)
         return response, bytes(found)
 
 
 class _Bounded(websocket.WebSocket):
-    """A websocket of which no message, with the controls before it, has more than `most` bytes."""
+    """A websocket of which no message, with the controls before it, has more than `most` bytes, or takes longer than
+    these may. At `deadline` it is shut down if it is not open yet."""
 
-    def __init__(self, most: int, **options: Any) -> None:
+    def __init__(self, most: int, deadline: Deadline, **options: Any) -> None:
         super().__init__(**options)
-        self.most, self.read = most, 0
+        self.most, self.read, self.clock = most, 0, MessageClock(most)
+        deadline.holds(self)
 
     def recv(self) -> str | bytes:
         message = super().recv()
         self.read = 0  # not where it timed out: the beginning of a message is kept
         return message
 
+    def recv_frame(self) -> Any:
+        frame = super().recv_frame()
+        self.clock.frame(frame.opcode, bool(frame.fin))
+        return frame
+
     def _recv(self, bufsize: int) -> bytes:
         data = super()._recv(bufsize)
         self.read += len(data)
         if self.read > self.most:
             raise TooMuch(self.most)
+        self.clock.tick(came=bool(data))
         return data
 
 

@@ -1,14 +1,14 @@
 """The backends for TransformerLens models: `HookedTransformer` and `TransformerBridge`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
@@ -28,7 +28,7 @@ from odesteer_tl.backends.transformer_lens.run import (
 from odesteer_tl.backends.transformers_settings import without_progress_bars
 from odesteer_tl.backends.upstream_names import need
 from odesteer_tl.data.activations import Processing, processing_seen_in
-from odesteer_tl.data.tokens import SiteTokens, Tokenised
+from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.sites import Site
 
@@ -126,13 +126,13 @@ class _TransformerLens:
         model: Any,
         batch: Tokenised,
         sites: list[Site],
-        position: Position,
+        positions: Sequence[Position],
         read: TokenMask,
         keep_sinks: bool,
         remote: bool | str,
         blocks: Any,
-    ) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
-        return activations_of(model, batch, sites, position, read, keep_sinks)
+    ) -> list[Reading]:
+        return activations_of(model, batch, sites, positions, read, keep_sinks)
 
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
         return logits_of(model, batch)

@@ -12,7 +12,7 @@ from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.torch_hooks import removal
 from odesteer_tl.backends.upstream_names import made_by, need_parameter
-from odesteer_tl.portable.token_tracking import Pass
+from odesteer_tl.portable.token_tracks import Pass
 
 
 @contextmanager

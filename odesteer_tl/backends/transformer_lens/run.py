@@ -1,32 +1,32 @@
 """Runs a TransformerLens model on tokens: reads activations and logits, and generates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples, TokenIds, TokenMask
+from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.model_info import device_of, pad_id_of
 from odesteer_tl.backends.transformer_lens.cache_names import renamed
-from odesteer_tl.data.tokens import SiteTokens, Tokenised, read_sites
+from odesteer_tl.data.tokens import Reading, Tokenised, read_sites
 from odesteer_tl.portable.sites import Site
 
 
 def activations_of(
-    model: Any, batch: Tokenised, sites: list[Site], position: Position, read: TokenMask, keep_sinks: bool
-) -> tuple[list[Samples], Int[Tensor, " n"], list[SiteTokens]]:
-    """The activations of a left-padded batch at each site, float32 on the CPU, the row of each, and the norms and sinks
-    (see `tokens.read_sites`), in one pass. Only tokens of `read` are read. A value with an axis for heads (hook_z) is
-    flattened to one activation per token."""
+    model: Any, batch: Tokenised, sites: list[Site], positions: Sequence[Position], read: TokenMask, keep_sinks: bool
+) -> list[Reading]:
+    """For each position the activations of a left-padded batch at each site, float32 on the CPU, the row of each, and
+    the norms and sinks (see `tokens.read_sites`), in one pass. Only tokens of `read` are read. A value with an axis for
+    heads (hook_z) is flattened to one activation per token."""
     tokens, mask = batch.tokens.to(device_of(model)), batch.mask.long().to(device_of(model))
     names, last = [site.hook_name for site in sites], max(site.layer for site in sites)
     with renamed(model):
         _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, stop_at_layer=last + 1)
     values = [cache[name].flatten(2).float().cpu() for name in names]
-    return read_sites(values, batch.mask, read, position, keep_sinks)
+    return [read_sites(values, batch.mask, read, position, keep_sinks) for position in positions]
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def no_logits(bridge: Any, last: int) -> Iterator[None]:
     from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
     def stop(module: Any, args: Any) -> None:
-        raise StopAtLayerException(torch.empty(0))
+        raise StopAtLayerException(torch.empty(0, device="cpu"))
 
     handle = norm.register_forward_pre_hook(stop)
     try:
@@ -90,7 +90,7 @@ def _bos_flag(model: Any, batch: Tokenised) -> bool:
     leading = (batch.tokens != pad_id).cumsum(1) == 0
     for flag in (False, True):
         if flag and model.tokenizer.bos_token_id == pad_id:
-            leading[torch.arange(len(leading)), leading.sum(1) - 1] = False
+            leading[torch.arange(len(leading), device="cpu"), leading.sum(1) - 1] = False
         if torch.equal(~leading, batch.mask):
             return flag
     raise ValueError(

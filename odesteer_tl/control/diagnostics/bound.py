@@ -113,9 +113,9 @@ def tracking_bound(
 
 def bound_of(closed: Matrices, errors: States, residuals: Steps, drifts: Steps) -> tuple[Sizes, Sizes, Sizes, Sizes]:
     """‖δz_k‖ and the three terms of its bound, from `closed` Â_k, δz_k, r_k and d_k, in the weights P_k."""
-    weights = [torch.eye(errors.shape[-1], dtype=errors.dtype)]
+    weights = [torch.eye(errors.shape[-1], dtype=errors.dtype, device="cpu")]
     for step in reversed(closed):
-        P = step.T @ weights[0] @ step + torch.eye(len(step), dtype=step.dtype)
+        P = step.T @ weights[0] @ step + torch.eye(len(step), dtype=step.dtype, device="cpu")
         weights.insert(0, (P + P.T) / 2)
     roots = [torch.linalg.cholesky(P) for P in weights]  # ‖x‖_P = ‖Lᵀx‖ for P = LLᵀ
 
@@ -130,7 +130,7 @@ def bound_of(closed: Matrices, errors: States, residuals: Steps, drifts: Steps) 
     )
     start, curvature, drift = (torch.zeros_like(error_norms) for _ in range(3))
     for k in range(len(errors)):
-        transition = torch.eye(errors.shape[-1], dtype=errors.dtype)  # Φ(k, i), from i = k down to 0
+        transition = torch.eye(errors.shape[-1], dtype=errors.dtype, device="cpu")  # Φ(k, i), from i = k down to 0
         for i in range(k, -1, -1):
             size = torch.linalg.matrix_norm(
                 roots[k].T @ torch.linalg.solve_triangular(roots[i], transition.T, upper=False).T, 2
@@ -152,7 +152,7 @@ def jacobians_of(method: ALQR) -> Matrices:
     """
     if method.gains is None:
         raise ValueError("The fit did not keep its gains: fit with keep_gains=True.")
-    eye = torch.eye(method.gains.shape[-1], dtype=torch.float64)
+    eye = torch.eye(method.gains.shape[-1], dtype=torch.float64, device="cpu")
     S, jacobians = method.q_f * eye, []
     for K in reversed(method.gains.cpu().double()):
         A = K + method.r * torch.linalg.solve(S, K)

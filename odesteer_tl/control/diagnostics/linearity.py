@@ -101,20 +101,19 @@ def local_linearity(
         maps = [block_maps(model, prompt, [layer], blocks)[0] for prompt in prompts]
         m = _modes(modes, len(maps[0].at))
         jacobians = [_jacobian(block, chunk) for block in maps]
-        eye = torch.eye(len(jacobians[0]), dtype=jacobians[0].dtype)
+        eye = torch.eye(len(jacobians[0]), dtype=jacobians[0].dtype, device="cpu")
         for similarities, matrices in ((of_J, jacobians), (of_J_minus_I, [J - eye for J in jacobians])):
             pairs = list(combinations([_top_range(J, m) for J in matrices], 2))
             similarities.append(sum(_similarity(*pair) for pair in pairs) / len(pairs))
         mean = torch.stack(jacobians).mean(0)
-        unit = torch.nn.functional.normalize(torch.randn(directions, len(mean), generator=generator), dim=1)
+        drawn = torch.randn(directions, len(mean), generator=generator, device="cpu")
+        unit = torch.nn.functional.normalize(drawn, dim=1)
         of_prompts = [
             [_errors(block, unit, radii, A) for A in (J, mean)] for block, J in zip(maps, jacobians, strict=True)
         ]
-        errors.append(torch.tensor(of_prompts).mean(0))  # [own or mean, radii]
-    both = torch.stack(errors)
-    return Linearity(
-        tuple(chosen), tuple(radii), torch.tensor(of_J), torch.tensor(of_J_minus_I), both[:, 0], both[:, 1]
-    )
+        errors.append(torch.tensor(of_prompts, device="cpu").mean(0))  # [own or mean, radii]
+    both, of_J, of_J_minus_I = torch.stack(errors), *(torch.tensor(of, device="cpu") for of in (of_J, of_J_minus_I))
+    return Linearity(tuple(chosen), tuple(radii), of_J, of_J_minus_I, both[:, 0], both[:, 1])
 
 
 def _modes(modes: int | None, d_model: int) -> int:

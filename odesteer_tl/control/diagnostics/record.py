@@ -48,7 +48,7 @@ def recorded(
     texts: Texts,
     sites: Sequence[Site],
     method: Any = None,
-    T: Time | None = None,
+    T: TimeOrStrength | None = None,
     *,
     positions: Positions = "decoding",
     batch_size: int = 16,

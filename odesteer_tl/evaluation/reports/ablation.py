@@ -115,9 +115,10 @@ def ablation_of(comparison: Comparison, barriers: tuple[Barriers, Barriers], mat
     for pair in barriers:
         name = f"Ten steps − one, nonlinear, {pair.values} values"
         compared_rows[name] = pair.row("nonlinear", "ten steps"), pair.row("nonlinear", "one step")
-    return Ablation(
-        barriers, cosines, {name: difference(*map(comparison.row, rows)) for name, rows in compared_rows.items()}
-    )
+    differences = {
+        name: difference(comparison.row(more), comparison.row(less)) for name, (more, less) in compared_rows.items()
+    }
+    return Ablation(barriers, cosines, differences)
 
 
 def agreement(one: Method | None, other: Method | None, a: Samples) -> float:
@@ -130,14 +131,13 @@ def ablation_table(comparison: Comparison, ablation: Ablation) -> str:
     """The cells, the cosines of linear and nonlinear velocities, the differences, and whether nonlinearity pays."""
     lines = [
         f"{'values':<7}{'h':<10}{'steps':<12}{'features':<20}{'C':>4} {'AUC, folds':>13} {'held out':>8} "
-        f"{'tried, desired %':>16} {'moved':>6} {'desired %':>11} {'shift':>12} {'ppl ratio':>12}"
+        f"{'KL':>13} {'moved':>6} {'desired %':>11} {'shift':>12} {'ppl ratio':>12}"
     ]
     for pair in ablation.barriers:
         for kind, candidate in (("linear", pair.linear), ("nonlinear", pair.nonlinear)):
             for steps in STEPS:
                 row = comparison.row(pair.row(kind, steps))
-                title = steps + (" †" if row.unbounded else "")
-                lines.append(f"{pair.values:<7}{kind:<10}{title:<12}{_cell(candidate, row)}")
+                lines.append(f"{pair.values:<7}{kind:<10}{steps:<12}{_cell(candidate, row)}")
     lines.append("")
     for pair in ablation.barriers:
         plain, alike = ablation.cosines[pair.values]
@@ -145,17 +145,17 @@ def ablation_table(comparison: Comparison, ablation: Ablation) -> str:
             f"cos(v_linear, v_nonlinear), {pair.values} values: {plain:.4f}; "
             f"with the linear h regularised as the other's linear part, C = {pair.alike:g}: {alike:.4f}"
         )
-    lines += ["", f"{'points of the judged share':<46}{'chosen':>13} {'95 %':>15} {'tried':>13}"]
+    lines += ["", f"{'points of the judged share':<46}{'difference':>13} {'95 %':>15}"]
     lines += [*(f"{name:<46}{difference}" for name, difference in ablation.differences.items())]
     return "\n".join([*lines, "", wrapped(_answer(comparison, ablation))])
 
 
 def _cell(candidate: Trial, row: ComparedRow) -> str:
-    tried = zip(*([trial.share for trial in run.trials] for run in row.runs), strict=True)
+    moved = row.at()[0].displacement or 0.0
     return (
         f"{_words(candidate.features):<20}{candidate.C:>4g} "
         f"{spread(candidate.auc, candidate.sd, digits=3):>13} {_auc(row):>8.3f} "
-        f"{' '.join(f'{100 * fmean(shares):.1f}' for shares in tried):>16} {row.typical.displacement:>6.3f} "
+        f"{spread(*row.over_seeds('kl'), digits=3):>13} {moved:>6.3f} "
         f"{spread(*row.over_seeds('share'), scale=100):>11} "
         f"{spread(*row.over_seeds('shift'), scale=100, sign='+'):>12} "
         f"{spread(*row.over_seeds('perplexity_ratio'), digits=2):>12}"
@@ -167,15 +167,14 @@ def _answer(comparison: Comparison, ablation: Ablation) -> str:
     _, tuned = ablation.barriers
     differences = {steps: ablation.differences[f"Nonlinear − linear, tuned values, {steps}"] for steps in STEPS}
     verdicts = {steps: result.verdict for steps, result in differences.items()}
-    equal = {steps: spread(*result.equal, scale=100, sign="+") for steps, result in differences.items()}
+    points = {steps: spread(result.mean, result.sd, scale=100, sign="+") for steps, result in differences.items()}
     pays = set(verdicts.values()) == {"more"}
     held_out = [_auc(comparison.row(tuned.row(kind, "ten steps"))) for kind in ("nonlinear", "linear")]
     return (
         f"Does tuned nonlinearity pay? {'Yes.' if pays else 'Not shown.'} Against a linear h tuned on the same folds "
         f"its AUC is {spread(*tuned.gain, digits=3, sign='+')} on those folds, as the best of more candidates, and "
         f"{held_out[0] - held_out[1]:+.3f} on held-out texts. Judged as desired: "
-        f"{'; '.join(f'{steps}, {verdict}' for steps, verdict in verdicts.items())}. At equal displacements: "
-        f"{'; '.join(f'{steps}, {points} points' for steps, points in equal.items())}."
+        f"{'; '.join(f'{steps}, {verdict} ({points[steps]} points)' for steps, verdict in verdicts.items())}."
     )
 
 

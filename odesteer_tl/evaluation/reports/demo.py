@@ -1,32 +1,38 @@
-"""What `odesteer-tl demo` does: collect, fit, choose strengths, steer, judge, print, draw."""
+"""What `odesteer-tl demo` does: a comparison of a few rows under one seed, with a picture and some of the texts."""
 
-import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.assets.demo import load_demo
-from odesteer_tl.backends import collect, load_model
-from odesteer_tl.backends.model_info import layers_of
-from odesteer_tl.evaluation.continuations import UNSTEERED, Setting, Steerer
-from odesteer_tl.evaluation.demo_runs import Study, as_json, curve_table, run_study, table
-from odesteer_tl.evaluation.entries import opposites
+from odesteer_tl.assets.demo import Demo, load_demo
+from odesteer_tl.backends import load_model, read_site
+from odesteer_tl.evaluation.compare import compared, settings_of
+from odesteer_tl.evaluation.comparison_plots import plot_budgets
+from odesteer_tl.evaluation.continuations import UNSTEERED, Setting
+from odesteer_tl.evaluation.data import material_of
+from odesteer_tl.evaluation.entries import LITERATURE, Entry, opposites
 from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
-from odesteer_tl.evaluation.plots import check_picture, plot_study
-from odesteer_tl.evaluation.strength import LEAST_DISTINCT, MOST_PERPLEXITY
-from odesteer_tl.flows.barriers import auc
-from odesteer_tl.methods import CAA, ITI, FlowMethod, ODESteer, StepODESteer
+from odesteer_tl.evaluation.plots import check_picture
+from odesteer_tl.evaluation.reports.stages import counted, stages
+from odesteer_tl.evaluation.tables import Comparison, budgets_table, texts_table, wrapped
+from odesteer_tl.flows.flow import Trajectory
+from odesteer_tl.methods import FlowMethod, ODESteer
 
-QUICK_GRID = (0.1, 0.2, 0.4)
+BUDGETS = (0.1, 0.03, 0.3)
+"""In nats: the budget of the main table first, then a third and three times as much."""
 DIRECTIONS = 6
 EXAMPLES = 3
-SHOWN = (UNSTEERED, "random direction", "CAA", "ODESteer")
+RANDOM = "random direction"
+SHOWN = (UNSTEERED, RANDOM, "CAA", "ODESteer")
+ENTRIES = {RANDOM: Entry(lambda acts, seed: opposites(acts, seed, DIRECTIONS // 2), by_chance=True)} | {
+    name: LITERATURE[name] for name in ("CAA", "ITI", "one-step ODESteer", "ODESteer")
+}
 
 
 def run_showcase(
@@ -36,113 +42,96 @@ def run_showcase(
     towards_praise: bool = True,
     quick: bool = False,
     seed: int = 0,
+    chat: bool = False,
     json_output: bool = False,
     picture: str | Path = "odesteer_demo.png",
     out: Callable[[str], object] = print,
     load: Callable[[str], Any] = load_model,
-) -> Study:
-    """Run the study on the embedded model, or on `model`, and print it by `out`; the picture goes to `picture`.
+) -> Comparison:
+    """Compare the rows on the embedded model, or on `model`, and print them by `out`; the picture goes to `picture`.
 
     Raises ValueError as `check_picture` does, before any work; OSError where the picture fails after the table.
     """
-    start = time.perf_counter()
+    start, say = time.perf_counter(), stages()
     check_picture(picture)
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - start:5.1f} s] {text}", file=sys.stderr, flush=True)
-
     say("loading the model")
-    demo = load_demo(None if model is None else load(model))
-    site = layers_of(demo.model) // 3 if layer is None else layer
-    sides = (demo.desired, demo.undesired) if towards_praise else (demo.undesired, demo.desired)
-    held_out = (demo.validation_desired, demo.validation_undesired)
-    held_out = held_out if towards_praise else held_out[::-1]
-    say(f"reading {len(sides[0])} + {len(sides[1])} texts at blocks.{site}.hook_resid_post")
-    acts = collect(demo.model, *sides, layer=site, position="mean")
-    unseen = collect(demo.model, *held_out, layer=site, position="mean")
-    methods: dict[str, Steerer] = {
-        "random direction": opposites(acts, seed, DIRECTIONS // 2),
-        "CAA": CAA.fit(acts),
-        "ITI": ITI.fit(acts),
-        "StepODESteer": StepODESteer.fit(acts),
-        "ODESteer": ODESteer.fit(acts),
-    }
+    demo = _towards(load_demo(None if model is None else load(model)), towards_praise)
+    say(f"reading {len(demo.desired)} + {len(demo.undesired)} texts" + (", choosing the layer" * (layer is None)))
+    material = material_of(demo.model, demo, layer, kl=BUDGETS[0])
+    say(f"fitting at {material.place}")
     judge = Judge.load_embedded()
-    setting = Setting(
-        model=demo.model,
-        layer=site,
-        prompts=demo.prompts,
-        validation_prompts=demo.validation_prompts,
-        judge=_towards(judge, towards_praise),
-        seed=seed,
-        **({"validation_samples": 2, "max_new_tokens": 16, "grid": QUICK_GRID} if quick else {}),
+    options: dict[str, Any] = {"budgets": BUDGETS, "samples": 10, "max_new_tokens": 32}
+    if quick:
+        options = {"budgets": BUDGETS[:1], "samples": 4, "max_new_tokens": 16}
+    (setting,) = settings_of(
+        demo.model, demo, material, _probability(judge, towards_praise), [seed], chat=chat, **options
     )
-    study = run_study(setting, methods, lambda name: say(f"steering: {name}"))
-    fitted = {name: method for name, method in methods.items() if isinstance(method, FlowMethod)}
-    aucs = {n: auc(m.barrier, unseen.desired, unseen.undesired) for n, m in fitted.items() if m.barrier is not None}
+    comparison = compared(material, ENTRIES, {}, seed, [setting], counted(say, len(ENTRIES) + 1))
+    name = "the embedded model" if model is None else model
+    goal = "praise" if towards_praise else "its opposite"
     accuracy = {"whole": judge.heldout_accuracy(), "40 words": judge.heldout_accuracy(words=40)}
     if json_output:
-        facts = {"model": _name(model), "layer": site, "goal": _goal(towards_praise), "seed": seed, "auc": aucs}
-        out(json_text(facts | {"judge_accuracy": accuracy} | as_json(study)))
+        facts = {"model": name, "layer": setting.layer, "goal": goal, "seed": seed, "judge_accuracy": accuracy}
+        out(json_text(facts | comparison.as_json()))
     else:
-        out(_report(study, setting, aucs, accuracy, judge.trained_on, _name(model), _goal(towards_praise)))
+        out(_report(comparison, setting, accuracy, judge.trained_on, f"Steering {name} towards {goal}"))
     say("drawing")
-    plot_study(study, picture, title=f"Steering {_name(model)} at layer {site}, towards {_goal(towards_praise)}")
+    title = f"Steering {name} at layer {setting.layer}, towards {goal}"
+    plot_budgets(comparison.rows, _trajectory(comparison, setting), picture, title)
     if not json_output:
         out(f"Picture: {picture}   Time: {time.perf_counter() - start:.0f} s")
-    return study
+    return comparison
 
 
-def _report(
-    study: Study,
-    setting: Setting,
-    aucs: dict[str, float],
-    accuracy: dict[str, float],
-    trained_on: str,
-    model: str,
-    goal: str,
-) -> str:
-    count, best = len(setting.prompts) * setting.samples, max(study.rows, key=lambda row: row.shift)
-    grid = ", ".join(f"{moved:g}" for moved in setting.grid)
+def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float], trained_on: str, heading: str) -> str:
+    count, rows, budget = len(setting.prompts) * setting.samples, comparison.rows, comparison.budgets[0]
+    best = max(rows, key=lambda row: row.at()[0].shift)
+    conditions = {row.name: row.conditions for row in rows if row.conditions is not None}
+    aucs = ", ".join(f"{name} {found.auc:.2f}" for name, found in conditions.items() if found.auc is not None)
     lines = [
         "",
-        f"Steering {model} at layer {setting.layer} towards {goal}: {count} continuations a row of "
-        f"{setting.max_new_tokens} tokens, from {len(setting.prompts)} neutral prompts.",
+        wrapped(
+            f"{heading}: {count} continuations a row of {setting.max_new_tokens} tokens, from {len(setting.prompts)} "
+            f"neutral prompts. Fitted at {comparison.place}."
+        ),
         "",
-        table(study),
+        f"At {budget:g} nats of KL:",
+        texts_table(rows, budget),
         "",
-        curve_table(study),
+        *([budgets_table(comparison), ""] if len(comparison.budgets) > 1 else []),
+        f"Largest shift: {best.name}, {100 * best.at()[0].shift:+.1f} points.",
         "",
-        f"Largest shift: {best.name}, {100 * best.shift:+.1f} points.",
-        "",
-        _wrapped(
-            "moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge calls as asked. "
-            "shift: its difference from no steering. [ ]: 95 % bootstrap over prompts. ppl: of the continuations under "
-            "the unsteered model. h ≥ 0: share of prompts that end where the method's own barrier is positive. "
+        wrapped(
+            "KL: of the next token, unsteered ‖ steered, in nats per token, on the model's own continuations of "
+            f"{len(setting.validation_prompts)} other prompts; each row has the strength, T or a part of ‖a‖, that "
+            "spends the budget. moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge "
+            "calls as asked. shift: its difference from no steering. [ ]: 95 % bootstrap over prompts. ppl: of the "
+            "continuations under the unsteered model. "
             f"random direction: {DIRECTIONS // 2} of them and their opposites, in turns over a prompt's continuations."
         ),
-        _wrapped(
-            f"Strength: tried at median displacements {grid} on {len(setting.validation_prompts)} other prompts; "
-            f"between them, where ppl comes to {MOST_PERPLEXITY}× or Dist-2 to {LEAST_DISTINCT}× of unsteered. The "
-            "second table reads the same curves at equal displacements and at equal perplexities."
-        ),
-        _wrapped(
+        wrapped(
             f"Judge: trained on {trained_on.rstrip('.')}. Accuracy on 500 held-out reviews {accuracy['whole']:.3f}, on "
             f"40 words of each {accuracy['40 words']:.3f}."
         ),
-        _wrapped(f"AUC of h on unseen texts: {', '.join(f'{name} {value:.2f}' for name, value in aucs.items())}."),
+        wrapped(f"AUC of h on unseen texts: {aucs}."),
         "",
     ]
     for i in _spread(len(setting.prompts), EXAMPLES):
         lines.append(f"> {setting.prompts[i]}")
-        for row in (row for row in study.rows if row.name in SHOWN):
-            lines.append(f"  {row.name:<17}{' '.join(row.continuations[i * setting.samples].split())}")
+        for row in (row for row in rows if row.name in SHOWN):
+            text = row.at()[0].continuations[i * setting.samples]
+            lines.append(f"  {row.name:<17}{' '.join(text.split())}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, width=118, subsequent_indent="  ")
+def _trajectory(comparison: Comparison, setting: Setting) -> Trajectory | None:
+    """h along the way of ODESteer, for the last tokens of the test prompts."""
+    row = comparison.row(ODESteer.view.name)
+    (run,) = row.at()
+    if not isinstance(row.method, FlowMethod) or run.level is None:
+        return None
+    return row.method.trajectory(read_site(setting.model, setting.prompts, setting.layer), run.level.strength)
 
 
 def _spread(n: int, k: int) -> list[int]:
@@ -150,15 +139,18 @@ def _spread(n: int, k: int) -> list[int]:
     return [i * n // k for i in range(k)]
 
 
-def _name(model: str | None) -> str:
-    return "the embedded model" if model is None else model
+def _towards(demo: Demo, praise: bool) -> Demo:
+    """The data, with the sides changed for the other direction; these rows need no pairs."""
+    demo = replace(demo, pairs=[])
+    if praise:
+        return demo
+    return replace(
+        demo, desired=demo.undesired, undesired=demo.desired, validation_desired=demo.validation_undesired,
+        validation_undesired=demo.validation_desired,
+    )  # fmt: skip
 
 
-def _goal(towards_praise: bool) -> str:
-    return "praise" if towards_praise else "its opposite"
-
-
-def _towards(judge: Judge, praise: bool) -> Callable[[Sequence[str]], Float[Tensor, " n"]]:
+def _probability(judge: Judge, praise: bool) -> Callable[[Sequence[str]], Float[Tensor, " n"]]:
     def probability(texts: Sequence[str]) -> Float[Tensor, " n"]:
         positive = judge.positive_probability(texts)
         return positive if praise else 1 - positive

@@ -110,7 +110,7 @@ def features_of(phi: FeatureMap, desired: Desired, undesired: Undesired) -> Feat
     for rows in (*desired.split(ROWS), *undesired.split(ROWS)):
         part = phi(rows.double())
         if features is None:
-            features = torch.empty(len(desired) + len(undesired), part.shape[1], dtype=torch.float64)
+            features = torch.empty(len(desired) + len(undesired), part.shape[1], dtype=torch.float64, device="cpu")
         features[done : done + len(part)] = part
         done += len(part)
     assert features is not None  # neither side is empty

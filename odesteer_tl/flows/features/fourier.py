@@ -57,12 +57,12 @@ class RandomFourier:
     def fit(self, samples: Samples) -> Fourier:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.n_components, samples.shape[1])
-        frequencies = torch.randn(shape, generator=generator, dtype=torch.float64)
-        phases = 2 * torch.pi * torch.rand(self.n_components, generator=generator, dtype=torch.float64)
+        frequencies = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        phases = 2 * torch.pi * torch.rand(self.n_components, generator=generator, dtype=torch.float64, device="cpu")
         x = unit(samples)[0] if self.normalize else samples
         sigma = self.sigma
         if sigma == "median":
-            few = x[torch.randperm(len(x), generator=generator)[:1000].to(x.device)]
+            few = x[torch.randperm(len(x), generator=generator, device="cpu")[:1000].to(x.device)]
             sigma = float(torch.pdist(few.double()).median()) if len(few) > 1 else 0.0
             if not sigma > 0:
                 raise ValueError('sigma="median" needs samples that differ; pass sigma as a number.')

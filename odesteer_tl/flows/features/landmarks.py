@@ -25,7 +25,9 @@ FEWEST = 6
 
 def random_rows(n: int, most: int, seed: int) -> Int[Tensor, " rows"]:
     """Indices of at most `most` of n rows: all in their order, or `most` of them, uniformly at random by `seed`."""
-    return torch.arange(n) if n <= most else torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most]
+    if n <= most:
+        return torch.arange(n, device="cpu")
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")[:most]
 
 
 def landmarks(
@@ -49,7 +51,8 @@ def landmarks(
         mean /= len(side)
     residuals = _residuals(through(unit(means)[0] if normalize else means), desired, undesired)
     n_mixed = (count - 4) // 2
-    omega = torch.randn(n_mixed, desired.shape[1], generator=torch.Generator().manual_seed(seed)).to(desired.device)
+    generator = torch.Generator().manual_seed(seed)
+    omega = torch.randn(n_mixed, desired.shape[1], generator=generator, device="cpu").to(desired.device)
     weighted, mixed = torch.zeros_like(means), torch.zeros_like(omega)
     for total, side, side_residuals in zip(weighted, sides, residuals, strict=True):
         for x, r in zip(_points(side, normalize), side_residuals.split(ROWS), strict=True):
@@ -75,7 +78,7 @@ def _residuals(phi: FeatureMap, desired: Desired, undesired: Undesired) -> tuple
     from sklearn.linear_model import LogisticRegression
 
     features = features_of(phi, desired, undesired).numpy()
-    signs = torch.cat([torch.ones(len(desired)), -torch.ones(len(undesired))]).double()
+    signs = torch.cat([torch.ones(len(desired), device="cpu"), -torch.ones(len(undesired), device="cpu")]).double()
     logits = LogisticRegression(max_iter=1000).fit(features, signs.numpy()).decision_function(features)
     sizes = torch.sigmoid(-signs * torch.from_numpy(logits)).clamp_min(torch.finfo(torch.float64).tiny)
     return (signs * sizes / sizes.max()).to(desired.device).split([len(desired), len(undesired)])

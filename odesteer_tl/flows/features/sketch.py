@@ -72,8 +72,10 @@ class PolynomialSketch:
     def fit(self, samples: Samples) -> Sketch:
         shape = (self.degree, samples.shape[1] + (self.coef0 != 0))
         generator = torch.Generator().manual_seed(self.seed)
-        hashes = torch.randint(self.n_components, shape, generator=generator) if self.hashes is None else self.hashes
-        signs = 2 * torch.randint(2, shape, generator=generator) - 1 if self.signs is None else self.signs
+        hashes, signs = self.hashes, self.signs
+        if hashes is None or signs is None:
+            hashes = torch.randint(self.n_components, shape, generator=generator, device="cpu")
+            signs = 2 * torch.randint(2, shape, generator=generator, device="cpu") - 1
         for name, tensor in (("hashes", hashes), ("signs", signs)):
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} must be {shape} for these activations, got {tuple(tensor.shape)}.")

@@ -13,7 +13,7 @@ from odesteer_tl.portable.nnsight.blocks import blocks_of, real_tokens
 from odesteer_tl.portable.nnsight.sites import entering
 from odesteer_tl.portable.sites import place_of
 from odesteer_tl.portable.token_rules import is_unambiguous, lengths_of, per_row
-from odesteer_tl.portable.token_tracking import Pass, PromptCache, TokenTrack, follow
+from odesteer_tl.portable.token_tracks import Pass, PromptCache, TokenTrack, follow
 
 
 class Invoke:
@@ -106,7 +106,7 @@ def _inferred(track: TokenTrack | None, batch: int, width: int) -> tuple[Tensor 
     if track is not None and width == 1:
         return None, track.columns
     if track is not None and width == track.columns + 1 and not track.ragged:
-        return torch.arange(width) >= track.pads.unsqueeze(1), 0
+        return torch.arange(width, device="cpu") >= track.pads.unsqueeze(1), 0
     if track is None and (batch == 1 or width == 1):
         return None, 0
     raise ValueError(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odesteer_tl.evaluation.crossing import first_crossing
+from odesteer_tl.evaluation.root_search import first_crossing
 
 
 def measured(cost, calls):

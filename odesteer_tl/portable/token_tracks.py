@@ -120,7 +120,7 @@ class PromptCache:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.values = self.known = torch.empty(0)
+        self.values = self.known = torch.empty(0, device="cpu")
 
     def of(self, track: TokenTrack, ends: tuple[Tensor, Tensor], value: Tensor, of_query: Any, rows: Tensor) -> Tensor:
         """of_query(value of the row's last prompt token) for each of the `rows` [chosen]. It is computed in the pass
@@ -128,7 +128,7 @@ class PromptCache:
         nothing waits for the device. Raises ValueError for a row whose last prompt token was not seen."""
         batch = len(track.seen)
         if self.number != track.number or batch % len(self.known):
-            self.number, self.known = track.number, torch.zeros(batch, dtype=torch.bool)
+            self.number, self.known = track.number, torch.zeros(batch, dtype=torch.bool, device="cpu")
             self.values = value.new_zeros(batch, 0)
         beams = batch // len(self.known)
         known, values = self.known.repeat_interleave(beams, 0), self.values.repeat_interleave(beams, 0)
@@ -172,7 +172,7 @@ def follow(
         raise right_padded()
     number = 0 if previous is None else previous.number if continued is not None else previous.number + 1
     if current.offset == 0:
-        seen = torch.zeros(current.batch, dtype=torch.long)
+        seen = torch.zeros(current.batch, dtype=torch.long, device="cpu")
         return _checked(current, TokenTrack(current, number, seen, mask_of(current), continued, True))
     if current.width > 1 and not unambiguous:
         raise ValueError(
@@ -186,7 +186,7 @@ def follow(
         return continued.stepped(current)
     covered = current.mask is None or current.mask.shape[1] >= current.offset + current.width
     known = covered if continued is None else continued.known
-    real = torch.ones(current.batch, 1, dtype=torch.bool) if is_real else mask_of(current)
+    real = torch.ones(current.batch, 1, dtype=torch.bool, device="cpu") if is_real else mask_of(current)
     return _checked(current, TokenTrack(current, number, seen, real, continued, known))
 
 
@@ -207,7 +207,7 @@ def carried_on(previous: TokenTrack, current: Pass, prompt_lengths: Tensor | Non
             previous = previous.rewound(current)
         if current.batch == batch:
             return previous
-        parents = torch.arange(batch).repeat_interleave(current.batch // batch)
+        parents = torch.arange(batch, device="cpu").repeat_interleave(current.batch // batch)
     elif current.continues:
         return previous
     else:
@@ -231,7 +231,7 @@ def mask_of(current: Pass, cached: bool = False) -> Tensor:
     """The real tokens [batch, columns] of the present columns, or, with `cached`, of all. Without a mask: all."""
     width = current.width + (current.offset if cached else 0)
     if current.mask is None or current.mask.shape[1] < width:
-        return torch.ones(current.batch, width, dtype=torch.bool)
+        return torch.ones(current.batch, width, dtype=torch.bool, device="cpu")
     return current.mask[:, -width:].bool().cpu()
 
 
