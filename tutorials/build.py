@@ -43,16 +43,16 @@ def notebook_of(script: Path, **parameters: str | None) -> Any:
     return notebook
 
 
-def executed(notebook: Any) -> Any:
+def executed(notebook: Any, timeout: int | None = 900) -> Any:
     """The notebook after all cells ran, in a fresh kernel and an empty folder. Raises nbclient's CellExecutionError
-    where a cell fails."""
+    where a cell fails, and CellTimeoutError where one takes longer than `timeout` seconds."""
     import tempfile
 
     from nbclient import NotebookClient
 
     os.environ["ODESTEER_TL_PROGRESS"] = "0"
     with tempfile.TemporaryDirectory() as place:
-        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": place}}).execute()
+        NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": place}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times of this run
         if cell.cell_type == "code":
@@ -75,7 +75,7 @@ def main() -> None:
             continue
         start = time.perf_counter()
         given = {"MODEL": args.model, "DATA": args.data if script.name.startswith("02") else None}
-        notebook = executed(notebook_of(script, **given))
+        notebook = executed(notebook_of(script, **given), timeout=None)
         file = args.out / f"{script.stem}.ipynb"
         nbformat.write(notebook, file)
         most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of the largest kernel so far
