@@ -7,8 +7,9 @@
 fitted at every layer and reading position on the texts of an axis. At the strength that spends the budget on the pairs
 of a judge, on which nothing was fitted, the shift is Δ log p(desired answer) − Δ log p(undesired answer) in nats, mean
 and standard error over the pairs. The judges: minimal pairs of the embedded grammar for sentiment, held-out pairs for
-the other two axes. Below each grid: the shift at the place that `choose_layer` takes, over the largest of the grid, and
-the rank correlation of the held-out AUC with the shift.
+the other two axes. `choose_layer`, which sees none of the pairs, chooses among the same layers. Below each grid: the
+shift where it chose over the largest of the grid, and the rank correlations of the held-out AUC, and of the shift that
+`choose_layer` finds, with the shift of the grid. At the end: what share was reached, by axis and method.
 """
 
 import argparse
@@ -26,8 +27,9 @@ from scipy.stats import spearmanr
 
 import odesteer_tl as ot
 from odesteer_tl.backends.model_info import layers_of
+from odesteer_tl.evaluation.choose_layer import usual_layers
 from odesteer_tl.evaluation.divergence import SteeredTexts
-from odesteer_tl.evaluation.judged_texts import gains_at, token_rows
+from odesteer_tl.evaluation.judged_texts import effects_at, token_rows
 from odesteer_tl.evaluation.strength_search import search_of
 from odesteer_tl.flows.barriers import auc
 
@@ -100,10 +102,10 @@ def judge_of(model: Any, judge: tuple[list[str], list[str], list[str]]) -> Steer
 def shift_of(judge: SteeredTexts, method: Any, kl: float) -> tuple[float, float] | None:
     """The shift over the judge's pairs at the budget, and its standard error; None where nothing spends it."""
     search = search_of(method, None)
-    spent = gains_at(judge, search, kl, search.guess, batch_size=25)
+    spent = effects_at(judge, search, kl, search.guess, batch_size=25)
     if spent is None:
         return None
-    desired, undesired = spent[1].chunk(2)
+    desired, undesired = spent[1].gains[0].chunk(2)
     return float((desired - undesired).mean()), float((desired - undesired).std() / len(desired) ** 0.5)
 
 
@@ -115,16 +117,17 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--positions", nargs="+", default=["last", "mean"])
-    parser.add_argument("--layers", nargs="+", type=int, help="default: eight, evenly spaced")
+    parser.add_argument("--layers", nargs="+", type=int, help="default: those that choose_layer tries first")
+    parser.add_argument("--dtype", default="float32", help="of the model; bfloat16 is faster on CPUs that know it")
     parser.add_argument("--kl", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where the numbers go")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", "At blocks", UserWarning)  # sinks are left out, and that is said once a call
-    model = ot.load_model(args.model, library="huggingface")
-    depth = layers_of(model)
-    layers = args.layers or [round(depth * k / 9) for k in range(1, 9)]
-    print(f"{args.model}, budget {args.kl} nats, {FIT} texts a side, {JUDGED} pairs, torch {torch.__version__}")
+    model = ot.load_model(args.model, library="huggingface", dtype=getattr(torch, args.dtype))
+    layers = args.layers or usual_layers(layers_of(model))
+    setting = f"{args.dtype}, budget {args.kl} nats, {FIT} texts a side, {JUDGED} pairs, torch {torch.__version__}"
+    print(f"{args.model}, {setting}")
     results = []
     for seed in range(args.seeds):
         for axis_name in args.axes:
@@ -137,13 +140,21 @@ def main() -> None:
                 )
                 read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
             for name in args.methods:
-                results.append(grid(model, METHODS[name], name, axis_name, seed, axis, judge, read, args.kl))
+                found = grid(model, METHODS[name], name, axis_name, seed, axis, judge, read, args)
+                results.append({"axis": axis_name, "method": name, "seed": seed} | found)
+    print("\nreached of the best shift of the grid, by seed; shift there")
+    for axis_name in args.axes:
+        for name in args.methods:
+            own = [one for one in results if (one["axis"], one["method"]) == (axis_name, name)]
+            shares = " ".join(f"{one['chosen'][2] / one['best'][2]:.0%}" for one in own)
+            shifts = " ".join(f"{one['chosen'][2]:+.2f} ± {one['chosen'][3]:.2f}" for one in own)
+            print(f"{axis_name:<13} {name:<9} {shares}; {shifts}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 
 
 def grid(
-    model: Any, fitter: Any, name: str, axis_name: str, seed: int, axis: Axis, judge: SteeredTexts, read: Any, kl: float
+    model: Any, fitter: Any, name: str, axis_name: str, seed: int, axis: Axis, judge: SteeredTexts, read: Any, args: Any
 ) -> dict[str, Any]:
     """One grid, printed, and its numbers."""
     print(f"\n{axis_name}, {name}, seed {seed}\nlayer  position  AUC   shift")
@@ -151,28 +162,40 @@ def grid(
     for (layer, position), (acts, out) in read.items():
         method = fitter.fit(acts)
         area = auc(method.to(dtype=torch.float64).barrier, out.desired.double(), out.undesired.double())
-        shift = shift_of(judge, method, kl)
+        shift = shift_of(judge, method, args.kl)
         cells[layer, position] = area, shift
         said = "spends it nowhere" if shift is None else f"{shift[0]:+.2f} ± {shift[1]:.2f}"
         print(f"{layer:>5}  {position:<8}  {area:.2f}  {said}", flush=True)
     measured = {place: (area, shift) for place, (area, shift) in cells.items() if shift is not None}
     best = max(measured, key=lambda place: measured[place][1][0])
-    correlation: Any = spearmanr([area for area, _ in measured.values()], [shift[0] for _, shift in measured.values()])
-    rank = float(correlation.statistic)
-    choice = ot.choose_layer(model, *axis.fit, fitter, kl=kl, seed=seed)
-    chosen = shift_of(judge, choice.method, kl) or (float("nan"), float("nan"))
+    choice = ot.choose_layer(
+        model, *axis.fit, fitter, layers=args.layers, positions=args.positions, kl=args.kl, seed=seed
+    )
+    print(choice)
+    chosen = shift_of(judge, choice.method, args.kl) or (float("nan"), float("nan"))
     top = measured[best][1]
+    by_auc = rank_correlation({place: area for place, (area, _) in measured.items()}, measured)
+    found = {(one.layer, one.position): one.shift for one in choice.candidates if one.shift is not None}
+    by_shift = rank_correlation(found, measured)
     print(
         f"best of the grid: layer {best[0]}, {best[1]}, {top[0]:+.2f} ± {top[1]:.2f}\n"
         f"choose_layer: layer {choice.layer}, {choice.position}, {chosen[0]:+.2f} ± {chosen[1]:.2f}, "
-        f"{chosen[0] / top[0]:.0%} of it, in {choice.seconds:.0f} s\nrank correlation of AUC and shift: {rank:+.2f}",
+        f"{chosen[0] / top[0]:.0%} of it, in {choice.seconds:.0f} s\n"
+        f"rank correlation with the grid: AUC {by_auc:+.2f}, the shift of choose_layer {by_shift:+.2f}",
         flush=True,
     )
     return {
-        "axis": axis_name, "method": name, "seed": seed, "rank_correlation": rank,
+        "rank_correlations": [by_auc, by_shift],
         "cells": [[*place, area, *(shift or (None, None))] for place, (area, shift) in cells.items()],
         "chosen": [choice.layer, choice.position, *chosen], "best": [*best, *top],
     }  # fmt: skip
+
+
+def rank_correlation(found: dict[Any, float], measured: dict[Any, Any]) -> float:
+    """Of what was found with the shifts of the grid, over the places that both have."""
+    both = [place for place in found if place in measured]
+    correlation: Any = spearmanr([found[place] for place in both], [measured[place][1][0] for place in both])
+    return float(correlation.statistic)
 
 
 if __name__ == "__main__":

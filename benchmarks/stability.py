@@ -52,10 +52,10 @@ def run(seed: int, threads: int, perturb: float, *, quick: bool) -> dict:
     ]
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    base, *rows = json.loads(done.stdout)["rows"]
-    for row in rows:
-        row["ratio"] = row["perplexity"] / base["perplexity"]
-    return {"base": base, "rows": {row["name"]: row for row in rows}, "seconds": time.perf_counter() - start}
+    facts = json.loads(done.stdout)
+    base, *rows = ({"name": row["name"]} | row["runs"][0] for row in facts["rows"])  # the first budget
+    rows = {row["name"]: row for row in rows}
+    return {"base": base, "rows": rows, "place": facts["place"], "seconds": time.perf_counter() - start}
 
 
 def over(values: list[float], digits: int, sign: str = "") -> str:
@@ -94,9 +94,13 @@ def main() -> None:
     print(f"| no steering | 0 | {over([100 * each['base']['share'] for each in seeded], 1)} | | 1 |")
     for name in names:
         rows = [each["rows"][name] for each in seeded]
-        moved, ratio = over([row["displacement"] for row in rows], 2), over([row["ratio"] for row in rows], 2)
+        moved, ratio = (
+            over([row["displacement"] for row in rows], 2),
+            over([row["perplexity_ratio"] for row in rows], 2),
+        )
         share, shift = over([100 * row["share"] for row in rows], 1), over([100 * row["shift"] for row in rows], 1, "+")
         print(f"| {name} | {moved} | {share} | {shift} | {ratio} |")
+    print(f"\nplaces: {', '.join(dict.fromkeys(each['place'] for each in found.values()))}")
     turned = []
     for one in names:
         for other in names:

@@ -6,5 +6,5 @@ import sys
 from server_clients import serving
 
 if __name__ == "__main__":
-    with serving() as server:
+    with serving(warm=False) as server:
         raise SystemExit(subprocess.run([part.format(url=server.url) for part in sys.argv[1:]]).returncode)

@@ -10,22 +10,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that test
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names of no model are not sought elsewhere
 
 import beartype  # noqa: F401
+import pytest
 import shape_checks
-import torch
 
 shape_checks.install()
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
 LONGEST = (
-    "test_fuzz_programs.py", "test_loopback_server.py", "test_paper_report.py", "test_fit_and_generate.py",
-    "test_parity.py", "test_interrupted.py", "test_demo_report.py", "test_steering_on_a_server.py", "test_readme.py",
-    "test_closed_loops.py", "test_mutants.py", "test_server_failures.py", "test_checks_of_payloads.py",
-    "test_closed_loop_rows.py", "test_command_line.py", "test_tuning.py",
+    "test_fuzz_programs.py", "test_paper_report.py", "test_fit_and_generate.py", "test_closed_loops.py",
+    "test_demo_report.py", "test_parity.py", "test_command_line.py", "test_readme.py", "test_interrupted.py",
+    "test_steering_on_a_server.py", "test_loopback_server.py", "test_calibrate.py", "test_nnsight_blocks.py",
+    "test_planted.py", "test_closed_loop_rows.py", "test_mutants.py", "test_jacobians.py", "test_tuning.py",
+    "test_attention_sinks.py", "test_server_failures.py", "test_checks_of_payloads.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
+    import torch  # not above: the process that starts the workers runs no test
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
@@ -41,3 +43,11 @@ def pytest_collection_finish():
 
 def pytest_runtest_setup():
     shape_checks.begin_test()
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Networks are trained for 50 steps where few rows are given, for tests that do not ask what they have learned."""
+    from odesteer_tl.flows import training
+
+    monkeypatch.setattr(training, "LEAST_STEPS", 50)

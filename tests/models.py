@@ -49,7 +49,7 @@ def hooks_of(model):
     """Whatever hangs on the modules of a model: hooks, edits, and forwards of their own."""
     inner = getattr(model, "_module", model)
     modules = [*inner.modules(), *getattr(inner, "original_model", torch.nn.Identity()).modules()]
-    kinds = ("forward_hooks", "forward_pre_hooks", "forward_hooks_with_kwargs", "forward_pre_hooks_with_kwargs")
-    hooks = [([len(getattr(m, f"_{each}")) for each in kinds], m.__dict__.get("forward")) for m in modules]
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    hooks = [([len(own[each]) for each in kinds], own.get("forward")) for own in map(vars, modules)]
     points = [len(point.fwd_hooks) for point in getattr(model, "hook_dict", {}).values()]
     return hooks, points, list(getattr(model, "_edits", ()))

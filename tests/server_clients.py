@@ -17,13 +17,15 @@ import tempfile
 import textwrap
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import models
+from warm_python import Script, WarmPython
 
 ROOT = Path(__file__).parents[1]
 _lasting = ExitStack()
@@ -63,8 +65,8 @@ def report(**values):
 class Serving:
     """A running loopback server."""
 
-    def __init__(self, process: subprocess.Popen, port: int):
-        self.process = process
+    def __init__(self, process: subprocess.Popen | Script, stdin: BinaryIO, port: int):
+        self.process, self.stdin = process, stdin  # it ends when its standard input is closed
         self.url = f"http://127.0.0.1:{port}"
 
     def fault(self, kind: str) -> None:
@@ -80,31 +82,52 @@ class Serving:
             return json.load(answer)
 
 
+def _started(command: list, environment: dict[str, str], folder: str | Path, *streams: int) -> subprocess.Popen:
+    """As WarmPython.start, in a Python that is new."""
+    stdin, stdout, stderr = streams
+    command = [sys.executable, *command]
+    return subprocess.Popen(command, env=environment, cwd=folder, stdin=stdin, stdout=stdout, stderr=stderr)
+
+
+@cache
+def _warm_python() -> WarmPython:
+    """What it forks reads this nnsight.yaml, as nnsight reads it while it is imported."""
+    config = Path(_place().name) / "nnsight.yaml"
+    config.write_text("APP: {REMOTE_LOGGING: false}", encoding="utf-8")
+    warm = WarmPython(_environment(NNSIGHT_CONFIG=str(config), HF_HUB_OFFLINE="1"))
+    _lasting.callback(warm.close)
+    return warm
+
+
 @contextmanager
-def serving(*options: str) -> Iterator[Serving]:
-    """A server of its own, with the options of loopback.py; it could import the checkout, were it not for its guard."""
-    command = [sys.executable, str(ROOT / "tests" / "loopback.py"), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment)
-        assert process.stdin is not None and process.stdout is not None
+def serving(*options: str, warm: bool = True) -> Iterator[Serving]:
+    """A server of its own, with the options of loopback.py; it could import the checkout, were it not for its guard.
+
+    `warm=False` starts it as a user would, which takes 3 s.
+    """
+    start = _warm_python().start if warm else _started
+    command = [str(ROOT / "tests" / "loopback.py"), *options]
+    theirs, ours = os.pipe()
+    reading, writing = os.pipe()
+    with tempfile.TemporaryFile("w+") as errors, open(ours, "wb") as stdin, open(reading) as stdout:
+        process = start(command, {**os.environ, "PYTHONPATH": str(ROOT)}, ROOT, theirs, writing, errors.fileno())
+        os.close(theirs)
+        os.close(writing)
         try:
-            line = process.stdout.readline() if select.select([process.stdout], [], [], 120)[0] else ""
+            line = stdout.readline() if select.select([stdout], [], [], 120)[0] else ""
             if not line:
                 errors.seek(0)
                 raise AssertionError(f"The loopback server did not start:\n{errors.read()}")
             ready = json.loads(line)
             assert ready["odesteer_tl"] is False, ready
-            yield Serving(process, ready["port"])
+            yield Serving(process, stdin, ready["port"])
         finally:
-            process.stdin.close()
+            stdin.close()
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
-            process.stdout.close()
+                process.wait(10)
 
 
 @cache
@@ -122,10 +145,10 @@ def _place() -> tempfile.TemporaryDirectory:
 def installed_wheel() -> Path:
     """A folder named site-packages with this checkout's wheel in it, as pip unpacks it; built once."""
     place = Path(_place().name)
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check", "-w", place, ROOT]
+    build = ["-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check", "-w", place, ROOT]
     if find_spec("hatchling"):  # else pip fetches it
-        build.insert(4, "--no-build-isolation")
-    _run(build, place, {})
+        build.insert(3, "--no-build-isolation")
+    _run(_started, build, place, _environment())
     (wheel,) = place.glob("odesteer_tl-*.whl")
     zipfile.ZipFile(wheel).extractall(place / "site-packages")
     return place / "site-packages"
@@ -145,17 +168,30 @@ def client(script: str, folder: Path, *arguments: object, preamble: str = PREAMB
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "script.py"
         path.write_text(preamble + textwrap.dedent(script), encoding="utf-8")
-        config = Path(place) / "nnsight.yaml"
-        config.write_text("APP: {REMOTE_LOGGING: false}", encoding="utf-8")
-        own = {"PYTHONPATH": str(folder), "NNSIGHT_CONFIG": str(config), "HF_HUB_OFFLINE": "1"}
-        output = _run([sys.executable, path, *arguments], place, own, timeout)
+        output = script_output([path, *arguments], place, timeout, PYTHONPATH=str(folder))
     return json.loads(output.splitlines()[-1])
 
 
-def _run(command: list, cwd: str | Path, own: dict[str, str], timeout: float = 900) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NDIF_", "NNSIGHT_", "PYTHONPATH"))}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment | own, timeout=timeout, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+def script_output(command: list, folder: str | Path, timeout: float = 300, **environment: str) -> str:
+    """What a script [path, *arguments] prints, in a process of its own forked from one that has torch and nnsight."""
+    return _run(_warm_python().start, command, folder, _environment(HF_HUB_OFFLINE="1", **environment), timeout)
+
+
+def _environment(**own: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("NDIF_", "NNSIGHT_", "PYTHONPATH"))} | own
+
+
+def _run(start: Callable, command: list, folder: str | Path, environment: dict[str, str], timeout: float = 900) -> str:
+    """What the command prints. AssertionError, with what it says on standard error, if it fails."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors, open(os.devnull) as nothing:
+        streams = nothing.fileno(), output.fileno(), errors.fileno()
+        process = start([str(part) for part in command], environment, folder, *streams)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        output.seek(0)
+        errors.seek(0)
+        said = output.read()
+        assert code == 0, f"{said}\n{errors.read()}"
+    return said

@@ -6,16 +6,18 @@ network call the same functions with the same shapes over and over. What beartyp
 also where a function within a function is made anew.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from functools import wraps
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
 
 CALLS = 3
-_calls: Counter = Counter()
+_calls: dict[CodeType, list[int]] = {}
+"""How often this test has called each function."""
+_called: list[list[int]] = []
+"""Those that it has called."""
 _checks: dict[tuple, Callable] = {}
 _every_call = jaxtyping.jaxtyped
 
@@ -25,7 +27,9 @@ def install() -> None:
 
 
 def begin_test() -> None:
-    _calls.clear()
+    for calls in _called:
+        calls[0] = 0
+    _called.clear()
 
 
 def _in_first_calls(fn: Any = None, *, typechecker: Callable) -> Any:
@@ -42,13 +46,16 @@ def _in_first_calls(fn: Any = None, *, typechecker: Callable) -> Any:
     if not isinstance(fn, FunctionType):
         return _every_call(fn, typechecker=typechecker)
     checked = None
+    calls = _calls.setdefault(fn.__code__, [0])  # looked up once: the hash of a function's code takes long
 
     @wraps(fn)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         nonlocal checked
-        if _calls[fn.__code__] >= CALLS:
+        if calls[0] >= CALLS:
             return fn(*args, **kwargs)
-        _calls[fn.__code__] += 1
+        if not calls[0]:
+            _called.append(calls)
+        calls[0] += 1
         if checked is None:
             checked = _every_call(fn, typechecker=checked_once_made)
         return checked(*args, **kwargs)

@@ -96,10 +96,10 @@ class _Call:
     """Reads the calls of the module that runs the blocks: `read` turns the arguments of a call into a `Pass`."""
 
     def __init__(self, watched: Any) -> None:
-        self.names = [name for name in inspect.signature(type(watched).forward).parameters if name != "self"]
+        parameters = inspect.signature(type(watched).forward).parameters
+        self.names = [name for name in parameters if name != "self"]
         self.library = made_by(watched)
-        parameters = inspect.signature(type(watched).forward).parameters.values()
-        swallows = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        swallows = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self.takes_mask = "attention_mask" in self.names or not swallows
         self._states: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # tokens seen by a cache without columns
         self._cache_seen = self._caching = False

@@ -16,12 +16,16 @@ from odesteer_tl.backends.collect import collect_places
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.evaluation.divergence import SteeredTexts
-from odesteer_tl.evaluation.judged_texts import JUDGED, gains_at, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.judged_texts import JUDGED, JudgedTexts, effects_at, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
+from odesteer_tl.evaluation.shift import Estimate, combined, in_all_places, in_own_places
 from odesteer_tl.evaluation.strength_search import check_budget, search_of
 from odesteer_tl.flows.barriers import auc
 from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
+from odesteer_tl.portable.strength import Strength
+
+Place = tuple[int, Position]
+"""A layer and a reading position."""
 
 BEHIND = 0.15
 """A candidate whose AUC is that far below the best, and two standard errors, is not steered by."""
@@ -55,15 +59,20 @@ def choose_layer(
     A quarter of the texts is held out. Everywhere the method is fitted on the others, and the AUC of its h on the
     held-out texts screens: what is .15, and two standard errors, below the best is left out. The others steer held-out
     texts, teacher-forced and without generation, at the strength that spends `kl` nats of KL(unsteered ‖ steered)
-    there, and are ranked by the shift, Δ log p(desired) − Δ log p(undesired) in nats, less two standard errors: the
-    largest of many noisy shifts would mostly be luck. The neighbours of the best layer are tried after that, and the
-    method is fitted once more, on all texts, at the best place.
+    there. They are compared by the shift, Δ log p(desired) − Δ log p(undesired) in nats, found in two ways that are
+    weighted by the inverse of their variances: from the gain of each text's words x where they stand, Σ log q(x) −
+    log p(x), q steered and p unsteered; and from the lift λ(x) of the same words, the mean of log q(x) − log p(x) over
+    every steered token of both sides, whatever follows it. The lift is free of the chance of which word stands where,
+    which hides the differences between layers. Places whose shift is not below the largest by two standard errors of
+    the difference cannot be told apart: of them the middle layer is taken, as shifts rise and fall slowly with depth,
+    and there the larger shift. The method is fitted once more at that place, on all texts.
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
     `chat_template`, `system`, `prepend_bos` and `blocks` as for `collect`. With `queries` the beginnings of the answers
-    are steered and judged, else what follows the first tokens of a text, after those that all texts share; on both
-    sides equally many tokens, 32 at most. `seed` decides what is held out.
+    are steered and judged, else what follows the first tokens of a text, and those that it shares with a text of the
+    other side, as a question that both answer; 24 tokens at most. `seed` decides what is held out: of sides of equally
+    many texts the same numbers, as they may belong together.
 
     Raises ValueError for fewer than 8 texts a side, position "all", a method of several sites, where nowhere a strength
     spends the budget, and as `collect` and the fit do. Warns where the best shift is not above 0 by two standard
@@ -73,7 +82,7 @@ def choose_layer(
     check_budget(kl, "above 0")
     fit, depth = _fit_of(method), layers_of(model, blocks)
     given = [layers] if isinstance(layers, int) else layers
-    wanted = _spread(depth) if given is None else sorted({whole_number("layer", layer, 0) for layer in given})
+    wanted = usual_layers(depth) if given is None else sorted({whole_number("layer", layer, 0) for layer in given})
     positions = (positions,) if isinstance(positions, (str, int)) else tuple(positions)
     if not wanted or not positions or "all" in positions:
         raise ValueError(
@@ -83,58 +92,43 @@ def choose_layer(
     pairs = paired or queries is not None
     rows, starts = token_rows(model, desired, undesired, queries, prepend_bos, chat_template, system)
     held = held_out(len(rows[0]), len(rows[1]), pairs, seed)
-    first, second = (torch.nonzero(side).flatten()[:JUDGED].tolist() for side in held)
-    texts = judged_texts(model, rows, starts, (first, second), queries is not None, blocks)
-    more = range(depth) if layers is None else wanted  # neighbours of the best are read in the same pass
-    read: dict[tuple[int, Position], ContrastiveActivations] = {}
+    judged = judged_texts(model, rows, starts, held, pairs, blocks)
+    read: dict[Place, ContrastiveActivations] = {}
     of_places = collect_places(
-        model, desired, undesired, more, positions, queries=queries, paired=paired, progress=progress,
+        model, desired, undesired, wanted, positions, queries=queries, paired=paired, progress=progress,
         chat_template=chat_template, system=system, prepend_bos=prepend_bos, batch_size=batch_size, blocks=blocks,
     )  # fmt: skip
     for position, of_layers in zip(positions, of_places, strict=True):
         read |= {(acts.layer, position): acts for acts in of_layers if acts.layer is not None}
-    found: dict[tuple[int, Position], Candidate] = {}
-    fitted: dict[tuple[int, Position], Method] = {}
+    fitted = {place: _checked(fit(acts._take(~held[0], ~held[1]))) for place, acts in read.items()}
+    found = {place: Candidate(*place, *_auc(fitted[place], read[place]._take(*held))) for place in read}
+    shifts: dict[Place, Estimate] = {}
     near: float | None = None
-
-    def screen(places: list[tuple[int, Position]]) -> list[tuple[int, Position]]:
-        for place in places:
-            acts = read[place]
-            fitted[place] = _checked(fit(acts._take(~held[0], ~held[1])))
-            found[place] = Candidate(*place, *_auc(fitted[place], acts._take(*held)))
-        return [place for place in places if not _is_behind(found[place], found.values())]
-
-    def steer(places: Iterable[tuple[int, Position]], label: str) -> None:
-        nonlocal near
-        for place in bar(list(places), label=label, progress=progress):
-            found[place], near = _shifted(
-                found[place], fitted[place], texts, len(first), pairs, kl, near, min(JUDGED, batch_size)
-            )
-
-    everywhere: list[tuple[int, Position]] = [(layer, position) for position in positions for layer in wanted]
-    steer(screen(everywhere), "Steering held-out texts")
-    best = _best(found, kl)
-    if layers is None:
-        step = max(1, wanted[1] - wanted[0]) if len(wanted) > 1 else 1
-        beside = {best.layer + sign * k for k in (1, step // 2) for sign in (-1, 1) if k > 0}
-        new: list[tuple[int, Position]] = [(at, best.position) for at in sorted(beside) if 0 <= at < depth - 1]
-        steer(screen([place for place in new if place not in found]), "Steering at neighbouring layers")
-        best = _best(found, kl)
+    steered = [place for place in read if not _is_behind(found[place], found.values())]
+    for place in bar(steered, label="Steering held-out texts", progress=progress):
+        spent, near = _shift_at(fitted[place], judged, kl, near, min(JUDGED, batch_size))
+        if spent is not None:
+            strength, shift = spent
+            shifts[place] = shift
+            found[place] = replace(found[place], shift=shift.value, shift_error=shift.error, strength=strength)
+    if not shifts:
+        raise ValueError(f"Nowhere does a strength spend {kl:g} nats of KL: give another budget, kl=, or method.")
+    tied = _tied(shifts)
+    found |= {place: replace(found[place], tied=True) for place in tied}
+    best = found[_middle(shifts, tied)]
     if best.shift is not None and best.shift_error is not None and best.shift <= 2 * best.shift_error:
         warnings.warn(
-            f"The best shift, {best.shift:+.2f} ± {best.shift_error:.2f} nats, is not above 0 by two standard errors: "
+            f"The shift, {best.shift:+.2f} ± {best.shift_error:.2f} nats, is not above 0 by two standard errors: "
             "these texts may not hold what you want to steer, or are too few. Look at the table of the candidates.",
             stacklevel=2,
         )
     acts = read[best.layer, best.position]
     ordered = tuple(found[place] for place in sorted(found, key=lambda place: (str(place[1]), place[0])))
     seconds = time.perf_counter() - start
-    return LayerChoice(
-        best.layer, best.position, fit(acts), acts, ordered, float(kl), (len(first), len(second)), seconds
-    )
+    return LayerChoice(best.layer, best.position, fit(acts), acts, ordered, float(kl), judged.counts, seconds)
 
 
-def _spread(depth: int) -> list[int]:
+def usual_layers(depth: int) -> list[int]:
     """About eight layers from a sixth of the way to the last but one."""
     first, step = depth // 6, max(1, round(depth / 10))
     return list(range(first, max(depth - 1, first + 1), step))
@@ -181,38 +175,37 @@ def _is_behind(one: Candidate, others: Iterable[Candidate]) -> bool:
     return best.auc - one.auc > max(BEHIND, 2 * (one.auc_error**2 + best.auc_error**2) ** 0.5)
 
 
-def _shifted(
-    place: Candidate,
-    method: Method,
-    texts: SteeredTexts,
-    n_desired: int,
-    pairs: bool,
-    kl: float,
-    near: float | None,
-    batch_size: int,
-) -> tuple[Candidate, float | None]:
-    """The candidate with its shift at the budget, and its displacement over ‖a‖, where the search for the next one
-    begins; without a shift where no strength spends the budget."""
+def _shift_at(
+    method: Method, judged: JudgedTexts, kl: float, near: float | None, batch_size: int
+) -> tuple[tuple[Strength, Estimate] | None, float | None]:
+    """The strength that spends the budget, with the shift there, and its displacement over ‖a‖, where the search for
+    the next one begins; None, and the old displacement, where no strength spends it."""
     norm, speed = method.origin.typical_norm, method.speed
     search = search_of(method, None)
     unit = 1.0 if search.sought == "relative_T" else None if not norm or not speed else norm / speed
-    spent = gains_at(texts, search, kl, search.guess if near is None or unit is None else near * unit, batch_size)
+    guess = search.guess if near is None or unit is None else near * unit
+    spent = effects_at(judged.steered, search, kl, guess, batch_size)
     if spent is None:
-        return place, near
-    value, gains = spent
-    high, low = gains[:n_desired], gains[n_desired:]
-    if pairs:
-        error = float((high - low).std() / len(high) ** 0.5)
-    else:
-        error = float((high.var() / len(high) + low.var() / len(low)) ** 0.5)
+        return None, near
+    value, effects = spent
+    shift = combined(in_own_places(judged, effects.gains[0]), in_all_places(judged, effects.lifts[0]))
     ((_, strength),) = search.pairs(value)
-    shift = float(high.mean() - low.mean())
-    found = replace(place, shift=shift, shift_error=error, strength=strength)
-    return found, near if unit is None else value / unit
+    return (strength, shift), near if unit is None else value / unit
 
 
-def _best(found: dict[tuple[int, Position], Candidate], kl: float) -> Candidate:
-    measured = [one for one in found.values() if one.shift is not None]
-    if not measured:
-        raise ValueError(f"Nowhere does a strength spend {kl:g} nats of KL: give another budget, kl=, or method.")
-    return max(measured, key=lambda one: one.shown)
+def _tied(shifts: dict[Place, Estimate]) -> list[Place]:
+    """Where the shift is not below the largest by two standard errors of the difference, nor of another sign."""
+    most = max(shifts.values(), key=lambda one: one.value)
+    return [
+        place
+        for place, one in shifts.items()
+        if most.value - one.value <= 2 * most.error_of_difference(one) and (one.value > 0) == (most.value > 0)
+    ]
+
+
+def _middle(shifts: dict[Place, Estimate], tied: list[Place]) -> Place:
+    """Of places that cannot be told apart that in the middle layer, and of several there that with the largest shift:
+    shifts rise and fall slowly with depth, so that the middle is near to whichever is the best."""
+    layers = sorted(layer for layer, _ in tied)
+    middle = layers[len(layers) // 2]
+    return max((place for place in tied if place[0] == middle), key=lambda place: shifts[place].value)

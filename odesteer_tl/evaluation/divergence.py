@@ -76,14 +76,15 @@ class SteeredTexts:
         return torch.cat([batch.costs for batch in self._batches(pairs, values, batch_size)], dim=1)
 
     @torch.no_grad()
-    def costs_and_gains(
+    def effects(
         self, pairs: Callable[[Any], list[tuple[Any, Strength]]], values: Sequence[float], batch_size: int
-    ) -> tuple[Float[Tensor, "strengths tokens"], Float[Tensor, "strengths texts"]]:
-        """The `divergences`, and how much likelier each text becomes: Σ log q(x) − log p(x) in nats over the tokens x
-        that follow a steered one."""
+    ) -> "Effects":
+        """The `divergences`, and what becomes likelier, at each of the `values`."""
         costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
+        lifted: Any = 0.0
         for batch in self._batches(pairs, values, batch_size):
             costs.append(batch.costs)
+            lifted = lifted + batch.lifted
             rows, columns = batch.named.nonzero(as_tuple=True)
             followed = columns + 1 < batch.named.shape[1]
             followed &= batch.real[rows, (columns + 1).clamp_max(batch.named.shape[1] - 1)]
@@ -93,7 +94,7 @@ class SteeredTexts:
             for number, q in enumerate(batch.q):
                 gain = (q[followed].gather(1, following) - before).squeeze(1).double()
                 gains[number].index_add_(0, batch.rows[rows], gain)
-        return torch.cat(costs, dim=1), gains
+        return Effects(torch.cat(costs, dim=1), gains, lifted / int(self.named.sum()))
 
     @torch.no_grad()
     def _batches(self, pairs: Any, values: Sequence[float], batch_size: int) -> Iterator["_Batch"]:
@@ -161,6 +162,20 @@ def divergence_between(one: SteeredTexts, other: SteeredTexts, batch_size: int) 
 
 
 @dataclass(frozen=True, eq=False)
+class Effects:
+    """What steering at several strengths does to texts, in nats.
+
+    `costs`: KL(unsteered ‖ steered) at every steered token. `gains`: how much likelier each text becomes, Σ log q(x) −
+    log p(x) over the tokens x that follow a steered one. `lifts`: how much likelier each token of the vocabulary
+    becomes, the mean of log q(v) − log p(v) over all steered tokens, whatever follows them.
+    """
+
+    costs: Float[Tensor, "strengths tokens"]
+    gains: Float[Tensor, "strengths texts"]
+    lifts: Float[Tensor, "strengths d_vocab"]
+
+
+@dataclass(frozen=True, eq=False)
 class _Batch:
     """Some `rows` of the texts in one pass: their tokens, which are real and which steered [batch, pos], and the
     log-probabilities of what follows the steered ones [tokens, d_vocab]: p unsteered, q for each strength."""
@@ -176,6 +191,11 @@ class _Batch:
     def costs(self) -> Float[Tensor, "strengths tokens"]:
         """KL(p ‖ q) at every steered token, in nats."""
         return torch.stack([_kl(self.p, q) for q in self.q])
+
+    @property
+    def lifted(self) -> Float[Tensor, "strengths d_vocab"]:
+        """Σ log q(v) − log p(v) over the steered tokens."""
+        return torch.stack([(q - self.p).sum(0, dtype=torch.float64) for q in self.q])
 
 
 def _kl(p: Float[Tensor, "tokens d_vocab"], q: Float[Tensor, "tokens d_vocab"]) -> Float[Tensor, " tokens"]:

@@ -17,6 +17,7 @@ class Candidate:
     `shift`, in nats: by how much steering at the budget makes the held-out desired texts likelier than the undesired
     ones, Δ log p(desired) − Δ log p(undesired), with its standard error over texts; None where it was not measured, as
     the AUC was too far below the best, or where no strength spends the budget. `strength` spends the budget there.
+    `tied`: whether the shift cannot be told from the largest, by two standard errors of their difference.
     """
 
     layer: int
@@ -26,13 +27,7 @@ class Candidate:
     shift: float | None = None
     shift_error: float | None = None
     strength: Strength | None = None
-
-    @property
-    def shown(self) -> float:
-        """The shift less two standard errors, by which candidates are ranked; −inf where it was not measured."""
-        if self.shift is None or self.shift_error is None:
-            return -math.inf
-        return self.shift - 2 * self.shift_error
+    tied: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +60,13 @@ class LayerChoice:
         best = self.best
         said = f"Layer {self.layer}, position {self.position!r}: at {self.budget:g} nats the shift is {_signed(best)}"
         lines = [f"{said} nats on {self.held_out[0]} and {self.held_out[1]} held-out texts ({self.seconds:.0f} s)"]
+        tied = sum(one.tied for one in self.candidates)
+        lines.append(f"< the middle layer of {tied} that cannot be told from the best, ~ the others of them")
         lines.append("layer  position      AUC          shift      strength")
         for one in self.candidates:
             auc = "no h" if one.auc is None else f"{one.auc:.2f} ± {one.auc_error:.2f}"
             strength = "" if one.strength is None else f"{one.strength.value:.3g}"
-            mark = "   <" if one is best else ""
+            mark = "   <" if one is best else "   ~" if one.tied else ""
             lines.append(
                 f"{one.layer:>5}  {one.position!s:<8}  {auc:>11}  {_signed(one):>13}  {strength:>8}{mark}".rstrip()
             )

@@ -140,7 +140,18 @@ def check_biases(block: Any, name: str, fitted: str, processing: str) -> None:
 
 
 def _lists(module: Any) -> list[tuple[str, Any]]:
-    return [(path, child) for path, child in module.named_modules() if isinstance(child, torch.nn.ModuleList)]
+    """The module lists in `module` with their paths, in the order of `named_modules`, which takes several times as
+    long for each steering block."""
+    found, seen, left = [], set(), [("", module)]
+    while left:
+        path, child = left.pop()
+        if child is None or child in seen:
+            continue
+        seen.add(child)
+        if isinstance(child, torch.nn.ModuleList):
+            found.append((path, child))
+        left += [(f"{path}.{name}" if path else name, part) for name, part in reversed(child._modules.items())]
+    return found
 
 
 def _depth(config: Any) -> int | None:

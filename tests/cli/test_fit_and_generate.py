@@ -1,6 +1,7 @@
 """The commands, as a person types them."""
 
 import json
+from dataclasses import replace
 
 import models
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 import odesteer_tl as ot
 from odesteer_tl.cli import app
 from odesteer_tl.cli.values import method_names
-from odesteer_tl.evaluation.reports import ablation, paper
+from odesteer_tl.evaluation.reports import ablation, demo, paper
 from odesteer_tl.flows.features import Polynomial
 from odesteer_tl.flows.tuning import tune
 
@@ -61,7 +62,7 @@ def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder, texts, tmp_path):
+def test_every_method_of_the_literature_is_fitted_and_steers(name, model_folder, texts, tmp_path, short_training):
     (tmp_path / "asked.txt").write_text(
         "\n".join(["we saw the film", "we saw it", "the film"][n % 3] for n in range(20)), encoding="utf-8"
     )
@@ -178,7 +179,13 @@ def test_generate_wants_one_strength(model_folder, texts, tmp_path):
         assert result.exit_code == 2 and "Give either --T or --relative-T" in result.output
 
 
-def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path):
+def fewer(data):
+    """The data of the demo with short texts and few prompts."""
+    return replace(shorter(data), prompts=data.prompts[:4], validation_prompts=data.validation_prompts[:3])
+
+
+def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "load_demo", lambda model: fewer(ot.load_demo(model)))
     picture = tmp_path / "demo.png"
     words = ["demo", "--quick", "--json", "--direction", "negative", "--model", model_folder, "--layer", "1"]
     result = run.invoke(app, [*words, "--picture", str(picture)])
@@ -191,7 +198,7 @@ def test_the_demo_runs_on_any_folder_and_prints_json(model_folder, tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monkeypatch):
+def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monkeypatch, short_training):
     counts = paper.Counts(prompts=2, validation_prompts=2, samples=2, max_new_tokens=3, seeds=2)
     monkeypatch.setattr(paper, "QUICK", counts)
 
@@ -199,7 +206,7 @@ def test_compare_runs_on_any_folder_and_prints_json(model_folder, tmp_path, monk
         return tune(acts, features or [Polynomial()], Cs=(1,), folds=2, seed=seed)
 
     monkeypatch.setattr(ablation, "tune", few)
-    monkeypatch.setattr(paper, "load_demo", lambda model: shorter(ot.load_demo(model)))
+    monkeypatch.setattr(paper, "load_demo", lambda model: fewer(ot.load_demo(model)))
     picture = tmp_path / "compare.png"
     words = ["compare", "--quick", "--json", "--seeds", "1", "--model", model_folder, "--layer", "1"]
     result = run.invoke(app, [*words, "--picture", str(picture)])

@@ -1,6 +1,7 @@
 """The choice of the layer: shifts judged by the plain Hugging Face model under torch hooks, held out, and ranked."""
 
 import math
+from itertools import takewhile
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from models import BACKENDS, load
 from scipy.stats import mannwhitneyu
 
 import odesteer_tl as ot
-from odesteer_tl.evaluation.judged_texts import JUDGED, held_out, judged_texts, token_rows
-from odesteer_tl.evaluation.root_search import near_crossing
+from odesteer_tl.evaluation.choose_layer import _middle, _tied
+from odesteer_tl.evaluation.judged_texts import JUDGED, LENGTH, _starts, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.shift import Estimate
 from odesteer_tl.parity import oracle
 
 HEADS = ["the film is", "a plot is", "we saw it and it was", "truly", "it is"]
@@ -38,56 +40,121 @@ def rows_of(model, texts):
     return [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
 
 
-def cost_and_gain(row, start, method, T):
-    """KL at each steered token, and the gain of the text that follows, by hooks on one row."""
+def log_ratio(row, start, method, T):
+    """KL at each steered token [tokens], and log q − log p there [tokens, d_vocab], by hooks on one row."""
     where = list(range(start - 1, len(row)))
     p = oracle.logits("llama", row, (), ())[where].double().log_softmax(-1)
     q = oracle.logits("llama", row, oracle.places(method, T), where)[where].double().log_softmax(-1)
-    following = torch.tensor(row[start:]).unsqueeze(1)
-    gain = (q[:-1].gather(1, following) - p[:-1].gather(1, following)).sum()
-    return (p.exp() * (p - q)).sum(-1).detach(), float(gain.detach())
+    return (p.exp() * (p - q)).sum(-1).detach(), (q - p).detach()
+
+
+def gain_of(row, start, ratio):
+    return sum(float(ratio[at, token]) for at, token in enumerate(row[start:]))
+
+
+def common(*rows):
+    """How many tokens all rows begin with."""
+    return len(list(takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))))
+
+
+def starts_of(sides, length):
+    """How much of each text is prompt, by comparing it with every text of the other side."""
+    of_all = common(*sides[0], *sides[1])
+    usual = min(sorted(len(row) for row in side)[(len(side) - 1) // 2] for side in sides) - of_all
+    least = of_all + min(usual, length) // 4
+
+    def start(row, others):
+        shared = max(common(row, other) for other in others)
+        return max(min(max(shared, least), len(row) - 1), 1)
+
+    return [[start(row, sides[1 - side]) for row in sides[side]] for side in (0, 1)]
+
+
+def median(numbers):
+    return sorted(numbers)[(len(numbers) - 1) // 2]
 
 
 def test_shifts_are_those_of_torch_hooks_at_the_budget(chosen):
     model, choice = chosen
     masks = held_out(len(GOOD), len(BAD), False, seed=1)
     assert [int(mask.sum()) for mask in masks] == [5, 5] and choice.held_out == (5, 5) and JUDGED >= 5
+    rows = [rows_of(model, texts) for texts in (GOOD, BAD)]
     held = [
-        rows_of(model, [text for text, out in zip(texts, mask.tolist(), strict=True) if out])
-        for texts, mask in zip((GOOD, BAD), masks, strict=True)
+        [(row, start) for row, start, out in zip(*of, mask.tolist(), strict=True) if out]
+        for *of, mask in zip(rows, starts_of(rows, LENGTH), masks, strict=True)
     ]
-    every = rows_of(model, [*GOOD, *BAD])
-    shared = next(n for n in range(9) if len({row[n] for row in every}) > 1)  # the BOS, where there is one
-    span = min(sorted(len(row) - shared for row in side)[2] for side in held)
-    start = max(shared + span // 4, 1)
+    span = min(median([len(row) - start for row, start in side]) for side in held)
+    held = [[(row[: start + span], start) for row, start in side] for side in held]
     measured = [one for one in choice.candidates if one.shift is not None]
     assert len(measured) >= 2
     for one in measured:
         acts = ot.collect(model, GOOD, BAD, layer=one.layer, position=one.position)
         method = ot.CAA.fit(acts._take(*(~mask for mask in masks)))
-        costs, gains = [], []
-        for side in held:
-            each = [cost_and_gain(row[: shared + span], start, method, one.strength.T) for row in side]
-            costs += [cost for cost, _ in each]
-            gains.append(torch.tensor([gain for _, gain in each], dtype=torch.float64))
-        assert float(torch.cat(costs).mean()) == pytest.approx(KL, rel=0.06)
-        assert one.shift == pytest.approx(float(gains[0].mean() - gains[1].mean()), abs=2e-3)
+        found = [[(*each, *log_ratio(*each, method, one.strength.T)) for each in side] for side in held]
+        assert float(torch.cat([cost for side in found for _, _, cost, _ in side]).mean()) == pytest.approx(
+            KL, rel=0.06
+        )
+        gains = [torch.tensor([gain_of(row, start, ratio) for row, start, _, ratio in side]) for side in found]
+        own = float(gains[0].mean() - gains[1].mean())
         error = math.sqrt(sum(float(of.var()) / len(of) for of in gains))
-        assert one.shift_error == pytest.approx(error, abs=2e-3)
+        lift = torch.cat([ratio for side in found for *_, ratio in side]).mean(0)
+        words = [[row[start:] for row, start in side] for side in held]
+        means = [sum(float(lift[word]) for text in side for word in text) / sum(map(len, side)) for side in words]
+        length = sum(len(text) for side in words for text in side) / 10
+        everywhere = length * (means[0] - means[1])
+        off = [
+            [sum(float(lift[word]) - mean for word in text) * 5 * length / sum(map(len, side)) for text in side]
+            for side, mean in zip(words, means, strict=True)
+        ]
+        off, variances = [torch.tensor(side, dtype=torch.float64) for side in off], [0.0, error**2]
+        variances[0] = sum(float(side.var()) / 5 for side in off)
+        share = variances[1] / sum(variances)
+        assert one.shift == pytest.approx(share * everywhere + (1 - share) * own, abs=2e-3)
+        both = [share * there + (1 - share) * here for there, here in zip(off, gains, strict=True)]
+        assert one.shift_error == pytest.approx(math.sqrt(sum(float(side.var()) / 5 for side in both)), abs=2e-3)
         high, low = (method.barrier.value(side) for side in (acts._take(*masks).desired, acts._take(*masks).undesired))
         statistic = mannwhitneyu(high, low).statistic / len(high) / len(low)
         assert one.auc == pytest.approx(statistic, abs=1e-6)
 
 
-def test_the_largest_shift_that_is_shown_is_chosen_and_fitted_on_all_texts(chosen):
+def test_the_middle_of_what_cannot_be_told_apart_is_chosen_and_fitted_on_all_texts(chosen):
     model, choice = chosen
     measured = [one for one in choice.candidates if one.shift is not None]
-    best = max(measured, key=lambda one: one.shift - 2 * one.shift_error)
+    tied = [one for one in measured if one.tied]
+    assert max(measured, key=lambda one: one.shift) in tied and not any(
+        one.tied for one in choice.candidates if one.shift is None
+    )
+    at = sorted(one.layer for one in tied)
+    best = max((one for one in tied if one.layer == at[len(at) // 2]), key=lambda one: one.shift)
     assert best is choice.best and (best.layer, best.position) == (choice.layer, choice.position)
     acts = ot.collect(model, GOOD, BAD, layer=choice.layer, position=choice.position)
     direction = choice.method.vector_field(acts.desired)[0]
     torch.testing.assert_close(direction, ot.CAA.fit(acts).vector_field(acts.desired)[0])
-    assert f"Layer {choice.layer}, position {choice.position!r}" in str(choice) and str(choice).count("<") == 1
+    assert f"Layer {choice.layer}, position {choice.position!r}" in str(choice)
+    table = str(choice).splitlines()[2:]
+    assert sum(line.endswith("<") for line in table) == 1 and sum(line.endswith("~") for line in table) == len(tied) - 1
+
+
+def test_places_are_told_apart_by_the_error_of_their_difference():
+    """Large errors that both estimates have of the same texts do not hide a difference, small ones of one alone do."""
+    shared = torch.tensor([3.0, -3.0])
+
+    def made(value, own):
+        return Estimate(value, shared + torch.tensor([own, 0.0]))
+
+    shifts = {
+        (2, "last"): made(1.0, 0.0),
+        (5, "last"): made(2.0, 0.1),
+        (8, "mean"): made(2.1, 0.0),
+        (8, "last"): made(2.0, 0.2),
+    }
+    assert _tied(shifts) == [(5, "last"), (8, "mean"), (8, "last")] and _middle(shifts, _tied(shifts)) == (8, "mean")
+    shifts[11, "last"] = made(1.0, 0.6)
+    assert (11, "last") in _tied(shifts) and _middle(shifts, _tied(shifts)) == (8, "mean")
+    shifts |= {(3, "mean"): made(1.9, 0.3), (1, "mean"): made(1.9, 0.3), (4, "mean"): made(1.9, 0.3)}
+    assert _middle(shifts, _tied(shifts)) == (5, "last")
+    shifts[0, "last"] = made(-0.1, 5.0)
+    assert (0, "last") not in _tied(shifts)  # below unsteered
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -97,11 +164,39 @@ def test_texts_of_unequal_length_are_judged_by_windows_that_are_equal(seed):
     long = [f"{text} and it is {text} and we saw it and it was {text}" for text in GOOD]
     for sides in ((GOOD, long), (long, GOOD)):
         rows, starts = token_rows(model, *sides, None, None, False, None)
-        first, second = (torch.nonzero(side).flatten().tolist() for side in held_out(20, 20, False, seed))
-        texts = judged_texts(model, rows, starts, (first, second), False)
-        lengths = (texts.texts.mask.sum(1) - texts.texts.prompt_lengths).chunk(2)
-        assert abs(int(lengths[0].max()) - int(lengths[1].max())) == 0
-        assert int(lengths[0].max()) <= max(len(row) for row in rows_of(model, GOOD))
+        judged = judged_texts(model, rows, starts, held_out(20, 20, False, seed), False)
+        lengths = [max(map(len, side)) for side in judged.windows]
+        steered = (judged.steered.texts.mask.sum(1) - judged.steered.texts.prompt_lengths).chunk(2)
+        assert lengths[0] == lengths[1] <= max(len(row) for row in rows_of(model, GOOD))
+        assert [int(side.max()) for side in steered] == lengths
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_text_shares_with_one_of_the_other_side_is_prompt(seed):
+    chance = torch.Generator().manual_seed(seed)
+    sides = [
+        [
+            torch.randint(1, 4, (int(length),), generator=chance)
+            for length in torch.randint(1, 9, (n,), generator=chance)
+        ]
+        for n in (12, 9)
+    ]
+    plain = [[row.tolist() for row in side] for side in sides]
+    assert list(_starts((sides[0], sides[1]))) == starts_of(plain, LENGTH)
+
+
+def test_an_answer_is_judged_and_its_question_is_not_though_the_texts_are_no_pairs():
+    model = load("huggingface", "llama")
+    sides = [
+        [f"{head} {head} it was {word}" for word in words for head in HEADS]
+        for words in (("great", "good"), ("bad", "slow"))
+    ]
+    rows, starts = token_rows(model, *sides, None, None, False, None)
+    judged = judged_texts(model, rows, starts, held_out(10, 10, False, 0), False)
+    ends = [{int(row[-1]) for row in side} for side in rows]
+    words = [{int(word) for text in side for word in text} for side in judged.windows]
+    assert words[0] <= ends[0] and words[1] <= ends[1] and not ends[0] & ends[1]
+    assert all(len(text) == 1 for side in judged.windows for text in side)
 
 
 def test_what_all_texts_share_is_not_judged():
@@ -132,17 +227,24 @@ def test_pairs_stay_together_and_are_judged_as_pairs():
     mask, again = held_out(20, 20, True, seed=0)
     assert torch.equal(mask, again)
     acts = ot.collect(model, good, bad, queries=queries, layer=1)
-    method, differences = ot.CAA.fit(acts._take(~mask, ~mask)), []
+    method, ratios, gains, words = ot.CAA.fit(acts._take(~mask, ~mask)), [], [], []
     for number in mask.nonzero().flatten().tolist():
         start = len(rows_of(model, [queries[number]])[0])
-        gains = []
         for tokens, real in acts.tokens:
             row = tokens[number][real[number]].tolist()[: start + 1]  # the desired answers have one token
-            gains.append(cost_and_gain(row, start, method, one.strength.T)[1])
-        differences.append(gains[0] - gains[1])
-    differences = torch.tensor(differences, dtype=torch.float64)
-    assert one.shift == pytest.approx(float(differences.mean()), abs=2e-3)
-    assert one.shift_error == pytest.approx(float(differences.std() / 5**0.5), abs=2e-3)
+            ratios.append(log_ratio(row, start, method, one.strength.T)[1])
+            gains.append(gain_of(row, start, ratios[-1]))
+            words.append(row[start])
+    lift = torch.cat(ratios).mean(0)
+    own, everywhere = (
+        torch.tensor(found, dtype=torch.float64).view(-1, 2) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+        for found in (gains, [float(lift[word]) for word in words])
+    )
+    errors = [float(of.std() / 5**0.5) for of in (everywhere, own)]
+    share = errors[1] ** 2 / (errors[0] ** 2 + errors[1] ** 2)
+    assert one.shift == pytest.approx(float(share * everywhere.mean() + (1 - share) * own.mean()), abs=2e-3)
+    both = share * everywhere + (1 - share) * own
+    assert one.shift_error == pytest.approx(float(both.std() / 5**0.5), abs=2e-3)
 
 
 def test_a_function_fits_and_a_method_without_h_is_ranked_by_its_shift(tmp_path):
@@ -186,17 +288,3 @@ def test_what_cannot_be_chosen_is_refused(given, said):
         return
     with without_shape_checks(), pytest.raises(ValueError, match=said):
         ot.choose_layer(model, **arguments)
-
-
-@pytest.mark.parametrize("power", [1.5, 2.0, 3.0])
-@pytest.mark.parametrize("guess", [0.01, 1.0, 7.0])
-def test_a_near_guess_needs_few_measurements(power, guess):
-    measured = []
-
-    def measure(strength):
-        measured.append(strength)
-        return 0.3 * strength**power
-
-    found = near_crossing(measure, 0.3, guess, tries=9)
-    assert 0.3 * found**power == pytest.approx(0.3, rel=0.05)
-    assert near_crossing(lambda strength: 1e-9, 0.3, 1.0) is None and near_crossing(measure, 0.3, 1.0, 0.5) is None

@@ -24,11 +24,11 @@ def parity(name):
 
 
 @pytest.fixture(scope="module")
-def few(demo):
+def few(half):
     return replace(
-        demo, pairs=[], desired=demo.desired[:6], undesired=demo.undesired[:6], prompts=demo.prompts[:2],
-        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
-        validation_prompts=demo.validation_prompts[:2],
+        half, pairs=[], desired=half.desired[:6], undesired=half.undesired[:6], prompts=half.prompts[:2],
+        validation_desired=half.validation_desired[:3], validation_undesired=half.validation_undesired[:3],
+        validation_prompts=half.validation_prompts[:2],
     )  # fmt: skip
 
 
@@ -67,13 +67,13 @@ def test_closed_loops_are_fitted_on_the_model_and_measured_in_it(few):
 
 
 def test_a_loop_that_the_comparison_does_not_see_or_that_would_take_turns_is_refused(few):
-    late = ot.SPID.fit(few.model, few.desired, few.undesired, layers=[4, 5])
-    with pytest.raises(ValueError, match="'late' cannot be compared: it acts from layer 4 on, but the data"):
-        ot.compare(few.model, few, {"late": late}, layer=2, position="mean")
-    assert ot.compare(few.model, few, {"late": late}, layer=4, position="mean").rows[0].conditions.displacement > 0
+    late = ot.SPID.fit(few.model, few.desired, few.undesired, layers=[2])
+    with pytest.raises(ValueError, match="'late' cannot be compared: it acts from layer 2 on, but the data"):
+        ot.compare(few.model, few, {"late": late}, layer=1, position="mean")
+    assert ot.compare(few.model, few, {"late": late}, layer=2, position="mean").rows[0].conditions.displacement > 0
     both = Entry(lambda source, seed: (late, late), "model")
     with pytest.raises(ValueError, match="'both' cannot be compared: closed loops cannot take turns"):
-        ot.compare(few.model, few, {"both": both}, layer=4, position="mean")
+        ot.compare(few.model, few, {"both": both}, layer=2, position="mean")
 
 
 def test_of_the_default_rows_a_loop_that_fails_is_left_out_with_the_reason(few, monkeypatch):
@@ -94,6 +94,7 @@ def test_a_lqr_plus_steers_every_token(few, monkeypatch):
     generate = continuations.generate
     monkeypatch.setattr(continuations, "generate", lambda *a, **k: given.append((k, generate(*a, **k))) or given[-1][1])
     monkeypatch.setitem(entries_module.FEW, "n_jacobians", 2)
+    monkeypatch.setitem(entries_module.FEW, "context", 4)
     entries = {name: LOOPS[name] for name in ("A-LQR", "A-LQR+")}
     found = ot.compare(
         few.model, few, entries, judge=JUDGE, seeds=(0,), samples=1, max_new_tokens=2, layer=2, position="mean",
@@ -102,7 +103,7 @@ def test_a_lqr_plus_steers_every_token(few, monkeypatch):
     assert (plain["positions"], plus["positions"]) == ("decoding", "all")
     assert plain["layer"] is plus["layer"] is None
     before = int(one.prompt_lengths.sum()) - len(one.prompt_lengths)
-    assert set(one.report.tokens_steered) == set(all_of.report.tokens_steered) == set(range(6))
+    assert set(one.report.tokens_steered) == set(all_of.report.tokens_steered) == set(range(3))
     if torch.equal(one.mask.sum(1), all_of.mask.sum(1)):
         assert all_of.report.tokens_steered[0] - one.report.tokens_steered[0] == before
     first, second = found.rows[1:]

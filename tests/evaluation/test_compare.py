@@ -114,7 +114,7 @@ def test_data_with_prompts_need_a_model(demo):
         ot.compare(None, demo)
 
 
-def test_classes_are_compared_by_their_own_fit_alone(demo):
+def test_classes_are_compared_by_their_own_fit_alone(demo, short_training):
     few = replace(
         demo, pairs=demo.pairs[:12], desired=demo.desired[:12], undesired=demo.undesired[:12], prompts=demo.prompts[:1],
         validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],

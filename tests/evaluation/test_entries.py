@@ -49,7 +49,7 @@ def test_random_directions_cancel_in_pairs_and_differ_between_seeds():
 
 
 @pytest.mark.parametrize("name", [*LITERATURE, *controls()])
-def test_rows_of_chance_and_no_others_are_fitted_by_their_seed(name):
+def test_rows_of_chance_and_no_others_are_fitted_by_their_seed(name, short_training):
     acts = replace(planted(60, 60), paired=True)
     acts, entry = replace(acts, queries=acts.undesired.flip(0)), (LITERATURE | controls())[name]
     same, again, other = (entry.fit(acts, seed) for seed in (0, 0, 1))
@@ -78,7 +78,7 @@ def test_activations_alone_are_split_and_checked():
     assert kept[0] is None and all(seconds > 0 for seconds in kept[1:])
 
 
-def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
+def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path, short_training):
     found = ot.compare(None, planted())
     assert {"RepE", "HPR"} <= set(found.left_out)
     assert not set(found.left_out) & {row.name for row in found.rows}
@@ -90,7 +90,7 @@ def test_rows_that_the_data_do_not_serve_are_left_out_and_said(tmp_path):
     assert paired.row("HPR").conditions.norm_ratio == pytest.approx(1, abs=1e-5)
 
 
-def test_few_pairs_with_queries_serve_every_row():
+def test_few_pairs_with_queries_serve_every_row(short_training):
     found = ot.compare(None, with_queries(10, d_model=8))
     assert [row.name for row in found.rows] == [*LITERATURE, *controls()]
     assert found.left_out == dict.fromkeys(LOOPS, "it is fitted on texts and the model, but the data are activations")
@@ -125,7 +125,7 @@ class Mine(ot.CAA):
 
 
 @pytest.mark.parametrize("cls", [*CLASSES, Mine], ids=lambda cls: cls.__name__)
-def test_the_fit_of_a_class_is_fitted_on_what_it_needs_by_each_seed_that_it_takes(cls):
+def test_the_fit_of_a_class_is_fitted_on_what_it_needs_by_each_seed_that_it_takes(cls, short_training):
     acts = with_queries()
     entry = entry_of("row", cls.fit)
     takes_seed = cls in (ot.HPR, ot.REControl, ot.TruthFlow, ot.RandomDirection)

@@ -27,6 +27,7 @@ from odesteer_tl.evaluation.reports import ablation
 from odesteer_tl.evaluation.reports import paper as paper_module
 from odesteer_tl.evaluation.reports.ablation import Barriers, agreement, barriers_of
 from odesteer_tl.evaluation.tables import spread
+from odesteer_tl.flows import training
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial
 from odesteer_tl.flows.tuning import Trial, folds_of, tune
@@ -37,15 +38,17 @@ JUDGE = Judge.load_embedded().positive_probability
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(half, tmp_path_factory):
     """The whole of `odesteer-tl compare`, on few prompts and few candidates, with what it printed."""
     picture = tmp_path_factory.mktemp("compare") / "picture.png"
     counts = paper_module.Counts(prompts=3, validation_prompts=2, seeds=SEEDS, **COUNTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper_module, "QUICK", counts)
-        patch.setattr(paper_module, "load_demo", lambda model: shorter(ot.load_demo(model)))
+        patch.setattr(paper_module, "load_demo", lambda model: shorter(half))
         patch.setattr(ablation, "tune", few_candidates)
         patch.setitem(entries_module.FEW, "n_jacobians", 2)
+        patch.setitem(entries_module.FEW, "context", 4)
+        patch.setattr(training, "LEAST_STEPS", 100)
         lines: list[str] = []
         with without_shape_checks():  # every fit and every continuation is checked elsewhere, and this is long
             found = paper_module.run_contest(quick=True, layer=2, picture=picture, out=lines.append)
@@ -123,13 +126,13 @@ def test_the_numbers_are_json(small):
     assert all(len(row["runs"]) == SEEDS for row in kept["rows"])
 
 
-def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(small, demo):
+def test_the_same_seeds_give_the_same_numbers_and_chance_is_drawn_anew_for_each(small, half):
     found, _, _ = small
-    few = replace(shorter(demo), prompts=demo.prompts[:3], validation_prompts=demo.validation_prompts[:2])
+    few = replace(shorter(half), prompts=half.prompts[:3], validation_prompts=half.validation_prompts[:2])
     names = ["CAA", "shuffled labels", "random direction", "prompt only"]
     position = "mean" if "position 'mean'" in found.place else "last"
     again = ot.compare(
-        demo.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
+        half.model, few, {name: (LITERATURE | controls(PRAISE))[name] for name in names}, judge=JUDGE,
         seeds=range(SEEDS), layer=2, position=position, **COUNTS,
     )  # fmt: skip
     for name in names:

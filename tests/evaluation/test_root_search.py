@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odesteer_tl.evaluation.root_search import first_crossing
+from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 
 
 def measured(cost, calls):
@@ -64,3 +64,17 @@ def test_a_jump_over_the_budget_is_not_reached():
 def test_a_cost_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not finite: nan"):
         first_crossing(measured(lambda T: math.nan, []), 0.5, 1.0)
+
+
+@pytest.mark.parametrize("power", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("guess", [0.01, 1.0, 7.0])
+def test_a_near_guess_needs_few_measurements(power, guess):
+    measured = []
+
+    def measure(strength):
+        measured.append(strength)
+        return 0.3 * strength**power
+
+    found = near_crossing(measure, 0.3, guess, tries=9)
+    assert 0.3 * found**power == pytest.approx(0.3, rel=0.05)
+    assert near_crossing(lambda strength: 1e-9, 0.3, 1.0) is None and near_crossing(measure, 0.3, 1.0, 0.5) is None

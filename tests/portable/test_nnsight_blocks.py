@@ -8,11 +8,12 @@ import nnsight
 import pytest
 import torch
 from architectures import ARCHITECTURES, EAGER_ONLY, LAYERS, WIDTH, tiny
-from models import tokenizer
+from models import hugging_face, tokenizer
 from nnsight import NNsight, TransformersModel
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
+from odesteer_tl.portable import decoder_blocks
 from odesteer_tl.portable.nnsight.blocks import blocks_of, output_with, real_tokens, value_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was never reached")  # how an open `tracer.iter[:]` ends
@@ -309,3 +310,13 @@ def test_a_model_without_weights(tmp_path):
     model = TransformersModel(str(tmp_path), tokenizer=tokenizer(), task="text-generation")
     assert not model.dispatched and next(model._module.parameters()).is_meta
     assert blocks_of(model).path == "model.model.layers"
+
+
+def test_the_lists_of_a_model_are_those_that_torch_names():
+    """A shared list bears its first name, and an absent part none."""
+    inner = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.ModuleList()])
+    model = torch.nn.ModuleDict({"b": torch.nn.Sequential(inner, torch.nn.ModuleList()), "a": inner})
+    model.register_module("gone", None)
+    for whole in (model, inner, hugging_face("llama"), hugging_face("gpt2")):
+        named = [(path, part) for path, part in whole.named_modules() if isinstance(part, torch.nn.ModuleList)]
+        assert decoder_blocks._lists(whole) == named and named

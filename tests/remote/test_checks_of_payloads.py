@@ -4,14 +4,12 @@
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from instances import ALL_METHODS, D_MODEL
+from server_clients import script_output
 
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.remote.checks import sent_by_nnsight
@@ -21,12 +19,7 @@ HERE = Path(__file__).parents[1]
 
 def run(script: str, payload: Path, path: str) -> dict:
     """A script in a process of its own, without the import hook of the tests."""
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), str(payload)], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(script_output([HERE / script, payload], HERE, PYTHONPATH=path).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

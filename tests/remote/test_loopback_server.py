@@ -212,7 +212,7 @@ def test_leniently_it_refuses_only_what_it_cannot_find():
 
 
 def test_it_ends_with_its_standard_input():
-    with serving() as server:
+    with serving(warm=False) as server:
         assert server.process.poll() is None
-        server.process.stdin.close()
+        server.stdin.close()
         assert server.process.wait(20) == 0

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from odesteer_tl.backends.torch_hooks import removal
@@ -70,10 +71,20 @@ def _renamed_with_warning(model: Any) -> Iterator[None]:
 def _needed(model: Any) -> bool:
     """Whether transformers uses the new name and the installed TransformerLens does not read it."""
     inner = getattr(model, "original_model", None)
-    if inner is None or "cache" not in inspect.signature(type(inner).forward).parameters:
+    if inner is None or not _takes_new_name(type(inner).forward):
         return False
     attention = next((module for module in model.modules() if hasattr(module, "_update_kv_cache")), None)
-    return attention is None or '"cache"' not in inspect.getsource(type(attention)._update_kv_cache)
+    return attention is None or not _reads_new_name(type(attention)._update_kv_cache)
+
+
+@cache  # as the source of a function is searched for in its whole file
+def _reads_new_name(update: Callable[..., Any]) -> bool:
+    return '"cache"' in inspect.getsource(update)
+
+
+@cache
+def _takes_new_name(forward: Callable[..., Any]) -> bool:
+    return "cache" in inspect.signature(forward).parameters
 
 
 def _hooks(model: Any) -> list[Callable[[], None]]:
