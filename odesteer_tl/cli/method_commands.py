@@ -7,10 +7,10 @@ import typer
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
-from odesteer_tl.cli.models import check_model, chosen_model
+from odesteer_tl.cli.models import check_model, chosen_model, has_chat_template
 from odesteer_tl.cli.outputs import check_output, keep
 from odesteer_tl.cli.pairs import check_pairs
-from odesteer_tl.cli.saved_methods import carries_strength, saved_method
+from odesteer_tl.cli.saved_methods import carries_strength, saved_method, was_chat
 from odesteer_tl.cli.streams import command_output
 from odesteer_tl.cli.text_files import check_readable, lines_of
 from odesteer_tl.evaluation.judged_texts import FEWEST
@@ -35,7 +35,7 @@ def fit(
     calibrate: Annotated[
         bool, typer.Option(help="Find the strength that spends --kl, and keep it with the method.")
     ] = True,
-    chat: options.Chat = False,
+    chat: options.ChatOrNot = None,
 ) -> None:
     """Fit a method on your own texts, find its layer and strength, and save it in a folder; HPR needs --paired or
     --queries, TruthFlow --queries."""
@@ -57,6 +57,7 @@ def fit(
         method_class: Any = next(entry.method for entry in registered() if entry.name == method)
         check_pairs(method_class.view.name, method_class.view.needs, sides, query_lines, paired)
         loaded = chosen_model(model)
+        chat = (query_lines is not None and has_chat_template(loaded)) if chat is None else chat
         own: dict[str, Any] = {"queries": query_lines, "paired": paired, "chat_template": chat}
         if layer is None:
             places = ("last", "mean") if position is None else (position,)
@@ -94,7 +95,7 @@ def calibrate(
     quantile: options.Quantile = None,
     model: options.OtherModelName = None,
     max_new_tokens: options.MaxNewTokens = 24,
-    chat: options.Chat = False,
+    chat: options.ChatOrNot = None,
 ) -> None:
     """Find the strength at which a fitted method spends a budget of KL on your prompts, and keep it in the folder."""
     with command_output() as say:
@@ -105,8 +106,9 @@ def calibrate(
 
         method, name = saved_method(folder, model)
         found = ot.calibrate(
-            chosen_model(name), method, lines, kl, quantile=quantile, max_new_tokens=max_new_tokens, chat_template=chat
-        )
+            chosen_model(name), method, lines, kl, quantile=quantile, max_new_tokens=max_new_tokens,
+            chat_template=was_chat(method) if chat is None else chat,
+        )  # fmt: skip
         keep(found.method, folder)
         say(f"{found}\nKept in {folder}: `odesteer-tl generate {folder} PROMPT` needs no --T.")
 
@@ -122,7 +124,7 @@ def generate(
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     seed: options.Seed = 0,
-    chat: options.Chat = False,
+    chat: options.ChatOrNot = None,
 ) -> None:
     """Continue prompts with a fitted method, and print the unsteered continuation beside it."""
     with command_output() as say:
@@ -137,7 +139,8 @@ def generate(
                 f"{folder} PROMPTS` finds one."
             )
         loaded = chosen_model(name)
-        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "chat_template": chat}
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+        sampling["chat_template"] = was_chat(method) if chat is None else chat
         if temperature is not None or top_p is not None:
             sampling |= {"do_sample": True, "top_p": top_p, "temperature": 1.0 if temperature is None else temperature}
         # Steered first: a method that does not fit the model raises before anything is generated.

@@ -129,7 +129,15 @@ Quantile = Annotated[
         help="Budget a quantile of the tokens, such as 0.95, and not their mean.",
     ),
 ]
-Chat = Annotated[bool, Option("--chat", help="Put prompts, and queries or else texts, into the chat template.")]
+Chat = Annotated[bool, Option("--chat", help="Put the prompts into the model's chat template.")]
+ChatOrNot = Annotated[
+    bool | None,
+    Option(
+        "--chat/--no-chat",
+        help="Whether prompts, and queries or else texts, stand in the chat template. Default: as `fit` did; for "
+        "`fit`, where there are --queries and the model has a template.",
+    ),
+]
 Paired = Annotated[bool, Option("--paired", help="Line i of both files answers the same query.")]
 IntegrationTime = Annotated[
     float | None, Option("--T", parser=values.number(-MAX_TIME, MAX_TIME), metavar="NUMBER", help="Integration time.")

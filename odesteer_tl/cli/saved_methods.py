@@ -45,3 +45,8 @@ def carries_strength(method: Any) -> bool:
         return bool(pairs_of(method, None, None))
     except ValueError:
         return False
+
+
+def was_chat(method: Any) -> bool:
+    """Whether the strength that a method carries was found on prompts in a chat template."""
+    return any(getattr(part, "chat", False) for part in (method, *getattr(method, "parts", ())))

@@ -78,6 +78,7 @@ def calibrate(
         "prompts": _hashed(written),
         "model_name": model_name_of(model),
         "positions": positions_name(positions),
+        "chat": chat_template is not False,
     }
 
     def found(value: float, cost: float, monotone: bool, curve: tuple[Measured, ...], rounds: int) -> Calibration:

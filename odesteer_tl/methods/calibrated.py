@@ -23,9 +23,10 @@ class Calibrated(Method):
 
     `T` or `relative_T`, one of them: the strength. It spends `kl` nats: the mean, or the `quantile`, of KL(unsteered ‖
     steered) over the tokens that `positions` names, in the continuations by the model `model_name` of the prompts whose
-    tokens have the SHA-256 `prompts`. h and v, and the layer, are the method's. A T that is given takes the place of
-    the strength. `ot.steering` and `ot.generate` warn where the strength is used on another model, at another layer or
-    other positions. Raises ValueError for both or neither of T and relative_T, and for what is no fitted method.
+    tokens have the SHA-256 `prompts`; `chat`: they stood in a chat template. h and v, and the layer, are the method's.
+    A T that is given takes the place of the strength. `ot.steering` and `ot.generate` warn where the strength is used
+    on another model, at another layer or other positions. Raises ValueError for both or neither of T and relative_T,
+    and for what is no fitted method.
     """
 
     method: Any
@@ -36,6 +37,7 @@ class Calibrated(Method):
     prompts: str = ""
     model_name: str = ""
     positions: str = "decoding"
+    chat: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, Method) or isinstance(self.method, Calibrated):

@@ -124,6 +124,39 @@ def test_answers_go_on_where_their_queries_end_and_no_line_is_skipped(texts, tmp
     assert run.invoke(app, words).exit_code == 0  # texts that are not paired may have blank lines between them
 
 
+def test_queries_stand_in_the_chat_template_and_so_do_the_prompts_after_them(tmp_path, monkeypatch):
+    """As a model with a template is asked; what the method was calibrated on, `generate` and `calibrate` go on with."""
+    demo = ot.load_demo()
+    demo.model.tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }} A:{% endfor %}"
+    monkeypatch.setattr(ot, "load_demo", lambda: demo)
+    seen = []
+    for name in ("collect", "calibrate", "generate"):
+        verb = getattr(ot, name)
+        monkeypatch.setattr(
+            ot, name, lambda *a, _verb=verb, _name=name, **k: seen.append((_name, k["chat_template"])) or _verb(*a, **k)
+        )
+    files = {"good": " great\n fine\n" * 4, "bad": " bad\n dull\n" * 4, "asked": "The film was\nIt is\n" * 4}
+    good, bad, asked = (str(tmp_path / name) for name in files)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    place, out = ["--layer", "2", "--position", "mean", "--method", "caa"], str(tmp_path / "method")
+
+    def chats(*words):
+        seen.clear()
+        result = run.invoke(app, list(words))
+        assert result.exit_code == 0, result.output
+        return seen.copy()
+
+    assert chats("fit", good, bad, out, *place, "--queries", asked) == [("collect", True), ("calibrate", True)]
+    assert chats("generate", out, "It was", "--max-new-tokens", "2") == [("generate", True)] * 2
+    assert chats("generate", out, "It was", "--max-new-tokens", "2", "--no-chat") == [("generate", False)] * 2
+    assert chats("calibrate", out, asked, "--max-new-tokens", "2") == [("calibrate", True)]
+    assert chats("fit", good, bad, out, *place) == [("collect", False), ("calibrate", False)]
+    assert chats("generate", out, "It was", "--max-new-tokens", "2") == [("generate", False)] * 2
+    words = ["--queries", asked, "--no-chat"]
+    assert chats("fit", good, bad, out, *place, *words) == [("collect", False), ("calibrate", False)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -60,7 +60,7 @@ def run_showcase(
     material = material_of(demo.model, demo, layer, kl=BUDGETS[0])
     say(f"fitting at {material.place}")
     judge = Judge.load_embedded()
-    options: dict[str, Any] = {"budgets": BUDGETS, "samples": 10, "max_new_tokens": 32}
+    options: dict[str, Any] = {"budgets": BUDGETS, "samples": 6, "max_new_tokens": 32}
     if quick:
         options = {"budgets": BUDGETS[:1], "samples": 4, "max_new_tokens": 16}
     (setting,) = settings_of(
