@@ -20,6 +20,7 @@ from types import ModuleType as _ModuleType
 
 from odesteer_tl import _imports, _interrupts  # noqa: F401 — first: any import that follows may fail, or meet a Ctrl-C
 from odesteer_tl import methods as _methods
+from odesteer_tl import plots as plots
 from odesteer_tl.assets.demo import load_demo
 from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
 from odesteer_tl.control import ALQR, SPID
@@ -78,6 +79,7 @@ __all__ = [
     "load",
     "load_demo",
     "load_model",
+    "plots",
     "save",
     "steering",
     "steering_hook",

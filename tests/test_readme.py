@@ -15,6 +15,7 @@ EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
 NNSIGHT = (ROOT / "docs" / "nnsight.md").read_text(encoding="utf-8")
 LOCAL, REMOTE = re.findall(r"```python\n(.*?)```", NNSIGHT, re.DOTALL)
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md"]
+DOCUMENTS += ["tutorials/README.md"]
 DOCUMENTS += [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
 
 

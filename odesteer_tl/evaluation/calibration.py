@@ -72,6 +72,4 @@ class Calibration:
         a budget of 0, for which nothing was measured."""
         from odesteer_tl.evaluation.plots import plot_calibration
 
-        if not self.curve:
-            raise ValueError("A budget of 0 nats has no curve to plot: T = 0 was not sought.")
         plot_calibration(self, file)

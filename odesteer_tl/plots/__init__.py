@@ -1,0 +1,36 @@
+"""Figures, each in one call on what other calls return.
+
+| call | of | shows |
+|---|---|---|
+| `ot.plots.layers(choice)` | `ot.choose_layer` | shift and AUC by layer and reading position |
+| `ot.plots.separation(found)` | `separations` of `evaluation.separation` | held-out AUC by layer, with intervals |
+| `ot.plots.level_sets(h, paths, acts)` | a method, `method.trajectory`, `ot.collect` | level sets of h, and paths |
+| `ot.plots.along_path(paths)` | `method.trajectory` | h against t/T |
+| `ot.plots.log_odds(h, acts)` | a method, `ot.collect` | what h says against the odds that are counted |
+| `ot.plots.calibration(found)` | `ot.calibrate` | KL against strength |
+| `ot.plots.shift(choices)` | `ot.choose_layer` at several `kl` | shift against KL |
+| `ot.plots.shift_by_auc(choices)` | `ot.choose_layer` of several methods | whether what separates also steers |
+| `ot.plots.by_token(values, tokens)` | `displacements`, or numbers by layer and token | a map of layers and tokens |
+
+Each returns a matplotlib figure, which a notebook shows and `.savefig(file)` writes; `figure.axes` are there to change.
+Paper is white on any background, and colours are those of Okabe & Ito, which the colour-blind can tell apart; lines
+differ in their markers too. matplotlib is loaded when the first figure is drawn.
+"""
+
+from odesteer_tl.plots.barriers import log_odds, separation
+from odesteer_tl.plots.paths import along_path, level_sets
+from odesteer_tl.plots.strengths import calibration, layers, shift, shift_by_auc
+from odesteer_tl.plots.tokens import by_token, displacements
+
+__all__ = [
+    "along_path",
+    "by_token",
+    "calibration",
+    "displacements",
+    "layers",
+    "level_sets",
+    "log_odds",
+    "separation",
+    "shift",
+    "shift_by_auc",
+]

@@ -1,0 +1,299 @@
+"""Laws of the figures: what is drawn is what was given, read back from the artists; every axis says what it shows."""
+
+import io
+import math
+import sys
+
+import matplotlib.style
+import numpy as np
+import pytest
+import torch
+from instances import planted
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from PIL import Image
+
+import odesteer_tl as ot
+from odesteer_tl.evaluation.calibration import Measured
+from odesteer_tl.evaluation.layer_choice import Candidate
+from odesteer_tl.evaluation.separation import separations
+from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.plots.paths import plane_of
+from odesteer_tl.plots.picture import COLOURS, DESIRED, UNDESIRED
+
+
+@pytest.fixture(scope="module")
+def method():
+    return ot.ODESteer.fit(planted())
+
+
+@pytest.fixture(scope="module")
+def path(method):
+    return method.trajectory(planted().undesired[:7], T=2.0)
+
+
+def chosen(layer=4, budget=0.1, **of_best):
+    """A choice between three candidates, one of which was not steered."""
+    best = {"auc": 0.8, "auc_error": 0.05, "shift": 1.5, "shift_error": 0.2} | of_best
+    candidates = (
+        Candidate(2, "last", 0.7, 0.04, 0.5, 0.3),
+        Candidate(layer, "last", **best),
+        Candidate(4, "mean", 0.9, 0.02),
+    )
+    acts = planted()
+    return ot.LayerChoice(layer, "last", ot.CAA.fit(acts), acts, candidates, budget, (24, 24), 1.0)
+
+
+def calibration():
+    curve = tuple(Measured(value, value**2, value**2, 3 * value**2) for value in (0.1, 0.2, 0.4))
+    strength = ot.Strength(relative_T=0.3)
+    return ot.Calibration(
+        ot.CAA.fit(planted()), strength, "relative_T", 0.09, 0.09, True, True, curve, None, 10, 3, 1.0
+    )
+
+
+def every(method, path):
+    """One of each figure."""
+    found = separations([planted(layer=layer) for layer in (1, 2)], {"means": ot.CAA.fit, "linear": ot.ITI.fit})
+    return {
+        "layers": ot.plots.layers(chosen()),
+        "separation": ot.plots.separation(found),
+        "level_sets": ot.plots.level_sets(method, path, planted()),
+        "along_path": ot.plots.along_path(path),
+        "log_odds": ot.plots.log_odds(method, planted()),
+        "calibration": ot.plots.calibration(calibration()),
+        "shift": ot.plots.shift({"CAA": [chosen(), chosen(budget=0.2)]}),
+        "shift_by_auc": ot.plots.shift_by_auc({"CAA": chosen(), "ITI": chosen(shift=1.0)}),
+        "by_token": ot.plots.by_token(torch.rand(3, 2), ["a", "b"]),
+    }
+
+
+def points(axes):
+    """What is drawn as (x, y) with a label: lines, and the lines of error bars."""
+    lines = [(line.get_label(), line) for line in axes.lines]
+    lines += [(container.get_label(), container[0]) for container in axes.containers]
+    return {
+        str(label): np.column_stack(line.get_data(orig=False))
+        for label, line in lines
+        if not str(label).startswith("_")
+    }
+
+
+def halves(axes):
+    """Half the height of every vertical error bar, by label."""
+    found = {}
+    for container in axes.containers:
+        segments = container[2][-1].get_segments()
+        found[container.get_label()] = [(segment[1, 1] - segment[0, 1]) / 2 for segment in segments]
+    return found
+
+
+def test_every_figure_is_in_the_table_and_the_other_way_round(method, path):
+    calls = set(ot.plots.__all__) - {"displacements"}
+    assert calls == set(every(method, path))
+    assert ot.plots.__doc__ is not None and all(f"`ot.plots.{name}(" in ot.plots.__doc__ for name in calls)
+
+
+def test_every_axis_says_what_it_shows_and_lines_have_a_legend(method, path):
+    for name, figure in every(method, path).items():
+        shared = bool(figure.axes[0].get_shared_y_axes().get_siblings(figure.axes[0])[1:])
+        for number, axes in enumerate(figure.axes):
+            is_bar = hasattr(axes, "_colorbar")
+            assert axes.get_xlabel() or is_bar, name
+            assert axes.get_ylabel() or (shared and number), name
+        if any(points(axes) for axes in figure.axes):
+            assert any(axes.get_legend() for axes in figure.axes), name
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_paper_is_white_and_ink_dark_whatever_the_users_style(method, path, style):
+    with matplotlib.style.context(style):
+        for name, figure in every(method, path).items():
+            image = imread(io.BytesIO(figure._repr_png_()))
+            assert np.allclose(image[0, :, :3], 1, atol=0.02) and np.allclose(image[:, 0, :3], 1, atol=0.02), name
+            assert image.shape[2] == 3 or np.allclose(image[..., 3], 1), name
+            for axes in figure.axes:
+                texts = (axes.xaxis.label, axes.yaxis.label, axes.title, *axes.get_xticklabels())
+                assert all(max(to_rgb(text.get_color())) < 0.2 for text in texts), name
+
+
+def test_a_figure_is_small_and_needs_no_pyplot(method, path):
+    for name, figure in every(method, path).items():
+        assert len(figure._repr_png_()) < 50_000, name
+    assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
+
+
+def test_few_colours_are_still_the_right_ones(method, path):
+    """Also those that few pixels have, as the ends of a scale and the marks."""
+    figure, exact = ot.plots.level_sets(method, path, planted()), io.BytesIO()
+    figure.savefig(exact, format="png", dpi=80)
+    drawn, kept = (Image.open(file).convert("RGB") for file in (exact, io.BytesIO(figure._repr_png_())))
+    off = np.abs(np.asarray(drawn, dtype=int) - np.asarray(kept, dtype=int))
+    assert off.max() <= 16
+    assert abs(np.asarray(kept, dtype=int)[0, 0] - 255).max() <= 3
+
+
+def luminance(colour):
+    """Relative luminance of WCAG 2."""
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+DEUTERANOPE = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
+PROTANOPE = np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]])
+"""Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB."""
+
+
+@pytest.mark.parametrize("eye", [np.eye(3), DEUTERANOPE, PROTANOPE], ids=["all", "deuteranope", "protanope"])
+def test_colours_differ_for_every_eye_and_stand_out_from_paper(eye):
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(one)] for one in COLOURS]
+    seen = [eye @ np.array(one) for one in linear]
+    for i, one in enumerate(seen):
+        assert 1.05 / (luminance(COLOURS[i]) + 0.05) > 2
+        assert all(np.linalg.norm(one - other) > 0.15 for other in seen[:i]), COLOURS[i]
+
+
+def test_calibration_draws_the_curve_its_budget_and_the_strength():
+    drawn = points(ot.plots.calibration(calibration()).axes[0])
+    values = np.array([0.1, 0.2, 0.4])
+    np.testing.assert_allclose(drawn["mean over tokens"], np.column_stack([values, values**2]))
+    np.testing.assert_allclose(drawn["95 % quantile"], np.column_stack([values, 3 * values**2]))
+    assert set(drawn["budget"][:, 1]) == {0.09} and set(drawn["strength found"][:, 0]) == {0.3}
+
+
+def test_layers_draws_every_candidate_and_rings_the_choice():
+    shifts, aucs = ot.plots.layers(chosen()).axes
+    np.testing.assert_allclose(points(shifts)["last"], [[2, 0.5], [4, 1.5]])
+    assert "mean" not in points(shifts) or len(points(shifts)["mean"]) == 0  # was not steered
+    np.testing.assert_allclose(points(aucs)["mean"], [[4, 0.9]])
+    np.testing.assert_allclose(halves(shifts)["last"], [1.96 * 0.3, 1.96 * 0.2])
+    np.testing.assert_allclose(points(shifts)["chosen"], [[4, 1.5]])
+
+
+def test_separation_draws_aucs_and_their_intervals():
+    found = separations([planted(layer=layer, seed=layer) for layer in (1, 5)], {"CAA": ot.CAA.fit, "ITI": ot.ITI.fit})
+    (axes,) = ot.plots.separation(found).axes
+    for name in ("CAA", "ITI"):
+        own = [one for one in found if one.name == name]
+        np.testing.assert_allclose(points(axes)[name][:, 1], [one.auc for one in own])
+        np.testing.assert_allclose(points(axes)[name][:, 0], [1, 5], atol=0.1)
+        np.testing.assert_allclose(halves(axes)[name], [1.96 * one.error for one in own])
+    with pytest.raises(ValueError, match="layer is known"):
+        ot.plots.separation([])
+
+
+def test_along_path_draws_the_median_of_h(path):
+    (axes,) = ot.plots.along_path({"up": path}).axes
+    np.testing.assert_allclose(points(axes)["up, median"][:, 0], np.linspace(0, 1, 11), atol=1e-6)
+    np.testing.assert_allclose(points(axes)["up, median"][:, 1], path.h.median(dim=1).values, rtol=1e-6)
+    thin = [line.get_ydata() for line in axes.lines if str(line.get_label()).startswith("_child")][:7]
+    np.testing.assert_allclose(thin, path.h.T, rtol=1e-6)
+    nothing = ot.Trajectory(path.activations, None)
+    with pytest.raises(ValueError, match="has no h"):
+        ot.plots.along_path(nothing)
+
+
+class Bowl:
+    """h(a) = 3 − (a₀² + a₁²), whose level sets in the first two coordinates are circles."""
+
+    def value(self, a):
+        return 3 - a[..., 0] ** 2 - a[..., 1] ** 2
+
+
+def test_level_sets_are_those_of_h_and_paths_lie_where_they_are():
+    own = ot.GradientFlow(Bowl(), layer=0)
+    start = torch.tensor([[2.0, 0.5, 1, 0], [-1.5, 1.0, -1, 0]])
+    path = own.trajectory(start, T=0.5)
+    plane = torch.eye(4)[:2]
+    figure = ot.plots.level_sets(own, path, plane=plane)
+    axes, centre = figure.axes[0], start.mean(0)[:2]
+    walked = sorted(line.get_xydata()[0, 0] for line in axes.lines)
+    np.testing.assert_allclose(walked, sorted((start[:, :2] - centre)[:, 0]), atol=1e-6)
+    contours = next(one for one in axes.collections if hasattr(one, "levels"))
+    checked = 0
+    for level, curve in zip(contours.levels, contours.get_paths(), strict=True):
+        for x, y in curve.vertices:
+            assert 3 - (x + centre[0]) ** 2 - (y + centre[1]) ** 2 == pytest.approx(level, abs=0.05)
+            checked += 1
+    assert checked > 100
+    mesh, ends = axes.collections[0], axes.collections[-1]
+    x, y = (mesh.get_coordinates()[..., k] for k in (0, 1))
+    middle = ((x[:-1, :-1] + x[1:, 1:]) / 2, (y[:-1, :-1] + y[1:, 1:]) / 2)
+    truth = 3 - (middle[0] + float(centre[0])) ** 2 - (middle[1] + float(centre[1])) ** 2
+    np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(truth.shape), truth, atol=1e-4)
+    np.testing.assert_allclose(ends.get_array(), path.h[-1], atol=1e-5)
+
+
+def test_the_plane_is_orthonormal_holds_the_mean_displacement_and_serves_parallel_paths():
+    for method in (ot.CAA.fit(planted()), ot.ODESteer.fit(planted())):
+        moved = method.trajectory(planted().undesired, T=1.0).activations
+        plane = plane_of(moved)
+        torch.testing.assert_close(plane @ plane.T, torch.eye(2), rtol=0, atol=1e-5)
+        mean = (moved[-1] - moved[0]).mean(0)
+        torch.testing.assert_close(plane[0], mean / mean.norm())
+
+
+def test_log_odds_of_a_true_log_ratio_lie_on_the_diagonal_and_those_of_half_of_it_do_not():
+    """N(m, 1) against N(−m, 1): h = 2ma exactly. Unequal sides are no other odds."""
+    generator = torch.Generator().manual_seed(0)
+    sides = (torch.randn(n, 1, generator=generator) + m for n, m in ((9000, 0.7), (3000, -0.7)))
+    acts = ot.ContrastiveActivations(*sides)
+    truth = LogRatioBarrier(ot.Linear(normalize=False).fit(acts.desired), torch.tensor([1.4]), 0.0)
+    half = LogRatioBarrier(truth.features, truth.weight / 2, 0.0)
+    (axes,) = ot.plots.log_odds({"true": truth, "half": half}, acts, bins=10).axes
+    drawn = points(axes)
+    error = np.array(halves(axes)["true"]) / 1.96
+    off = np.abs(drawn["true"][:, 1] - drawn["true"][:, 0]) / error
+    assert np.mean(off < 2.5) >= 0.9
+    slope = np.polyfit(drawn["half"][:, 0], drawn["half"][:, 1], 1)[0]
+    assert slope == pytest.approx(2, rel=0.1)
+
+
+def test_shift_is_by_budget_in_order_and_shift_by_auc_refuses_several():
+    several = [chosen(budget=0.4, shift=3.0), chosen(budget=0.1), chosen(budget=0.2, shift=2.0)]
+    (axes,) = ot.plots.shift({"CAA": several}).axes
+    np.testing.assert_allclose(points(axes)["CAA"], [[0.1, 1.5], [0.2, 2.0], [0.4, 3.0]])
+    np.testing.assert_allclose(halves(axes)["CAA"], [1.96 * 0.2] * 3)
+    (axes,) = ot.plots.shift_by_auc({"CAA": chosen()}).axes
+    np.testing.assert_allclose(points(axes)["CAA, last"], [[0.7, 0.5], [0.8, 1.5]])
+    with pytest.raises(ValueError, match="at one budget"):
+        ot.plots.shift_by_auc({"CAA": chosen(), "ITI": chosen(budget=0.2)})
+    with pytest.raises(ValueError, match="empty"):
+        ot.plots.shift({"CAA": []})
+
+
+def test_a_map_of_tokens_shows_its_numbers_and_displacements_are_those_of_the_caches():
+    generator = torch.Generator().manual_seed(0)
+    before = {f"blocks.{layer}.hook_resid_post": torch.randn(2, 4, 6, generator=generator) for layer in (0, 2, 10)}
+    after = {name: value.clone() for name, value in before.items()}
+    after["blocks.10.hook_resid_post"][1, 2] *= 1.5
+    before["blocks.2.hook_attn_out"] = torch.zeros(1)
+    moved = ot.plots.displacements(before, after, row=1)
+    expected = torch.zeros(3, 4, dtype=torch.float64)
+    expected[2, 2] = 0.5
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+    figure = ot.plots.by_token({"one": moved, "two": 2 * moved}, ["a", "$x$", "<b>", "d"])
+    for axes, factor in zip(figure.axes, (1, 2), strict=False):
+        np.testing.assert_allclose(axes.images[0].get_array(), factor * moved, atol=1e-6)
+        assert axes.images[0].get_clim() == pytest.approx((0, 1))
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["a", r"\$x\$", "<b>", "d"]
+    with pytest.raises(ValueError, match=r"5 tokens need"):
+        ot.plots.by_token(moved, list("abcde"))
+    with pytest.raises(ValueError, match="same layers"):
+        ot.plots.displacements(before, {})
+
+
+def test_a_method_without_a_barrier_is_refused(path):
+    chance = ot.RandomDirection.fit(planted())
+    with pytest.raises(ValueError, match="no barrier"):
+        ot.plots.level_sets(chance, path)
+    with pytest.raises(ValueError, match="no barrier"):
+        ot.plots.log_odds(chance, planted())
+
+
+def test_desired_is_blue_and_undesired_vermilion_in_the_marks_too(method, path):
+    acts = planted()
+    lines = ot.plots.level_sets(method, path, acts).axes[0].lines
+    marks = {line.get_color(): len(line.get_xdata()) for line in lines if line.get_linestyle() == "None"}
+    assert marks == {DESIRED: len(acts.desired), UNDESIRED: len(acts.undesired)}
+    assert not math.isnan(sum(marks.values()))
