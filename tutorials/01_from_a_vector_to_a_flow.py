@@ -40,7 +40,7 @@ print(queries[0], "|", praise[0], "|", scorn[0])
 #
 # 200 pairs answer the same opening, once with praise (desired) and once with scorn. `ot.choose_layer` fits a method at
 # several layers and reading positions, steers held-out pairs everywhere at the same cost, 0.1 nats of KL, and takes the
-# place where praise gains most on scorn.
+# place where praise gains most on scorn, or the middle layer of those that cannot be told from it.
 
 # %%
 choice = ot.choose_layer(model, praise, scorn, method=ot.CAA, queries=queries)
