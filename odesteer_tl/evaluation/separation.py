@@ -92,7 +92,7 @@ def separations(
 
 
 def _separation(site: ContrastiveActivations, parts: Any, name: str, fit: Callable[..., Any]) -> Separation:
-    high, low = (torch.empty(len(side), dtype=torch.float64) for side in (site.desired, site.undesired))
+    high, low = (torch.empty(len(side), dtype=torch.float64, device="cpu") for side in (site.desired, site.undesired))
     for rows, held in parts:
         numbers, first = held.groups, 0 if site.paired else len(site.desired)
         fitted = fit(replace(rows, groups=None))
@@ -113,7 +113,7 @@ def _numbered(acts: ContrastiveActivations) -> ContrastiveActivations:
             "Rows of one group are not independent, and their interval would be too small: read one activation a text, "
             'position="last" or "mean", without groups.'
         )
-    first, second = torch.arange(len(acts.desired)), torch.arange(len(acts.undesired))
+    first, second = (torch.arange(len(side), device="cpu") for side in (acts.desired, acts.undesired))
     return replace(acts, groups=(first, second if acts.paired else len(first) + second))
 
 

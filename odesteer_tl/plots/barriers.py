@@ -78,7 +78,7 @@ def odds_by_bin(
     """Of each bin the mean h, the log odds of being desired corrected by log(n₋/n₊), and their 95 % interval; half a
     row is added to either side, so that a bin of one side has odds too (Haldane 1956)."""
     h = torch.cat([barrier.value(acts.desired), barrier.value(acts.undesired)]).double().cpu()
-    is_desired = torch.arange(len(h)) < len(acts.desired)
+    is_desired = torch.arange(len(h), device=h.device) < len(acts.desired)
     prior = math.log(len(acts.undesired) / len(acts.desired))
     rows: tuple[list[float], ...] = ([], [], [], [])
     for part in h.argsort().tensor_split(bins):

@@ -53,7 +53,7 @@ def by_token(
     from odesteer_tl.plots.barriers import named
     from odesteer_tl.plots.picture import AMOUNTS, HEIGHTS, picture
 
-    by_name = {name: torch.as_tensor(one).detach().float().cpu() for name, one in named(values, " ").items()}
+    by_name = {name: torch.as_tensor(one, device="cpu").detach().float() for name, one in named(values, " ").items()}
     for name, one in by_name.items():
         if one.ndim != 2 or one.shape[1] != len(tokens):
             raise ValueError(f"{name} is {tuple(one.shape)}; {len(tokens)} tokens need values [layers, {len(tokens)}].")
