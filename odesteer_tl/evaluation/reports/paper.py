@@ -113,7 +113,7 @@ def _how_to_read(comparison: Comparison, judge: Judge, differences: int) -> list
         "tokens. desired: share that the judge calls praise; shift: its difference from no steering under the same "
         "seed. ppl: of the continuations after the prompt under the unsteered model. Dist-n: distinct n-grams over "
         "all, pooled.",
-        f"Strength: the smallest that spends {BUDGET:g} nats, KL(unsteered ‖ steered) of the next token, mean over the "
+        f"Strength: that which spends {BUDGET:g} nats, KL(unsteered ‖ steered) of the next token, mean over the "
         "steered tokens of the model's own greedy continuations of other prompts.",
         "Closed loops. A-LQR and S-PID act at all layers, fitted on the last tokens of the texts, and A-LQR+ on every "
         "token; T multiplies their set-points, and at 0 they still act. Moved, length and angle are of last tokens at "
