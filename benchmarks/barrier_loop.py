@@ -5,8 +5,8 @@
 At each layer h_k is ODESteer's barrier, fitted to what enters the block at the texts' last tokens; v_k = ∇h_k/‖∇h_k‖ at
 the current activation, and the set-point is a value of h: h*_k = T times the way from the undesired texts' mean h_k to
 the desired texts'. The gap counted along v is α_k = (h*_k − h_k)/‖∇h_k‖, at most `FARTHEST` of ‖z‖ either way, as h is
-bounded. What is added is K_k(α v) with the gains of A-LQR, or S-PID's proportional part. Judge, prompts, trials and the
-rule are those of `odesteer-tl compare`; a difference is one where the bootstrap leaves out 0.
+bounded. What is added is K_k(α v) with the gains of A-LQR, or S-PID's proportional part. Judge, prompts and the budget
+of KL are those of `odesteer-tl compare`; a difference is one where the bootstrap leaves out 0.
 """
 
 import argparse

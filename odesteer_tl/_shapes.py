@@ -20,15 +20,11 @@ Features = Float[Tensor, "*batch k"]
 Weight = Float[Tensor, " k"]
 Basis = Float[Tensor, "d_model m"]
 Residual = Float[Tensor, "batch pos d_model"]
-Chosen = Float[Tensor, "chosen d_model"]
 TokenIds = Int[Tensor, "batch pos"]
 AnyTokens = Int[Tensor, "_ _"]
 """Token ids of one side of texts, or of one of several texts: their rows and columns need not agree."""
 TokenMask = Bool[Tensor, "batch pos"]
 PerRow = Int[Tensor, " batch"]
-Indices = Int[Tensor, " chosen"]
-Columns = Shaped[Tensor, "batch columns"]
-"""One value per cached and per present column of a batch: an attention mask, as model libraries hold it."""
 TokenKeys = Shaped[Tensor, "batch pos *embedding"]
 """Ids, or embeddings if the model was called with those: equal entries are equal tokens."""
 

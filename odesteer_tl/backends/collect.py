@@ -76,11 +76,11 @@ def collect(
     that are not finite, activations and norms that disagree. A server that reads another model, or other tokens, is not
     noticed.
     """
-    return collect_layers(
-        model, desired, undesired, [layer], queries=queries, site=site, position=position, batch_size=batch_size,
-        skip=skip, keep_sinks=keep_sinks, prepend_bos=prepend_bos, chat_template=chat_template, system=system,
-        paired=paired, groups=groups, progress=progress, remote=remote, blocks=blocks,
-    )[0]  # fmt: skip
+    return collect_places(
+        model, desired, undesired, [layer], [position], queries=queries, site=site, batch_size=batch_size, skip=skip,
+        keep_sinks=keep_sinks, prepend_bos=prepend_bos, chat_template=chat_template, system=system, paired=paired,
+        groups=groups, progress=progress, remote=remote, blocks=blocks,
+    )[0][0]  # fmt: skip
 
 
 def collect_layers(

@@ -24,7 +24,7 @@ def demo(
     as_json: options.AsJson = False,
     picture: options.Picture = Path("odesteer_demo.png"),
 ) -> None:
-    """Steer a real language model with six methods and print the effect and the cost of each."""
+    """Steer a real language model with five methods and print the effect and the cost of each."""
     with command_output() as say:
         check_model(model)
         from odesteer_tl.evaluation.reports.demo import run_showcase

@@ -64,7 +64,7 @@ def fit(
             choice = ot.choose_layer(loaded, *sides, method_class, positions=places, kl=kl, **own)  # type: ignore[arg-type]
             acts, fitted, tables = choice.acts, choice.method, [str(choice)]
         else:
-            acts = ot.collect(loaded, *sides, layer=layer, position=position or "last", **own)  # type: ignore[arg-type]
+            acts = ot.collect(loaded, *sides, layer=layer, position="last" if position is None else position, **own)  # type: ignore[arg-type]
             fitted, tables = method_class.fit(acts), []
         start = f"Now `odesteer-tl generate {out} PROMPT`."
         saved: Any = fitted
@@ -79,6 +79,8 @@ def fit(
                 tables.append(str(calibration))
         else:
             start = method_class.view.T.start
+        if chat and saved is fitted:
+            start += " Its texts stood in the chat template: give --chat to `generate` and `calibrate`."
         keep(saved, out)
         summary = (
             f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "

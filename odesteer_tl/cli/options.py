@@ -134,8 +134,8 @@ ChatOrNot = Annotated[
     bool | None,
     Option(
         "--chat/--no-chat",
-        help="Whether prompts, and queries or else texts, stand in the chat template. Default: as `fit` did; for "
-        "`fit`, where there are --queries and the model has a template.",
+        help="Whether prompts, and queries or else texts, stand in the chat template. Default: as where the strength "
+        "was found; for `fit`, where there are --queries and the model has a template.",
     ),
 ]
 Paired = Annotated[bool, Option("--paired", help="Line i of both files answers the same query.")]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from odesteer_tl._shapes import Position
+from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.checks import closed_conditions_of, conditions_of
@@ -18,6 +19,7 @@ from odesteer_tl.evaluation.runs import Base, base_of, run_at, unsteered
 from odesteer_tl.evaluation.strength_search import check_budget
 from odesteer_tl.evaluation.tables import Comparison
 from odesteer_tl.methods import Method
+from odesteer_tl.methods.calibrated import without_strength
 
 
 def compare(
@@ -74,7 +76,10 @@ def compare(
             "prefixes are for the prompt-only control of the default rows: leave out methods, or add a "
             "Prompted(prefixes) of odesteer_tl.evaluation.entries to them."
         )
+    if isinstance(prefixes, str):
+        raise ValueError(f"prefixes is a sequence of texts, such as ({prefixes!r},); got one text.")
     budgets = budgets_of(kl)
+    check_chat(model, chat)
     named = LITERATURE | LOOPS | controls(prefixes) if methods is None else methods
     entries = {name: entry_of(name, method) for name, method in named.items()}
     progress("reading the texts")
@@ -94,10 +99,17 @@ def compare(
 
 def budgets_of(kl: Any) -> tuple[float, ...]:
     """One budget of KL or several, as given. Raises ValueError for none, and for one that is not above 0."""
+    kl = kl.tolist() if hasattr(kl, "tolist") else kl  # an array or a tensor
     budgets = tuple(kl) if isinstance(kl, Sequence) and not isinstance(kl, str) else (kl,)
     for budget in budgets or (None,):
         check_budget(budget, "above 0")
     return tuple(map(float, dict.fromkeys(budgets)))
+
+
+def check_chat(model: Any, chat: bool) -> None:
+    """Raise ValueError where prompts cannot stand in a chat template, as the model has none."""
+    if chat and not getattr(tokenizer_of(model), "chat_template", None):
+        raise ValueError("This model's tokenizer has no chat template: leave out chat=True.")
 
 
 def settings_of(
@@ -190,6 +202,7 @@ def _fitted(
     """Fit `entry`. Raises ValueError, with the row's name, where it cannot be fitted or compared."""
     try:
         steerer = entry.fit(acts, seed)
+        steerer = tuple(map(without_strength, steerer)) if isinstance(steerer, tuple) else without_strength(steerer)
         for method in steerer if isinstance(steerer, tuple) and steerer else (steerer,):
             if isinstance(method, Method):
                 check_place(method, material)

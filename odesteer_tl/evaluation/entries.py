@@ -31,7 +31,7 @@ class Prompted:
     prefixes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.prefixes or not all(self.prefixes):
+        if isinstance(self.prefixes, str) or not self.prefixes or not all(self.prefixes):
             raise ValueError(f"The prompt-only control needs prefixes, such as ('I loved it.',); got {self.prefixes}.")
 
 

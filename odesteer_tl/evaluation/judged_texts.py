@@ -54,7 +54,7 @@ def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[
     if min(n_desired, n_undesired) < FEWEST:
         raise ValueError(
             f"choose_layer holds out a quarter of the texts and needs at least {FEWEST} a side, got {n_desired} and "
-            f"{n_undesired}. Give more, or choose the layer yourself, as in layer=6."
+            f"{n_undesired}. Give more, or choose the layer yourself, as in layer=6, position='last'."
         )
     if pairs and n_desired != n_undesired:
         raise ValueError(f"Pairs need as many desired as undesired texts, got {n_desired} and {n_undesired}.")

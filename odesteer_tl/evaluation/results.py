@@ -1,5 +1,6 @@
 """A row of a comparison: its fit, its effect on activations, and the results of its texts under every seed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -62,6 +63,8 @@ class ComparedRow:
 
 def over(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; the deviation of one value is None."""
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan if len(values) > 1 else None
     return fmean(values), stdev(values) if len(values) > 1 else None
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl._shapes import Samples
 from odesteer_tl.backends import read_site
 from odesteer_tl.control.diagnostics.record import recorded
 from odesteer_tl.evaluation.continuations import Outcome, Setting, Steerer, continued, first_of
@@ -60,7 +61,12 @@ class Run:
 def base_of(setting: Setting) -> Base:
     """Continue the test prompts without steering."""
     outcome = continued(setting, setting.prompts, setting.samples, None, None)
-    return Base(setting, outcome, read_site(setting.model, setting.prompts, setting.layer))
+    return Base(setting, outcome, prompt_activations(setting))
+
+
+def prompt_activations(setting: Setting) -> Samples:
+    """The activations of the test prompts' last tokens, unsteered, as they are generated from."""
+    return read_site(setting.model, setting.prompts, setting.layer, chat_template=setting.chat)
 
 
 def unsteered(base: Base) -> Run:
@@ -83,7 +89,10 @@ def _moved(base: Base, steerer: Steerer, level: Level, positions: Positions) -> 
         end = method.steer(base.test, level.strength)
     else:
         site = [Site(setting.layer)]
-        end = recorded(setting.model, setting.prompts, site, method, level.strength, positions=positions)[0]
+        end = recorded(
+            setting.model, setting.prompts, site, method, level.strength, positions=positions,
+            chat_template=setting.chat,
+        )[0]  # fmt: skip
     return float(displacements(base.test, end.to(base.test)).mean())
 
 

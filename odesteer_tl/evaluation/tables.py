@@ -82,7 +82,8 @@ def budgets_table(comparison: Comparison) -> str:
         cells = []
         for budget in budgets:
             share, ratio = row.over_seeds("share", budget)[0], row.over_seeds("perplexity_ratio", budget)[0]
-            cells.append(f"{f'{100 * share:.1f}, {ratio:.2f}':>16}")
+            mark = " †" if row.title(budget) != row.name else ""
+            cells.append(f"{f'{100 * share:.1f}, {ratio:.2f}{mark}':>16}")
         lines.append(f"{row.name:<20}{''.join(cells)}")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import torch
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.separation import Z95, Separation
 from odesteer_tl.flows.barriers import Barrier, with_grad
+from odesteer_tl.remote.payloads import moved
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -77,7 +78,8 @@ def odds_by_bin(
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """Of each bin the mean h, the log odds of being desired corrected by log(n₋/n₊), and their 95 % interval; half a
     row is added to either side, so that a bin of one side has odds too (Haldane 1956)."""
-    h = torch.cat([barrier.value(acts.desired), barrier.value(acts.undesired)]).double().cpu()
+    sides = (side.detach().to("cpu", torch.float64) for side in (acts.desired, acts.undesired))
+    h = torch.cat([barrier.value(side) for side in sides])
     is_desired = torch.arange(len(h), device=h.device) < len(acts.desired)
     prior = math.log(len(acts.undesired) / len(acts.desired))
     rows: tuple[list[float], ...] = ([], [], [], [])
@@ -98,8 +100,9 @@ def named(things: Mapping[str, Any] | Any, name: str = "") -> Mapping[str, Any]:
 
 
 def barrier_of(thing: Any) -> Barrier:
-    """The barrier of a method, or a barrier as it is, with `grad`. Raises ValueError for a method without one."""
+    """The barrier of a method, or a barrier, with `grad`, on the CPU in float64. Raises ValueError for a method without
+    one."""
     own = getattr(thing, "barrier", thing)
     if own is None:
         raise ValueError(f"A {type(thing).__name__} has no barrier h, so that there is nothing to draw.")
-    return with_grad(own)
+    return with_grad(moved(own, device="cpu", dtype=torch.float64))

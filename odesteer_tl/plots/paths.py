@@ -30,7 +30,7 @@ def along_path(paths: Mapping[str, Trajectory] | Trajectory, many: int = 40) -> 
         for (name, path), look in zip(named(paths, "h").items(), looks(), strict=False):
             if path.h is None:
                 raise ValueError(f"The trajectory of {name} has no h: its method has no barrier.")
-            h = path.h.flatten(1).detach().cpu().numpy()
+            h = path.h.detach().cpu().reshape(len(path.h), -1).numpy()
             time = np.linspace(0, 1, len(h))
             axes.plot(time, h[:, :many], color=look["color"], alpha=0.15, lw=0.8)
             axes.plot(time, np.median(h, axis=1), label=f"{name}, median", **look)
@@ -59,16 +59,16 @@ def level_sets(
     from odesteer_tl.plots.picture import DESIRED, HEIGHTS, INK, UNDESIRED, picture
 
     barrier, by_name = barrier_of(h), named(paths, "paths")
-    walked = {name: path.activations.flatten(1, -2)[:, :many].float().cpu() for name, path in by_name.items()}
+    walked = {name: _points(path)[:, :many] for name, path in by_name.items()}
     first = next(iter(walked.values()))
     centre = first[0].mean(0)
-    axes_of_plane = plane_of(first) if plane is None else plane.float().cpu()
+    axes_of_plane = plane_of(first) if plane is None else plane.double().cpu()
     flat = {name: (points - centre) @ axes_of_plane.T for name, points in walked.items()}
     seen = torch.cat([points.flatten(0, 1) for points in flat.values()])
     marks = []
     if acts is not None:
         sides = ((acts.desired, DESIRED, "+"), (acts.undesired, UNDESIRED, "x"))
-        marks = [((side.float().cpu() - centre) @ axes_of_plane.T, *look) for side, *look in sides]
+        marks = [((side.double().cpu() - centre) @ axes_of_plane.T, *look) for side, *look in sides]
         seen = torch.cat([seen, *(side for side, *_ in marks)])
     (x, y), heights = grid_of(barrier, centre, axes_of_plane, seen)
     ends = {name: barrier.value(points[-1]).cpu() for name, points in walked.items()}
@@ -95,6 +95,12 @@ def level_sets(
     return figure
 
 
+def _points(path: Trajectory) -> Float[Tensor, "points n d_model"]:
+    """The activations of a path, or of the path of one activation, on the CPU in float64."""
+    steps, d_model = len(path.activations), path.activations.shape[-1]
+    return path.activations.detach().to("cpu", torch.float64).reshape(steps, -1, d_model)
+
+
 def plane_of(points: Float[Tensor, "times n d_model"]) -> Plane:
     """The mean displacement, and the direction across it in which displacements, or else starts, differ most."""
     moved, starts = points[-1] - points[0], points[0] - points[0].mean(0)
@@ -103,7 +109,7 @@ def plane_of(points: Float[Tensor, "times n d_model"]) -> Plane:
     if float(across.norm()) < 1e-3 * float(moved.norm()):
         across = starts
     across = across - (across @ along).unsqueeze(1) * along
-    main: Direction = torch.linalg.svd(across.double(), full_matrices=False).Vh[0].float()
+    main: Direction = torch.linalg.svd(across.double(), full_matrices=False).Vh[0].to(points.dtype)
     return torch.stack([along, _unit(main - (main @ along) * along)])
 
 
@@ -113,7 +119,10 @@ def grid_of(
     """The coordinates of a grid around all that is seen, and h at centre + x·plane₀ + y·plane₁."""
     low, high = seen.amin(0), seen.amax(0)
     room = 0.08 * (high - low).clamp_min(1e-6)
-    x, y = (torch.linspace(float(a), float(b), FINE) for a, b in zip(low - room, high + room, strict=True))
+    x, y = (
+        torch.linspace(float(a), float(b), FINE, dtype=seen.dtype, device=seen.device)
+        for a, b in zip(low - room, high + room, strict=True)
+    )
     at: Samples = centre + torch.cartesian_prod(x, y) @ plane
     return (x, y), barrier.value(at).detach().cpu().float().reshape(FINE, FINE)
 

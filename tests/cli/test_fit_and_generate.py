@@ -139,12 +139,13 @@ def test_queries_stand_in_the_chat_template_and_so_do_the_prompts_after_them(tmp
     good, bad, asked = (str(tmp_path / name) for name in files)
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    place, out = ["--layer", "2", "--position", "mean", "--method", "caa"], str(tmp_path / "method")
+    place, out, said = ["--layer", "2", "--position", "mean", "--method", "caa"], str(tmp_path / "method"), []
 
     def chats(*words):
         seen.clear()
         result = run.invoke(app, list(words))
         assert result.exit_code == 0, result.output
+        said.append(result.output)
         return seen.copy()
 
     assert chats("fit", good, bad, out, *place, "--queries", asked) == [("collect", True), ("calibrate", True)]
@@ -153,6 +154,10 @@ def test_queries_stand_in_the_chat_template_and_so_do_the_prompts_after_them(tmp
     assert chats("calibrate", out, asked, "--max-new-tokens", "2") == [("calibrate", True)]
     assert chats("fit", good, bad, out, *place) == [("collect", False), ("calibrate", False)]
     assert chats("generate", out, "It was", "--max-new-tokens", "2") == [("generate", False)] * 2
+    assert chats("fit", good, bad, out, *place, "--no-calibrate", "--chat") == [("collect", True)]
+    assert "give --chat to `generate` and `calibrate`" in said[-1]
+    first = run.invoke(app, ["fit", good, bad, out, "--layer", "2", "--position", "0"])  # not the default, "last"
+    assert first.exit_code == 2 and "are the same ones" in first.output
     words = ["--queries", asked, "--no-chat"]
     assert chats("fit", good, bad, out, *place, *words) == [("collect", False), ("calibrate", False)]
 

@@ -12,6 +12,7 @@ from instances import planted, without_shape_checks
 import odesteer_tl as ot
 from odesteer_tl.evaluation import continuations
 from odesteer_tl.evaluation.checks import conditions_of
+from odesteer_tl.evaluation.compare import budgets_of
 from odesteer_tl.evaluation.continuations import Setting, continued
 from odesteer_tl.evaluation.entries import (
     LITERATURE,
@@ -19,6 +20,7 @@ from odesteer_tl.evaluation.entries import (
     Prompted,
 )
 from odesteer_tl.evaluation.judge import Judge
+from odesteer_tl.evaluation.results import over
 from odesteer_tl.parity import table
 
 JUDGE = Judge.load_embedded().positive_probability
@@ -45,6 +47,7 @@ def parity(name):
             "'none' cannot be compared: The prompt-only control needs prefixes",
         ),
         ({"methods": {"empty": lambda acts: Prompted(("one", ""))}}, "The prompt-only control needs prefixes"),
+        ({"methods": None, "prefixes": "I loved it."}, r"prefixes is a sequence of texts, such as \('I loved it.',\)"),
         ({"kl": 0.0}, "kl is a budget in nats, above 0"),
         ({"kl": ()}, "kl is a budget in nats, above 0"),
         ({"kl": (0.1, -1.0)}, "kl is a budget in nats, above 0"),
@@ -243,3 +246,45 @@ def test_a_map_that_is_too_weak_is_taken_whole_and_said(few):
     (run,) = found.row("ablation").runs
     assert run.level.T == 1.0 and not run.level.reached and run.level.kl < 5
     assert "ablation †" in found.table() and "no strength, or no prefix, spends the budget" in found.table()
+
+
+def test_budgets_are_numbers_arrays_or_tensors():
+    assert budgets_of(1) == (1.0,) and budgets_of([0.1, 0.3, 0.1]) == (0.1, 0.3)
+    assert budgets_of(np.array([0.5, 0.25])) == budgets_of(torch.tensor([0.5, 0.25])) == (0.5, 0.25)
+
+
+def test_a_calibrated_method_is_compared_as_its_own(few):
+    """Also where a function of the user's returns it: a comparison seeks the strengths."""
+    fitted = ot.CAA.fit(ot.collect(few.model, few.desired, few.undesired, layer=2, position="mean"))
+    carried = ot.calibrate(few.model, fitted, few.validation_prompts, max_new_tokens=3).method
+    rows = ot.compare(
+        few.model, few, {"given": carried, "made": lambda acts: carried, "turns": lambda acts: (carried, carried)},
+        judge=JUDGE, kl=0.2, seeds=(0,), samples=1, max_new_tokens=3, layer=2, position="mean",
+    ).rows  # fmt: skip
+    first, second, third = (row.runs[0].level for row in rows[1:])
+    assert first == second and first.T == pytest.approx(third.T, rel=1e-3) and first.kl == pytest.approx(0.2, rel=0.05)
+
+
+def test_a_chat_is_measured_as_it_is_generated(few):
+    """The displacement is that of the last token of the prompt in its template; without a template nothing is begun."""
+    with pytest.raises(ValueError, match="This model's tokenizer has no chat template: leave out chat=True"):
+        ot.compare(few.model, few, {"CAA": ot.CAA.fit}, judge=JUDGE, chat=True)
+    model = ot.load_demo().model
+    model.tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }} A:{% endfor %}"
+    row = ot.compare(
+        model, few, {"CAA": ot.CAA.fit}, judge=JUDGE, seeds=(0,), samples=1, max_new_tokens=3, chat=True, layer=2,
+        position="mean",
+    ).row("CAA")  # fmt: skip
+    (run,) = row.runs
+    name, ends = "blocks.2.hook_resid_post", []
+    for prompt in few.prompts:
+        asked = model.to_tokens(f"Q: {prompt} A:", prepend_bos=False)  # the template writes none
+        ends.append(model.run_with_cache(asked, names_filter=name)[1][name][0, -1])
+    a = torch.stack(ends)
+    expected = (run.level.T * row.method.barrier.weight.norm() / a.norm(dim=1)).mean()
+    assert run.displacement == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_figures_that_are_not_finite_are_said_and_not_an_error():
+    mean, sd = over([1.0, float("nan")])
+    assert math.isnan(mean) and math.isnan(sd) and over([float("inf")])[1] is None

@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+from dataclasses import replace
 
 import matplotlib.style
 import numpy as np
@@ -297,3 +298,15 @@ def test_desired_is_blue_and_undesired_vermilion_in_the_marks_too(method, path):
     marks = {line.get_color(): len(line.get_xdata()) for line in lines if line.get_linestyle() == "None"}
     assert marks == {DESIRED: len(acts.desired), UNDESIRED: len(acts.undesired)}
     assert not math.isnan(sum(marks.values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_any_precision_and_one_activation_alone_are_drawn(dtype):
+    acts = planted()
+    half = replace(acts, desired=acts.desired.to(dtype), undesired=acts.undesired.to(dtype))
+    method = ot.ODESteer.fit(acts).to(dtype=torch.float64 if dtype == torch.float64 else None)
+    ot.plots.log_odds(method, half)
+    alone = method.trajectory(acts.undesired[0].to(torch.float64 if dtype == torch.float64 else torch.float32), 1.0)
+    (axes,) = ot.plots.along_path(alone).axes
+    assert axes.lines[0].get_ydata() == pytest.approx(alone.h.float().numpy(), rel=1e-5)
+    ot.plots.level_sets(method, alone, half)

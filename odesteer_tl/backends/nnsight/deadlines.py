@@ -52,7 +52,8 @@ class Deadline:
     def opened(self, event: str, info: dict[str, Any]) -> None:
         """What httpx calls at every event (its extension "trace"): a new connection may be shut down."""
         stream = info.get("return_value")
-        if event.endswith("connect_tcp.complete") and stream is not None:
+        # TLS takes the socket of the connection over, so that its own one is shut down
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")) and stream is not None:
             self.holds(stream.get_extra_info("socket"))
 
     def holds(self, connection: Any) -> None:

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.assets.demo import Demo, load_demo
-from odesteer_tl.backends import load_model, read_site
-from odesteer_tl.evaluation.compare import compared, settings_of
+from odesteer_tl.backends import load_model
+from odesteer_tl.evaluation.compare import check_chat, compared, settings_of
 from odesteer_tl.evaluation.comparison_plots import plot_budgets
 from odesteer_tl.evaluation.continuations import UNSTEERED, Setting
 from odesteer_tl.evaluation.data import material_of
@@ -20,6 +20,8 @@ from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports.stages import counted, stages
+from odesteer_tl.evaluation.results import MARKS
+from odesteer_tl.evaluation.runs import prompt_activations
 from odesteer_tl.evaluation.tables import Comparison, budgets_table, texts_table, wrapped
 from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.methods import FlowMethod, ODESteer
@@ -56,6 +58,7 @@ def run_showcase(
     check_picture(picture)
     say("loading the model")
     demo = _towards(load_demo(None if model is None else load(model)), towards_praise)
+    check_chat(demo.model, chat)
     say(f"reading {len(demo.desired)} + {len(demo.undesired)} texts" + (", choosing the layer" * (layer is None)))
     material = material_of(demo.model, demo, layer, kl=BUDGETS[0])
     say(f"fitting at {material.place}")
@@ -88,6 +91,8 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
     best = max(rows, key=lambda row: row.at()[0].shift)
     conditions = {row.name: row.conditions for row in rows if row.conditions is not None}
     aucs = ", ".join(f"{name} {found.auc:.2f}" for name, found in conditions.items() if found.auc is not None)
+    tables = [texts_table(rows, budget), *([budgets_table(comparison)] if len(comparison.budgets) > 1 else [])]
+    marked = [wrapped(f"{mark} {text}.") for mark, text in MARKS.items() if any(mark in table for table in tables)]
     lines = [
         "",
         wrapped(
@@ -96,9 +101,9 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
         ),
         "",
         f"At {budget:g} nats of KL:",
-        texts_table(rows, budget),
+        "\n\n".join(tables),
+        *marked,
         "",
-        *([budgets_table(comparison), ""] if len(comparison.budgets) > 1 else []),
         f"Largest shift: {best.name}, {100 * best.at()[0].shift:+.1f} points.",
         "",
         wrapped(
@@ -131,7 +136,7 @@ def _trajectory(comparison: Comparison, setting: Setting) -> Trajectory | None:
     (run,) = row.at()
     if not isinstance(row.method, FlowMethod) or run.level is None:
         return None
-    return row.method.trajectory(read_site(setting.model, setting.prompts, setting.layer), run.level.strength)
+    return row.method.trajectory(prompt_activations(setting), run.level.strength)
 
 
 def _spread(n: int, k: int) -> list[int]:

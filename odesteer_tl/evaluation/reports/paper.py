@@ -9,7 +9,7 @@ from typing import Any
 from odesteer_tl.assets.demo import Demo, load_demo
 from odesteer_tl.backends import load_model
 from odesteer_tl.evaluation.checks import DISPLACEMENT
-from odesteer_tl.evaluation.compare import compared, settings_of
+from odesteer_tl.evaluation.compare import check_chat, compared, settings_of
 from odesteer_tl.evaluation.continuations import UNSTEERED
 from odesteer_tl.evaluation.data import material_of
 from odesteer_tl.evaluation.entries import LITERATURE, LOOPS, PRAISE, controls
@@ -66,6 +66,7 @@ def run_contest(
         check_picture(picture)
     say("loading the model")
     demo = _cut(load_demo(None if model is None else load(model)), counts)
+    check_chat(demo.model, chat)
     say("reading the texts" + (", choosing the layer" * (layer is None)))
     material = material_of(demo.model, demo, layer, kl=BUDGET)
     say(f"tuning gamma, coef0, degree and C at {material.place}")
@@ -83,7 +84,12 @@ def run_contest(
     name = "the embedded model" if model is None else model
     shown = [UNSTEERED, *rows]
     if json_output:
-        facts = {"model": name, "layer": site, "seeds": list(chosen), "counts": vars(counts)}
+        facts = {
+            "model": name,
+            "layer": site,
+            "seeds": list(chosen),
+            "counts": vars(replace(counts, seeds=len(chosen))),
+        }
         out(json_text(facts | {"ablation": ablation.as_json()} | comparison.as_json()))
     else:
         heading, ablated = _heading(name, comparison.place, counts, len(chosen)), ablation_table(comparison, ablation)
