@@ -3,6 +3,7 @@
 pip install -e '.[dev,tutorials]' -c constraints.txt && pytest tutorials        # some minutes on two cores
 """
 
+import os
 import re
 import sys
 import tomllib
@@ -13,6 +14,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from build import FOLDER, SCRIPTS, executed, notebook_of
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # two kernels run at a time, and would take two threads each
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("jupytext")
