@@ -149,14 +149,20 @@ def test_a_pass_that_stops_early_is_over(model):
 @pytest.mark.parametrize("start", [0, 1, 2, -1])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_pass_that_begins_at_a_layer_steers_what_comes_from_there_on(model, layer, start):
-    """A bridge runs the layers below too, and discards what they give: nothing there is steered, or said to be."""
+    """A bridge runs the layers below too, and discards what they give: nothing there is steered, or said to be. Bridges
+    of TransformerLens 3.9 begin at no layer, and refuse it in a steering block as outside."""
     first, stub = start % 3, Stub(32, layer=layer)
     _, cache = model.run_with_cache(TOKENS)
     residual = cache[f"blocks.{first}.hook_resid_pre"]
     try:
         plain = model(residual, start_at_layer=start)
     except NotImplementedError:
-        pytest.skip("bridges of this TransformerLens begin at no layer")
+        with ot.steering(model, stub, T, positions="all") as report:
+            with pytest.raises(NotImplementedError):
+                model(residual, start_at_layer=start)
+            model(TOKENS)
+        assert report.tokens_steered == {layer: TOKENS.numel()}
+        return
     by_hand = (f"blocks.{layer}.hook_resid_post", lambda value, hook: value + T * stub.push(value))
     expected = model.run_with_hooks(residual, start_at_layer=start, fwd_hooks=[by_hand])
     if layer >= first:
