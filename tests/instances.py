@@ -190,6 +190,15 @@ def fitted(name: str) -> Method:
     return METHODS[name]()
 
 
+def fewer(demo, texts, validation_prompts):
+    """The demo with so many texts a side to fit on, three to check on, two prompts and no pairs."""
+    return replace(
+        demo, pairs=[], desired=demo.desired[:texts], undesired=demo.undesired[:texts], prompts=demo.prompts[:2],
+        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
+        validation_prompts=demo.validation_prompts[:validation_prompts],
+    )  # fmt: skip
+
+
 def shorter(demo, n=40, words=20):
     """The demo with fewer texts, and their ends alone, so that its fits are short."""
     sides = ("desired", "undesired", "validation_desired", "validation_undesired")

@@ -1,9 +1,8 @@
 """Closed loops in `compare`: fitted on the model, measured in it, refused where it does not see them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from instances import fewer
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation import continuations
@@ -25,11 +24,7 @@ def parity(name):
 
 @pytest.fixture(scope="module")
 def few(half):
-    return replace(
-        half, pairs=[], desired=half.desired[:6], undesired=half.undesired[:6], prompts=half.prompts[:2],
-        validation_desired=half.validation_desired[:3], validation_undesired=half.validation_undesired[:3],
-        validation_prompts=half.validation_prompts[:2],
-    )  # fmt: skip
+    return fewer(half, texts=6, validation_prompts=2)
 
 
 def test_closed_loops_are_fitted_on_the_model_and_measured_in_it(few):

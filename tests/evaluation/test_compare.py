@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from instances import planted, without_shape_checks
+from instances import fewer, planted, without_shape_checks
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation import continuations
@@ -157,11 +157,7 @@ def test_the_perplexity_of_a_prompted_continuation_is_that_after_the_prompt_alon
 
 @pytest.fixture(scope="module")
 def few(demo):
-    return replace(
-        demo, pairs=[], desired=demo.desired[:12], undesired=demo.undesired[:12], prompts=demo.prompts[:2],
-        validation_desired=demo.validation_desired[:3], validation_undesired=demo.validation_undesired[:3],
-        validation_prompts=demo.validation_prompts[:3],
-    )  # fmt: skip
+    return fewer(demo, texts=12, validation_prompts=3)
 
 
 def spent(model, prompts, tokens, steer):
