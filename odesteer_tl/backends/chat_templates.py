@@ -33,6 +33,11 @@ def per_side(prepend_bos: bool | None, chat_template: Templates, system: Systems
     ]
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a chat template, as those of instruct models have."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 def check_style(texts: Any, template: Any, system: Any) -> None:
     """Raise ValueError for a template or a system prompt that does not fit these texts."""
     if isinstance(template, (tuple, list)):
@@ -89,7 +94,7 @@ def rendered(tokenizer: Any, text: str | Chat, template: ChatTemplate, system: s
         if not isinstance(text, str):
             raise ValueError("A function takes texts, not chats: give chat_template=True or a Jinja template.")
         return template(text)
-    if template is True and not getattr(tokenizer, "chat_template", None):
+    if template is True and not has_template(tokenizer):
         raise ValueError(
             "A chat needs a template, and this tokenizer has no chat template: pass a Jinja template, or a function "
             "of the text, as chat_template=, or plain texts without it."

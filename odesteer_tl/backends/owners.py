@@ -110,7 +110,8 @@ def check_free(model: Any) -> None:
 
 def _open_on(model: Any) -> list[Owner]:
     """The open blocks that steer the model."""
-    return [owner for owner in list(_OPEN_BLOCKS) if owner.steers(backend_of(model).root(model))]
+    root = backend_of(model).root(model)
+    return [owner for owner in list(_OPEN_BLOCKS) if owner.steers(root)]
 
 
 def _task() -> Any:

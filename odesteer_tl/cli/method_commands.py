@@ -7,7 +7,7 @@ import typer
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
-from odesteer_tl.cli.models import check_model, chosen_model, has_chat_template
+from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_output, keep
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.saved_methods import carries_strength, saved_method, was_chat
@@ -52,12 +52,14 @@ def fit(
         if layer is None and min(map(len, sides)) < FEWEST:
             raise ValueError(f"Fewer than {FEWEST} texts on a side do not show which layer is best: give --layer.")
         import odesteer_tl as ot
+        from odesteer_tl.backends.chat_templates import has_template
+        from odesteer_tl.backends.model_info import tokenizer_of
         from odesteer_tl.methods.registry import registered
 
         method_class: Any = next(entry.method for entry in registered() if entry.name == method)
         check_pairs(method_class.view.name, method_class.view.needs, sides, query_lines, paired)
         loaded = chosen_model(model)
-        chat = (query_lines is not None and has_chat_template(loaded)) if chat is None else chat
+        chat = (query_lines is not None and has_template(tokenizer_of(loaded))) if chat is None else chat
         own: dict[str, Any] = {"queries": query_lines, "paired": paired, "chat_template": chat}
         if layer is None:
             places = ("last", "mean") if position is None else (position,)

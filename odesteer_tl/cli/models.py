@@ -42,10 +42,3 @@ def chosen_model(name: str) -> Any:
         if "ignore_mismatched_sizes" in reason:  # transformers prints the details elsewhere
             reason = "the sizes in its config.json are not those of its weights."
         raise ValueError(f"--model {name} cannot be loaded ({type(error).__name__}): {reason}") from error
-
-
-def has_chat_template(model: Any) -> bool:
-    """Whether the model's tokenizer has a chat template, as those of instruct models have."""
-    from odesteer_tl.backends.model_info import tokenizer_of
-
-    return bool(getattr(tokenizer_of(model), "chat_template", None))

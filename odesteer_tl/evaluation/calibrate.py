@@ -16,6 +16,7 @@ from odesteer_tl.backends.model_info import model_name_of
 from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.evaluation.calibration import Calibration, Measured
+from odesteer_tl.evaluation.displacement import displacements
 from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.evaluation.root_search import Crossing, first_crossing
 from odesteer_tl.evaluation.strength_search import Search, check_budget, search_for_factor, search_of, strength_of
@@ -155,7 +156,7 @@ def _moved(search: Search, a: Samples | None, value: float) -> tuple[float | Non
     if a is None or not isinstance(method, PointwiseMethod):
         return None, None, None
     end = method.steer(a, strength)
-    moved = float(((end - a).norm(dim=-1) / a.norm(dim=-1)).median())
+    moved = float(displacements(a, end).median())
     barrier = method.to(a.device, a.dtype).barrier
     if barrier is None:
         return None, None, moved

@@ -115,17 +115,18 @@ def choose_layer(
         raise ValueError(f"Nowhere does a strength spend {kl:g} nats of KL: give another budget, kl=, or method.")
     tied = _tied(shifts)
     found |= {place: replace(found[place], tied=True) for place in tied}
-    best = found[_middle(shifts, tied)]
-    if best.shift is not None and best.shift_error is not None and best.shift <= 2 * best.shift_error:
+    best = _middle(shifts, tied)
+    shift = shifts[best]
+    if shift.value <= 2 * shift.error:
         warnings.warn(
-            f"The shift, {best.shift:+.2f} ± {best.shift_error:.2f} nats, is not above 0 by two standard errors: "
+            f"The shift, {shift.value:+.2f} ± {shift.error:.2f} nats, is not above 0 by two standard errors: "
             "these texts may not hold what you want to steer, or are too few. Look at the table of the candidates.",
             stacklevel=2,
         )
-    acts = read[best.layer, best.position]
+    acts = read[best]
     ordered = tuple(found[place] for place in sorted(found, key=lambda place: (str(place[1]), place[0])))
     seconds = time.perf_counter() - start
-    return LayerChoice(best.layer, best.position, fit(acts), acts, ordered, float(kl), judged.counts, seconds)
+    return LayerChoice(*best, fit(acts), acts, ordered, float(kl), judged.counts, seconds)
 
 
 def usual_layers(depth: int) -> list[int]:

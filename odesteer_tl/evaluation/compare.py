@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from odesteer_tl._shapes import Position
+from odesteer_tl.backends.chat_templates import has_template
 from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
@@ -108,7 +109,7 @@ def budgets_of(kl: Any) -> tuple[float, ...]:
 
 def check_chat(model: Any, chat: bool) -> None:
     """Raise ValueError where prompts cannot stand in a chat template, as the model has none."""
-    if chat and not getattr(tokenizer_of(model), "chat_template", None):
+    if chat and not has_template(tokenizer_of(model)):
         raise ValueError("This model's tokenizer has no chat template: leave out chat=True.")
 
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import zip_longest
+from typing import TypeVar
 
 import torch
 
@@ -12,12 +13,14 @@ from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.evaluation.continuations import Setting, Steerer, after_prompts
 from odesteer_tl.evaluation.divergence import SteeredTexts, divergence_between
 from odesteer_tl.evaluation.entries import Prompted
-from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
+from odesteer_tl.evaluation.root_search import first_crossing, near_crossing, spends
 from odesteer_tl.evaluation.strength_search import Search, search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
 
+Tried = TypeVar("Tried", float, str)
+"""A strength, or a prefix."""
 BATCH = 24
 """Rows that share a forward pass while strengths are measured."""
 
@@ -74,16 +77,15 @@ def levels_of(
         return [costs[value] for value in values]
 
     levels, guess = list[Level](), search.guess
-    for budget in setting.budgets:
+    for budget, following in zip_longest(setting.budgets, setting.budgets[1:]):
         value = None
         if not isinstance(methods[0], FeedbackController):
             value = near_crossing(lambda one: measure([one])[0], budget, guess, search.most)
         if value is None:
             found = first_crossing(measure, budget, search.guess, search.most)
             value = found.strength if found.reached else _nearest(found.costs, budget)
-        strength, reached = strength_of(search.sought, value), abs(costs[value] / budget - 1) <= 0.05
+        strength, reached = strength_of(search.sought, value), spends(costs[value], budget)
         levels.append(Level(budget, costs[value], reached, strength.T, strength.relative_T))  # type: ignore[arg-type]
-        following = dict(pairwise(setting.budgets)).get(budget)
         if reached and following is not None:
             guess = value * (following / costs[value]) ** 0.5
     return levels
@@ -113,11 +115,10 @@ def _prefix_levels(texts: SteeredTexts, setting: Setting, prompted: Prompted) ->
     levels = []
     for budget in setting.budgets:
         prefix = _nearest(costs, budget)
-        reached = abs(costs[prefix] / budget - 1) <= 0.05
-        levels.append(Level(budget, costs[prefix], reached, prefix=prefix))
+        levels.append(Level(budget, costs[prefix], spends(costs[prefix], budget), prefix=prefix))
     return levels
 
 
-def _nearest(costs: dict, budget: float):  # type: ignore[no-untyped-def, type-arg]
+def _nearest(costs: dict[Tried, float], budget: float) -> Tried:
     """What costs nearest to the budget, in logarithms; the first of equals."""
     return min(costs, key=lambda one: abs(math.log(max(costs[one], 1e-12) / budget)))

@@ -55,10 +55,9 @@ class ComparedRow:
         """Mean and sample standard deviation over the seeds; the deviation of one seed is None."""
         return over([getattr(run, figure) for run in self.at(budget)])
 
-    def title(self, budget: float | None = None) -> str:
-        """The name with the marks of its texts at the budget."""
-        missed = any(run.level is not None and not run.level.reached for run in self.at(budget))
-        return f"{self.name} †" if missed else self.name
+    def mark(self, budget: float | None = None) -> str:
+        """ " †" where under some seed the budget is not spent, else nothing."""
+        return " †" * any(run.level is not None and not run.level.reached for run in self.at(budget))
 
 
 def over(values: Sequence[float]) -> tuple[float, float | None]:

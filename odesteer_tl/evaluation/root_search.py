@@ -12,6 +12,15 @@ CLOSE = 0.02
 """How far from the budget the cost of the answer may be, relative to it, for the search to end."""
 
 
+NEAR = 0.05
+"""How far from the budget a cost that spends it may be, relative to it."""
+
+
+def spends(cost: float, budget: float) -> bool:
+    """Whether the cost is the budget, to within `NEAR` of it."""
+    return abs(cost / budget - 1) <= NEAR
+
+
 @dataclass(frozen=True)
 class Crossing:
     """`strength` spends `cost`; `reached`: within 5 % of the budget. `monotone`: no measured cost falls as the strength
@@ -56,7 +65,7 @@ def first_crossing(
             break
     known = list(costs.values())
     monotone = all(after >= before * (1 - CLOSE) for before, after in pairwise(known))
-    return Crossing(best, costs[best], abs(costs[best] / budget - 1) <= 0.05, monotone, costs, made)
+    return Crossing(best, costs[best], spends(costs[best], budget), monotone, costs, made)
 
 
 def near_crossing(
@@ -71,7 +80,7 @@ def near_crossing(
         if not math.isfinite(cost) or cost <= 0 or strength in costs:
             return None
         costs[strength] = cost
-        if abs(cost / budget - 1) <= 0.05:
+        if spends(cost, budget):
             return strength
         low = max((s for s in costs if costs[s] < budget), default=None)
         high = min((s for s in costs if costs[s] >= budget), default=None)

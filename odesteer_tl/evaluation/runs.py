@@ -110,7 +110,7 @@ def _run(base: Base, outcome: Outcome, level: Level | None, displacement: float 
         perplexity=outcome.perplexity,
         perplexity_ratio=outcome.perplexity / base.outcome.perplexity,
         distinct1=distinct(texts, 1),
-        distinct2=distinct(texts, 2),
+        distinct2=outcome.distinct2,
         distinct3=distinct(texts, 3),
         tokens_per_second=outcome.tokens_per_second,
         desired=outcome.desired,

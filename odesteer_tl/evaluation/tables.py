@@ -39,7 +39,7 @@ class Comparison:
         blocks = [f"At {budget:g} nats of KL:\n{texts_table(rows, budget)}" for budget in self.budgets]
         if any(row.conditions is not None for row in rows):
             blocks.append(conditions_table(rows))
-        notes = [f"{mark} {text}." for mark, text in MARKS.items() if any(mark in block for block in blocks)]
+        notes = marks_in(blocks)
         notes += [f"Left out: {name}, as {reason}." for name, reason in self.left_out.items()]
         return "\n\n".join([*blocks, *(["\n".join(map(wrapped, notes))] if notes else [])])
 
@@ -64,8 +64,9 @@ def texts_table(rows: Sequence[ComparedRow], budget: float) -> str:
         run = runs[0]
         moved = "" if run.displacement is None else f"{run.displacement:.3f}"
         figures = [spread(*row.over_seeds(name, budget), digits=3) for name in ("distinct1", "distinct2", "distinct3")]
+        title = row.name + row.mark(budget)
         lines.append(
-            f"{row.title(budget):<20}{_strength(run):>10} {spread(*row.over_seeds('kl', budget), digits=3):>13} "
+            f"{title:<20}{_strength(run):>10} {spread(*row.over_seeds('kl', budget), digits=3):>13} "
             f"{moved:>7} {_points(row, 'share', budget):>19} {_points(row, 'shift', budget, '+'):>20} "
             f"{spread(*row.over_seeds('perplexity_ratio', budget), digits=2):>13} {figures[0]:>13} {figures[1]:>13} "
             f"{figures[2]:>13} {max(run.tokens_per_second for run in runs):>9.0f}"
@@ -82,8 +83,7 @@ def budgets_table(comparison: Comparison) -> str:
         cells = []
         for budget in budgets:
             share, ratio = row.over_seeds("share", budget)[0], row.over_seeds("perplexity_ratio", budget)[0]
-            mark = " †" if row.title(budget) != row.name else ""
-            cells.append(f"{f'{100 * share:.1f}, {ratio:.2f}{mark}':>16}")
+            cells.append(f"{f'{100 * share:.1f}, {ratio:.2f}{row.mark(budget)}':>16}")
         lines.append(f"{row.name:<20}{''.join(cells)}")
     return "\n".join(lines)
 
@@ -124,6 +124,11 @@ def conditions_table(rows: Sequence[ComparedRow]) -> str:
             f"{rising:>8} {inside:>6} {c.norm_ratio:>11.3f} {f'{c.angle:.1f}°':>7} {seconds:>7}"
         )
     return "\n".join(lines)
+
+
+def marks_in(blocks: Sequence[str]) -> list[str]:
+    """What the marks in these tables mean, a sentence each."""
+    return [f"{mark} {text}." for mark, text in MARKS.items() if any(mark in block for block in blocks)]
 
 
 def wrapped(text: str) -> str:

@@ -105,10 +105,11 @@ class PointwiseMethod(Method):
     def _velocity(self, x: Activations) -> Activations: ...
 
     def _trajectory(self, x: Activations, T: Time) -> Trajectory:
-        points = [x] + [self._move(x, T * (k / TRAJECTORY_PARTS)) for k in range(1, TRAJECTORY_PARTS + 1)]
-        h = None if self.barrier is None else self.barrier.value(torch.stack(points))
+        parts = range(1, TRAJECTORY_PARTS + 1)
+        points = torch.stack([x] + [self._move(x, T * (k / TRAJECTORY_PARTS)) for k in parts])
+        h = None if self.barrier is None else self.barrier.value(points)
         forward = torch.as_tensor(per_activation(T, x) >= 0, device=x.device)
-        return Trajectory(torch.stack(points), h, forward.squeeze(-1) if forward.ndim else forward)
+        return Trajectory(points, h, forward.squeeze(-1) if forward.ndim else forward)
 
     def _computed(self: SomeMethod, a: Activations, result: Callable[[SomeMethod, Activations], Any]) -> Any:
         """result(method, a), the method on the device of the activations, and both in the dtype of the computation.

@@ -20,9 +20,8 @@ from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports.stages import counted, stages
-from odesteer_tl.evaluation.results import MARKS
 from odesteer_tl.evaluation.runs import prompt_activations
-from odesteer_tl.evaluation.tables import Comparison, budgets_table, texts_table, wrapped
+from odesteer_tl.evaluation.tables import Comparison, budgets_table, marks_in, texts_table, wrapped
 from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.methods import FlowMethod, ODESteer
 
@@ -92,7 +91,6 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
     conditions = {row.name: row.conditions for row in rows if row.conditions is not None}
     aucs = ", ".join(f"{name} {found.auc:.2f}" for name, found in conditions.items() if found.auc is not None)
     tables = [texts_table(rows, budget), *([budgets_table(comparison)] if len(comparison.budgets) > 1 else [])]
-    marked = [wrapped(f"{mark} {text}.") for mark, text in MARKS.items() if any(mark in table for table in tables)]
     lines = [
         "",
         wrapped(
@@ -102,7 +100,7 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
         "",
         f"At {budget:g} nats of KL:",
         "\n\n".join(tables),
-        *marked,
+        *map(wrapped, marks_in(tables)),
         "",
         f"Largest shift: {best.name}, {100 * best.at()[0].shift:+.1f} points.",
         "",
