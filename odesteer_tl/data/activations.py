@@ -14,7 +14,15 @@ from odesteer_tl._shapes import Position, Samples
 from odesteer_tl.data.degeneracy import check_apart, warnings_about
 from odesteer_tl.data.field_types import check_fields
 from odesteer_tl.data.storage import read_tree, write_tree
-from odesteer_tl.data.tokens import SiteTokens, Tokenised, mask_of_lengths, read_sites, warn_of_sinks
+from odesteer_tl.data.tokens import (
+    SiteTokens,
+    Tokenised,
+    check_position,
+    mask_of_lengths,
+    read_sites,
+    reads_several,
+    warn_of_sinks,
+)
 from odesteer_tl.portable.sites import check_index
 
 Processing = Literal["raw", "folded", "centred", "unknown"]
@@ -33,6 +41,10 @@ class Origin:
     processing: Processing = "unknown"
     position: Position | None = None
     typical_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.position is not None:
+            check_position(self.position)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +77,8 @@ class ContrastiveActivations:
     """Whether `check` has passed for these activations, or for those that they were split from."""
 
     def __post_init__(self) -> None:
+        if self.position is not None:
+            check_position(self.position)
         for name in ("desired", "undesired"):
             side = getattr(self, name)
             if not isinstance(side, Tensor) or not side.is_floating_point() or side.ndim != 2 or len(side) == 0:
@@ -142,11 +156,11 @@ class ContrastiveActivations:
     ) -> "ContrastiveActivations":
         """Read two `ActivationCache`s of `run_with_cache` at `blocks.{layer}.hook_resid_post`.
 
-        A cache carries no mask, and lists of texts are right-padded by default, so index -1 of a shorter row is a
-        pad. A cache of several rows therefore needs the number of real tokens per row (`*_lengths`, right-padded),
-        masks, or an index as `position`, which then counts columns. The default `position` is "last". Attention sinks
-        are treated as in `ot.collect`; a mask that is False at the first token leaves that token out. `provenance`
-        sets `paired`, `groups`, `model_name`, `processing` and the other fields. With "all" each text is a group.
+        A cache carries no mask, and lists of texts are right-padded by default, so index -1 of a shorter row is a pad.
+        A cache of several rows therefore needs the number of real tokens per row (`*_lengths`, right-padded), masks, or
+        an index as `position`, which then counts columns. The default `position` is "last". Attention sinks are treated
+        as in `ot.collect`; a mask that is False at the first token leaves that token out. `provenance` sets `paired`,
+        `groups`, `model_name`, `processing` and the other fields. With "all" and "random:3" each text is a group.
         Raises ValueError where the site is not in a cache, and where the lengths are missing or do not fit.
         """
         hook_name = f"blocks.{layer}.hook_resid_post"
@@ -175,7 +189,7 @@ class ContrastiveActivations:
         if not keep_sinks:
             both = SiteTokens(*(torch.cat(parts) for parts in zip(*sites, strict=True)))
             warn_of_sinks([both], [hook_name], position, lambda hit, most: "", stacklevel=2)
-        if position == "all":
+        if reads_several(position):
             offset = 0 if provenance.get("paired") else int(rows[0].max()) + 1
             provenance.setdefault("groups", (rows[0], rows[1] + offset))
         cfg = getattr(getattr(desired_cache, "model", None), "cfg", None)

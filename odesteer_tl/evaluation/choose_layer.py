@@ -16,6 +16,7 @@ from odesteer_tl.backends.collect import collect_places
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import JUDGED, JudgedTexts, effects_at, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
 from odesteer_tl.evaluation.shift import Estimate, combined, in_all_places, in_own_places
@@ -74,9 +75,9 @@ def choose_layer(
     other side, as a question that both answer; 24 tokens at most. `seed` decides what is held out: of sides of equally
     many texts the same numbers, as they may belong together.
 
-    Raises ValueError for fewer than 8 texts a side, position "all", a method of several sites, where nowhere a strength
-    spends the budget, and as `collect` and the fit do. Warns where the best shift is not above 0 by two standard
-    errors.
+    Raises ValueError for fewer than 8 texts a side, position "all" or "random:3", a method of several sites, where
+    nowhere a strength spends the budget, and as `collect` and the fit do. Warns where the best shift is not above 0 by
+    two standard errors.
     """
     start = time.perf_counter()
     check_budget(kl, "above 0")
@@ -84,7 +85,7 @@ def choose_layer(
     given = [layers] if isinstance(layers, int) else layers
     wanted = usual_layers(depth) if given is None else sorted({whole_number("layer", layer, 0) for layer in given})
     positions = (positions,) if isinstance(positions, (str, int)) else tuple(positions)
-    if not wanted or not positions or "all" in positions:
+    if not wanted or not positions or any(map(reads_several, positions)):
         raise ValueError(
             'choose_layer needs layers, and positions that are "last", "mean" or indices, one token a text; got '
             f"layers={wanted}, positions={positions}."
