@@ -18,7 +18,11 @@ uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer, or in
 import sys as _sys
 from types import ModuleType as _ModuleType
 
-from odesteer_tl import _imports, _interrupts  # noqa: F401 — first: any import that follows may fail, or meet a Ctrl-C
+# first: any import that follows may fail, or meet a Ctrl-C
+from odesteer_tl.startup import imports as _imports  # noqa: F401
+from odesteer_tl.startup import interrupts as _interrupts  # noqa: F401
+
+# isort: split
 from odesteer_tl import methods as _methods
 from odesteer_tl import plots as plots
 from odesteer_tl.assets.demo import load_demo

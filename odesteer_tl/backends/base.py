@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Position, TokenIds, TokenMask
-from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.origin import Processing
 from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength

@@ -4,15 +4,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples
+from odesteer_tl._shapes import Position
 from odesteer_tl.data.degeneracy import check_apart, warnings_about
 from odesteer_tl.data.field_types import check_fields
+from odesteer_tl.data.origin import Origin, Processing, processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.tokens import (
     SiteTokens,
@@ -24,27 +25,6 @@ from odesteer_tl.data.tokens import (
     warn_of_sinks,
 )
 from odesteer_tl.portable.sites import check_index
-
-Processing = Literal["raw", "folded", "centred", "unknown"]
-"""How the weights were processed. `centred` (TransformerLens' center_writing_weights) changes the residual stream: it
-removes the mean over d_model. `folded` (fold_ln, fold_value_biases) does not change it."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a fit is valid: site, model and weight processing, with the median activation norm at that site."""
-
-    d_model: int | None = None
-    layer: int | None = None
-    hook_name: str | None = None
-    model_name: str = ""
-    processing: Processing = "unknown"
-    position: Position | None = None
-    typical_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.position is not None:
-            check_position(self.position)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,9 +236,3 @@ class ContrastiveActivations:
             return cls(**tree)
         except Exception as error:  # values of another type or shape than the fields'
             raise ValueError(f"{folder} holds activations whose values do not fit: {error}") from error
-
-
-def processing_seen_in(rows: Samples, dtype: torch.dtype | None = None) -> Processing:
-    """Whether all rows have mean zero over d_model, to the rounding of `dtype`: "centred", else "raw"."""
-    a, rounding = rows.double(), max(1e-5, torch.finfo(dtype or rows.dtype).eps)
-    return "centred" if bool((a.mean(1).abs() <= rounding * a.std(1)).all()) else "raw"

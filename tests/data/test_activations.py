@@ -5,7 +5,8 @@ import torch
 from instances import activations, planted, without_shape_checks
 from saved_folders import tensors_of
 
-from odesteer_tl.data.activations import ContrastiveActivations, Tokenised, processing_seen_in
+from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
+from odesteer_tl.data.origin import processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.tokens import select, tokens_at
 

@@ -99,7 +99,7 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
     conditions = {row.name: row.conditions for row in rows if row.conditions is not None}
     aucs = ", ".join(f"{name} {found.auc:.2f}" for name, found in conditions.items() if found.auc is not None)
     tables = [texts_table(rows, budget), *([budgets_table(comparison)] if len(comparison.budgets) > 1 else [])]
-    further = len(setting.prompts) * setting.samples_at(comparison.budgets[-1])
+    further = len(setting.prompts) * setting.samples_at(max(comparison.budgets))
     others = f" At the other budgets: {further} continuations a row." if len(comparison.budgets) > 1 else ""
     lines = [
         "",
