@@ -5,12 +5,17 @@ import inspect
 import json
 import posixpath
 import re
+import threading
 import tomllib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import site_pages
+import torch
+from instances import without_shape_checks
 
 import odesteer_tl as ot
 
@@ -119,6 +124,70 @@ def test_the_methods_are_all_among_those_to_choose_from():
     from odesteer_tl import methods
 
     assert [name for name in [*methods.__all__, "ALQR", "SPID"] if f"ot.{name}" not in text] == []
+
+
+def _in_another_thread(model: Any, work: Callable[[], Any]) -> None:
+    """Does the work while this thread steers the model, and raises what it raises."""
+    caught: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            work()
+        except RuntimeError as error:
+            caught.append(error)
+
+    with ot.steering(model, _method(), T=1.0):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+        model("The film")
+    raise caught[0]
+
+
+def _acts(**kind: Any) -> ot.ContrastiveActivations:
+    rows = torch.randn(2, 12, 256, generator=torch.Generator().manual_seed(0))
+    return ot.ContrastiveActivations(rows[0] + 0.5, rows[1], layer=2, **kind)
+
+
+def _method(**kind: Any) -> ot.CAA:
+    return ot.CAA.fit(_acts(**kind))
+
+
+QUOTED: dict[str, Callable[[Any], Any]] = {
+    "No token was steered": lambda m: ot.generate(m, "The film", _method(), T=1.0, positions=slice(1000, None)),
+    "Give either T or relative_T": lambda m: ot.generate(m, "The film", _method()),
+    "T counts …: pass T …, and no relative_T": lambda m: ot.generate(m, "A", ot.Ablation.fit(_acts()), relative_T=0.2),
+    "The rows begin or end in different numbers of the pad token": lambda m: ot.generate(
+        m, torch.tensor([[1, 50, 60], [1, 50, m.tokenizer.pad_token_id]])
+    ),
+    "A chat needs a template": lambda m: ot.generate(m, [{"role": "user", "content": "How was it?"}]),
+    "nothing tells the sides apart": lambda m: ot.CAA.fit(ot.collect(m, ["A film"], ["A film"], layer=2)),
+    "fitted on centred weights and this model has raw ones": lambda m: ot.generate(
+        m, "The film", _method(processing="centred"), T=1.0
+    ),
+    "does not spend … nats": lambda m: ot.calibrate(m, ot.LinearAcT.fit(_acts()), ["The film"], 50.0, max_new_tokens=2),
+    "remote=True needs an nnsight model": lambda m: ot.generate(m, "The film", remote=True),
+    "Another thread has a block of ot.steering … open": lambda m: _in_another_thread(
+        m, lambda: ot.generate(m, "The film", _method(), T=1.0)
+    ),
+    "No decoder blocks": lambda m: ot.collect(
+        m.original_model, torch.tensor([[1]]), torch.tensor([[2]]), 2, blocks="x"
+    ),
+}
+"""What the FAQ quotes of an error, and a call that meets it."""
+
+
+def test_the_errors_that_the_faq_quotes_are_said():
+    text = " ".join((ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split())
+    headings = re.findall(r'^## "(.*)"$', (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(headings) <= set(QUOTED)
+    model = ot.load_demo().model
+    with without_shape_checks(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for quote, call in QUOTED.items():
+            assert f'"{quote}' in text, quote
+            with pytest.raises((ValueError, RuntimeError), match=".*".join(map(re.escape, re.split(" ?… ?", quote)))):
+                call(model)
 
 
 def test_the_citation_is_of_this_version():
