@@ -58,8 +58,8 @@ def calibrate(
     in one pass. `relative`: whether relative_T is sought, and not T; None: where T is a length. Of a list of (method,
     T) it is the one factor for all strengths of the list. Prompts, `chat_template` and `system` as for `generate`;
     `positions`, `layer` and `blocks` as for `steering`; a `layer` becomes that of the method which is returned.
-    `remote`, for nnsight models: True, or the address of a server, which writes the texts, steers, and computes the KL:
-    some numbers come back per request, and no logits. It takes a few requests a round, fewer with a larger `batch_size`.
+    `remote`, for nnsight models: True, or the address of a server. It writes the texts, steers them and computes the KL
+    there, so that one number per steered token comes back, and no logits; a larger `batch_size` needs fewer requests.
 
     A budget of 0 is T = 0. Inside a steering block "unsteered" is as steered there. Raises ValueError for a budget
     below 0, a quantile outside (0, 1), a list with strengths per row, and a method that spends other than the budget at

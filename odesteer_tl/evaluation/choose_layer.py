@@ -71,16 +71,16 @@ def choose_layer(
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
-    `chat_template`, `system`, `prepend_bos`, `remote` and `blocks` as for `collect`; a server steers and computes the KL,
-    the gains and the lifts, and only these come back. With `queries` the beginnings of the answers
-    are steered and judged, else what follows the first tokens of a text, and those that it shares with a text of the
-    other side, as a question that both answer; 24 tokens at most. `seed` decides what is held out: of sides of equally
-    many texts the same numbers, as they may belong together.
+    `chat_template`, `system`, `prepend_bos`, `remote` and `blocks` as for `collect`; a server sends back KL, gains and
+    lifts, and no logits. With `queries` the beginnings of the answers are steered and judged, else what follows the
+    first tokens of a text, and those that it shares with a text of the other side, as a question that both answer; 24
+    tokens at most. `seed` decides what is held out: of sides of equally many texts the same numbers, as they may belong
+    together.
 
     Raises ValueError for fewer than 8 texts a side, position "all" or "random:3", a method of several sites, where
-    nowhere a strength spends the budget, and as `collect` and the fit do; ConnectionError and RuntimeError for a server,
-    as `collect` does, and what a server sends of the right form is believed. Warns where the best shift is not above 0 by
-    two standard errors.
+    nowhere a strength spends the budget, and as `collect` and the fit do. ConnectionError and RuntimeError for a
+    server, as `collect`; other numbers of the right form are not noticed, and decide the layer then. Warns where the
+    best shift is not above 0 by two standard errors.
     """
     start = time.perf_counter()
     check_budget(kl, "above 0")

@@ -82,9 +82,7 @@ class SteeredTexts:
         written = Generation([], [], tokens, mask, prompt_lengths, None)
         return cls.of(model, written, blocks=blocks, remote=remote)
 
-    def divergences(
-        self, pairs: Pairs, values: Sequence[float], batch_size: int
-    ) -> Float[Tensor, "strengths tokens"]:
+    def divergences(self, pairs: Pairs, values: Sequence[float], batch_size: int) -> Float[Tensor, "strengths tokens"]:
         """KL(unsteered ‖ steered) at every steered token, in nats, for each of the `values` of a strength; `batch_size`
         rows share a pass.
 
@@ -93,9 +91,7 @@ class SteeredTexts:
         return self.effects(pairs, values, batch_size).costs
 
     @torch.no_grad()
-    def effects(
-        self, pairs: Pairs, values: Sequence[float], batch_size: int, words: Words | None = None
-    ) -> "Effects":
+    def effects(self, pairs: Pairs, values: Sequence[float], batch_size: int, words: Words | None = None) -> "Effects":
         """The `divergences`, and what becomes likelier, at each of the `values`: of the vocabulary, `words`."""
         costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
         words = torch.zeros(0, dtype=torch.long, device="cpu") if words is None else words
@@ -123,7 +119,8 @@ class SteeredTexts:
         copies = Tokenised(batch.tokens.repeat(len(values), 1), batch.mask.repeat(len(values), 1))
         with steering(self.model, steered, **where):
             logits = backend_of(self.model).logits(self.model, copies)
-        return effects(p, logits, *named.nonzero(as_tuple=True), _following(batch, named), len(rows), words)
+        at_rows, columns = named.nonzero(as_tuple=True)
+        return effects(p, logits, at_rows, columns, _following(batch, named), len(rows), words)
 
     def _there(
         self, rows: Tensor, batch: Tokenised, named: TokenMask, pairs: Pairs, values: Sequence[float], words: Words

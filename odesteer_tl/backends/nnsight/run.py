@@ -1,4 +1,4 @@
-"""Runs an nnsight model on tokens, here or on a server: reads activations and logits, generates, and measures effects."""
+"""Runs an nnsight model on tokens, here or on a server: activations, logits, continuations, and effects of steering."""
 
 from collections.abc import Iterable
 from typing import Any

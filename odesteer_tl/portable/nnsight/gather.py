@@ -1,4 +1,4 @@
-"""Gathers inside a graph what a server sends back: the activations of chosen tokens, or what steering did to the logits.
+"""Gathers inside a graph what a server sends back: activations of chosen tokens, or what steering did to the logits.
 
 This file is sent to servers, so it uses torch alone.
 """
