@@ -13,7 +13,7 @@ _AT_ONCE = 256
 
 
 def log_probabilities(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """log p of what follows the tokens at (rows, columns) of logits [batch, pos, d_vocab]: float32 [tokens, d_vocab]."""
+    """log p of what follows the tokens at (rows, columns) of [batch, pos, d_vocab], float32 [tokens, d_vocab]."""
     return logits.detach()[rows.to(logits.device), columns.to(logits.device)].float().log_softmax(-1)
 
 

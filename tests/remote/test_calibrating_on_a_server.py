@@ -46,7 +46,7 @@ FIND = """
         return [place for part, T in method for place in oracle.places(part, T * value)]
 
     pair = [(made["CAA"], 0.3 * made["CAA"].usual_T), (made["ODESteer"], 0.5 * made["ODESteer"].usual_T)]
-    budgets = {"CAA": 0.05, "ODESteer": 0.05, "MiMiC": 0.05, "A-LQR": 3.0, "S-PID": 3.0, "ITI, heads": 0.05}
+    budgets = {"CAA": 0.05, "ODESteer": 0.05, "MiMiC": 0.05, "A-LQR": 0.3, "S-PID": 0.3, "ITI, heads": 0.05}
     found, texts = {}, ot.generate(model, prompts, max_new_tokens=5)
     for name, kl in {**budgets, "a list": 0.05}.items():
         method = pair if name == "a list" else made[name]
