@@ -19,7 +19,7 @@ import fuzz_server
 import pytest
 import torch
 import typer
-from asked_remotely import NAMES, NEW, asked, model
+from asked_remotely import NAMES, NEW, TEXTS, asked, model
 from fuzz_server import Evil, outcome
 from hostile_server import KEY, Reply, blob, completed, hostile, status
 from nnsight import CONFIG
@@ -131,6 +131,13 @@ def test_a_reply_that_is_not_what_was_asked_is_refused(server, name, change, why
     told = said(server, name, changed(name, change))
     assert "says that it is done, and sent back" in told
     assert re.search(why, told), told
+
+
+def test_a_method_that_does_not_fit_is_refused_before_a_server_writes_texts(server):
+    before, narrow = len(server.seen), ot.ContrastiveActivations(*torch.randn(2, 9, 8), layer=1)
+    with pytest.raises(ValueError, match="fitted at d_model 8, this model has 32"):
+        ot.calibrate(model(), ot.CAA.fit(narrow), TEXTS, remote=server.url)
+    assert len(server.seen) == before
 
 
 def test_names_that_were_not_asked_for_change_nothing(server):
