@@ -161,5 +161,6 @@ def test_a_layer_is_that_of_this_machine(found, name):
 
 
 def test_no_logits_come_back(found):
-    """Of 24 words alone these would be 2 kB more per strength than all that comes."""
-    assert found["bytes"]["reply"] < 6_000 and found["bytes"]["request"] < 60_000, found["bytes"]
+    """Those of 23 tokens would be 4 kB at two strengths and a vocabulary of 24 words: 184 bytes a word."""
+    assert found["bytes"]["tokens"] == 23
+    assert found["bytes"]["reply"] < 2_000 and found["bytes"]["request"] < 45_000, found["bytes"]
