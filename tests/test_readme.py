@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
 NNSIGHT = (ROOT / "docs" / "nnsight.md").read_text(encoding="utf-8")
-LOCAL, REMOTE = re.findall(r"```python\n(.*?)```", NNSIGHT, re.DOTALL)
+LOCAL, REMOTE, FOUND = re.findall(r"```python\n(.*?)```", NNSIGHT, re.DOTALL)
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "odesteer_tl/assets/MODEL_CARD.md"]
 DOCUMENTS += ["tutorials/README.md"]
 DOCUMENTS += [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
@@ -80,12 +80,14 @@ def test_the_nnsight_examples_run_as_printed_here_and_on_a_server():
     report(
         text=text, steered=out.report.tokens_steered[2], rows=[len(acts.desired), len(out.texts)],
         changed=float((here - plain).abs().max()), moved=float((remote_logits - plain).abs().max()),
+        strength=strong.relative_T,
     )
     """
-    parts = [textwrap.dedent(part) for part in (before, LOCAL, between, REMOTE, after)]
+    parts = [textwrap.dedent(part) for part in (before, LOCAL, between, REMOTE, FOUND, after)]
     found = client("\n".join(parts), installed_wheel(), server().url)
     assert found["text"].startswith("The film opens with") and len(found["text"]) > 60
     assert found["rows"] == [40, 4] and 4 <= found["steered"] <= 40
+    assert 0.01 < found["strength"] < 1
     assert found["changed"] > 0.5 and found["moved"] > 0.5
 
 

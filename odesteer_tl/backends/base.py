@@ -147,6 +147,25 @@ class Backend(Protocol):
         if `check_place` accepted `remote`."""
         ...
 
+    def effects_remotely(
+        self,
+        model: Any,
+        batch: Tokenised,
+        named: TokenMask,
+        following: Tensor,
+        words: Tensor,
+        copies: int,
+        pairs: list[tuple[Any, Strength]],
+        intervene_args: dict[str, Any],
+        remote: bool | str,
+        written: Iterable[int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`next_tokens.effects` at the tokens of `named`, computed on a server: of the batch unsteered, and of `copies`
+        of it that are steered there by the methods of `pairs`, one copy after the other, all in one pass.
+        `intervene_args` are those of `generate_remotely`, with one entry per steered row. All of `written` are steered.
+        Called only if `check_place` accepted `remote`."""
+        ...
+
 
 _BACKENDS = {
     "HookedTransformer": ("transformer_lens", "HOOKED"),

@@ -150,5 +150,10 @@ class _Nnsight:
 
         return continued_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
 
+    def effects_remotely(self, model: Any, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
+        from odesteer_tl.backends.nnsight.run import effects_remotely
+
+        return effects_remotely(model, *what)
+
 
 NNSIGHT = _Nnsight()

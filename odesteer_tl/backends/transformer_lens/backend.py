@@ -143,6 +143,9 @@ class _TransformerLens:
     def generate_remotely(self, model: Any, *what: Any) -> Any:
         raise NotImplementedError
 
+    def effects_remotely(self, model: Any, *what: Any) -> Any:
+        raise NotImplementedError
+
 
 class _Hooked(_TransformerLens):
     """`HookedTransformer`: its generate calls only the modules of the embedding and of the blocks."""
