@@ -109,6 +109,22 @@ def tokenise_answers(
     return left_padded(rows, _filler(model)), query_tokens.mask.sum(1)
 
 
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Each token as it stands within a text, with the space before it. What is no text alone, as a part of a character,
+    is spelled as in the vocabulary, and what is not in it ⟨by its id⟩."""
+    return [_token_text(tokenizer, number) for number in ids]
+
+
+def _token_text(tokenizer: Any, number: int) -> str:
+    text = "" if tokenizer is None else tokenizer.decode([number])
+    spelled = None if tokenizer is None else tokenizer.convert_ids_to_tokens(number)
+    if not isinstance(spelled, str):
+        return text or f"⟨{number}⟩"
+    if spelled.startswith("▁") and not text.startswith(" "):
+        return f" {text}"  # sentencepiece drops the space at the beginning of what it decodes
+    return spelled if not text or "\ufffd" in text else text
+
+
 def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:
     """Raises ValueError if a text with `more` tokens after it is longer than the model's context."""
     longest, context = int(texts.mask.sum(1).max()), context_of(model)

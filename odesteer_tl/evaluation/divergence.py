@@ -157,7 +157,7 @@ def divergence_between(one: SteeredTexts, other: SteeredTexts, batch_size: int) 
     costs = []
     for rows in torch.arange(len(one.named), device="cpu").split(batch_size):
         p, q = (texts.log_probabilities(rows) for texts in (one, other))
-        costs.append(_kl(p, q))
+        costs.append(kl_of(p, q))
     return torch.cat(costs)
 
 
@@ -190,7 +190,7 @@ class _Batch:
     @property
     def costs(self) -> Float[Tensor, "strengths tokens"]:
         """KL(p ‖ q) at every steered token, in nats."""
-        return torch.stack([_kl(self.p, q) for q in self.q])
+        return torch.stack([kl_of(self.p, q) for q in self.q])
 
     @property
     def lifted(self) -> Float[Tensor, "strengths d_vocab"]:
@@ -198,7 +198,7 @@ class _Batch:
         return torch.stack([(q - self.p).sum(0, dtype=torch.float64) for q in self.q])
 
 
-def _kl(p: Float[Tensor, "tokens d_vocab"], q: Float[Tensor, "tokens d_vocab"]) -> Float[Tensor, " tokens"]:
+def kl_of(p: Float[Tensor, "tokens d_vocab"], q: Float[Tensor, "tokens d_vocab"]) -> Float[Tensor, " tokens"]:
     """KL of log-probabilities p and q, in float64: small divergences are differences of numbers near 10."""
     p, q = p.double(), q.double()
     return (p.exp() * (p - q)).sum(-1).clamp_min(0)
