@@ -26,8 +26,8 @@ import odesteer_tl as ot
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
     "--remote-debugging-port=0",
 )  # fmt: skip
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -151,9 +151,11 @@ def check_quiet(tab: Tab, address: str) -> None:
     assert not others, f"{address} loads {others}"
 
 
+HEAD = '<!DOCTYPE html><meta name="viewport" content="width=device-width, initial-scale=1">'
 TOKENS = "[...document.querySelectorAll('main .t')]"
 CONTRAST = """(() => {
-  const light = (c) => { const [r, g, b] = c.map((x) => (x /= 255) <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  const linear = (x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
+  const light = (c) => { const [r, g, b] = c.map((x) => linear(x / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const parts = (text) => text.match(/[\\d.]+/g).map(Number);
   return Math.min(...[...document.querySelectorAll('main .t')].filter((t) => t.offsetParent).map((t) => {
@@ -215,13 +217,11 @@ def made(folder: Path) -> list[str]:
     frame."""
     demo = ot.load_demo()
     method = ot.ODESteer.fit(ot.collect(demo.model, demo.desired, demo.undesired, layer=2, position="mean"))
-    hostile = "<script>alert(1)</script></style>\n<b>\"It's\" & a film\u2028 that I"
+    hostile = '<script>alert(1)</script></style>\n<b>"It\'s" & a film\u2028 that I'
     texts = [*demo.prompts[:2], hostile]
     pages = {
         "continued": ot.token_map(demo.model, method, texts, relative_T=0.2, seed=1),
-        "read": ot.token_map(
-            demo.model, method, demo.desired[:2], relative_T=0.2, prompt_lengths=20, max_new_tokens=0
-        ),
+        "read": ot.token_map(demo.model, method, demo.desired[:2], relative_T=0.2, prompt_lengths=20, max_new_tokens=0),
     }
     with ot.steering(demo.model, method, relative_T=0.2, record=True) as report:
         ot.generate(demo.model, texts, max_new_tokens=12)
@@ -230,7 +230,7 @@ def made(folder: Path) -> list[str]:
     for name, page in pages.items():
         page.save(folder / f"{name}.html")
         addresses.append((folder / f"{name}.html").resolve().as_uri())
-    notebook = f"<!DOCTYPE html><title>Notebook</title><p>A cell:</p>{pages['continued']._repr_html_()}<p>The next."
+    notebook = f"{HEAD}<title>Notebook</title><p>A cell:</p>{pages['continued']._repr_html_()}<p>The next."
     (folder / "notebook.html").write_text(notebook, encoding="utf-8")
     return [*addresses, (folder / "notebook.html").resolve().as_uri()]
 

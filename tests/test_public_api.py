@@ -23,7 +23,8 @@ PUBLIC = [
 
 ORDER = [
     "_progress", "_interrupts", "_imports", "_memory", "portable", "_shapes", "data", "remote", "flows",
-    "pages", "interventions", "methods", "backends", "control", "save_load", "assets", "evaluation", "plots", "parity", "cli",
+    "pages", "interventions", "methods", "backends", "control", "save_load", "assets", "evaluation", "plots", "parity",
+    "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own folder and from those before it."""
 

@@ -38,7 +38,7 @@ class Report:
         for (prompt, row), records in groupby(recording.tokens, key=lambda one: (one.prompt, one.row)):
             by_token = groupby(records, key=lambda one: one.position)
             tokens = [shown_token(list(edits), len(recording.edits)) for _, edits in by_token]
-            texts.append(Text(f"Prompt {prompt + 1}, row {row + 1}", read_once(tokens, has_h(recording))))
+            texts.append(Text(f"Prompt {prompt}, row {row}", read_once(tokens, has_h(recording))))
         if not texts:
             raise ValueError("The model did not run inside the block, so there is nothing to show.")
         how = (
@@ -47,7 +47,8 @@ class Report:
             "so there is no KL: ot.token_map(model, method, texts) shows it."
         )
         names = [(edit.name, edit.formula) for edit in recording.edits]
-        return token_page([how], names, texts, same=True)
+        facts = [f"{count} tokens steered at layer {layer}" for layer, count in self.tokens_steered.items()]
+        return token_page([how], names, texts, facts=facts, same=True)
 
     @property
     def _recorded(self) -> Recording:

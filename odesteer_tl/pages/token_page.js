@@ -10,21 +10,21 @@
   let edit = 0, colouring = null, pointed = null;
 
   // Okabe & Ito 2008: vermilion below 0, blue above; amounts in green and purple
-  const DOWN = "213 94 0", UP = "0 114 178", GREEN = "0 158 115", PURPLE = "204 121 167", MOST = 0.62;
+  const DOWN = "213 94 0", UP = "0 114 178", GREEN = "0 158 115", PURPLE = "204 121 167";
   const tint = (of, share) => {
     const hue = of.hues[share < 0 ? 0 : 1];
-    return `rgb(${hue} / ${(MOST * Math.min(1, Math.abs(share))).toFixed(3)})`;
+    return `rgb(${hue} / ${(of.most * Math.min(1, Math.abs(share))).toFixed(3)})`;
   };
   const shown = (x) => (x === null || x === undefined ? "—" : String(Number(x.toPrecision(4))).replace("-", "−"));
 
   const COLOURINGS = [
-    { key: "h", name: "h", hues: [DOWN, UP], signed: true, has: (e) => data.before[e] !== null,
+    { key: "h", name: "h", hues: [DOWN, UP], most: 0.72, signed: true, has: (e) => data.before[e] !== null,
       at: (n) => data[side(tokens[n])][edit][n],
-      unit: () => `h = ${data.edits[edit].h}, in its own unit: above 0 (blue) the side of the desired texts, below 0 (vermilion) of the undesired ones. ` +
-        (document.querySelector(".before") ? "Left h before steering, right after." : "After steering.") },
-    { key: "moved", name: "displacement", hues: [GREEN, GREEN], has: (e) => data.moved[e] !== null,
+      unit: () => `h = ${data.edits[edit].h}, in its own unit. Blue: above 0, the side of the desired texts; vermilion: below 0. ` +
+        (document.querySelector(".before") ? "Before steering on the left, after it on the right." : "After steering.") },
+    { key: "moved", name: "displacement", hues: [GREEN, GREEN], most: 0.65, has: (e) => data.moved[e] !== null,
       at: (n) => data.moved[edit][n], unit: () => "‖a(T) − a‖/‖a‖ of the activation, a ratio without a unit; 0 where it is not steered." },
-    { key: "kl", name: "KL", hues: [PURPLE, PURPLE], has: () => data.kl !== null,
+    { key: "kl", name: "KL", hues: [PURPLE, PURPLE], most: 0.62, has: () => data.kl !== null,
       at: (n) => data.kl[n], unit: () => "KL(unsteered ‖ steered) of the token that follows, in nats." },
   ];
 

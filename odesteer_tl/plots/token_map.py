@@ -114,7 +114,7 @@ def token_map(
     return token_page(
         [READ if max_new_tokens == 0 else WRITTEN, MEANT],
         [(edit.name, edit.formula) for edit in recording.edits],
-        [Text(f"Text {number + 1}", own) for number, own in enumerate(columns)],
+        [Text(f"Text {number}", own) for number, own in enumerate(columns)],
         facts=_facts(model, pairs, recording, positions, [rows for rows, _ in sides]),
         continuation="after the prompt" if max_new_tokens == 0 else "generated",
         same=max_new_tokens == 0,
@@ -178,11 +178,11 @@ def _facts(
     places = ", ".join(dict.fromkeys(edit.name for edit in recording.edits))
     facts = [f"{places}, at {', '.join(dict.fromkeys(_said(strength) for _, strength in pairs))}"]
     facts[0] += f", positions={positions_name(positions)}" + (f", on {name}" if name else "")
-    for side, rows in zip(("unsteered", "steered") if len(sides) == 2 else ("these",), sides, strict=True):
+    for side, rows in zip(("unsteered texts", "steered texts") if len(sides) == 2 else ("texts",), sides, strict=True):
         costs = [token.kl for row in rows for token in row if token.steered and token.kl is not None]
         if costs:
             mean = sum(costs) / len(costs)
-            facts.append(f"{len(costs)} tokens of the {side} texts steered: KL of {mean:.3g} nats a token, on average")
+            facts.append(f"{len(costs)} tokens of the {side} steered: KL of {mean:.3g} nats a token, on average")
     return facts
 
 
