@@ -13,7 +13,6 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from string import Template
@@ -21,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 Numbers = tuple[float | None, float | None, float]
 """h before and after, None where there is no h, and the displacement ‖a(T) − a‖/‖a‖."""
+_NOTHING = (None, None, None)
 
 
 class ShownToken(NamedTuple):
@@ -95,10 +95,8 @@ def token_page(
     numbers were made, and `facts` about them, in words; `continuation` is what follows the prompts. `same`: both
     columns of a text hold the same tokens."""
     tokens = [token for text in texts for column in text.columns for token in column.tokens]
-    folder = files(__package__)
-    template, style, script = (
-        (folder / f"token_page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
+    beside = (Path(__file__).with_suffix(f".{kind}") for kind in ("html", "css", "js"))
+    template, style, script = (path.read_text(encoding="utf-8") for path in beside)
     missing = [name for name, formula in edits if formula is None]
     notes = [f"{' and '.join(dict.fromkeys(missing))}: no barrier h at its site, so h is left out."] if missing else []
     data: dict[str, Any] = {
@@ -109,7 +107,7 @@ def token_page(
         "kl": None if all(token.kl is None for token in tokens) else [_number(token.kl) for token in tokens],
     }
     for place, key in enumerate(("before", "after", "moved")):
-        by_edit = [[_number(token.edits[n] and token.edits[n][place]) for token in tokens] for n in range(len(edits))]
+        by_edit = [[_number((token.edits[n] or _NOTHING)[place]) for token in tokens] for n in range(len(edits))]
         data[key] = [numbers if any(one is not None for one in numbers) else None for numbers in by_edit]
     page = Template(template).substitute(
         style=style,

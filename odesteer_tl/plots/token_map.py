@@ -5,6 +5,7 @@ Of every token of a text: h(a) at the method's site before and after steering, â
 """
 
 from collections import Counter
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import PerRow, Time, TimeOrStrength, TokenIds, TokenMask
 from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.batches import of_rows
 from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use, whole_number
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.model_info import load_weights, model_name_of
@@ -82,26 +84,25 @@ def token_map(
     batch_size = whole_number("batch_size", batch_size)
     check_place(model, False, blocks)
     pairs = pairs_of(method, T, relative_T, layer)
+    warn_of_other_use(model, method, T, relative_T, positions, layer)
     reading: dict[str, Any] = {"prepend_bos": prepend_bos, "chat_template": chat_template, "system": system}
     written: list[tuple[TokenIds, TokenMask, PerRow]] = []
     if max_new_tokens == 0:
-        warn_of_other_use(model, method, T, relative_T, positions, layer)
         load_weights(model)
         read = tokenise(model, texts, **reading)
         check_context(model, read)
-        lengths = read.mask.sum(1)
-        ends = lengths if prompt_lengths is None else per_row(lengths_of(prompt_lengths), len(lengths))
-        written.append((read.tokens, read.mask, ends))
+        written.append((read.tokens, read.mask, read.mask.sum(1)))
     else:
         reading |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         reading |= {"batch_size": batch_size, "blocks": blocks}
-        steering = {"relative_T": relative_T, "positions": positions, "prompt_lengths": prompt_lengths, "layer": layer}
-        for out in (generate(model, texts, **reading), generate(model, texts, method, T, **steering, **reading)):
+        steering = {"positions": positions, "prompt_lengths": prompt_lengths, "layer": layer}
+        for out in (generate(model, texts, **reading), generate(model, texts, pairs, **steering, **reading)):
             written.append((out.tokens, out.mask, out.prompt_lengths))
     sides = []
     for tokens, mask, lengths in written:
         ends = lengths if prompt_lengths is None else per_row(lengths_of(prompt_lengths), len(mask))
-        sides.append(_read(model, pairs, Tokenised(tokens, mask), ends, lengths, positions, layer, blocks, batch_size))
+        shown = ends if max_new_tokens == 0 else lengths
+        sides.append(_read(model, pairs, Tokenised(tokens, mask), ends, shown, positions, layer, blocks, batch_size))
     recording = sides[0][1]
     if max_new_tokens == 0:
         columns = [read_once(own, has_h(recording)) for own in sides[0][0]]
@@ -128,24 +129,22 @@ def _read(
     texts: Tokenised,
     ends: PerRow,
     lengths: PerRow,
-    positions: Positions,
+    positions: Any,
     layer: int | None,
     blocks: Any,
     batch_size: int,
 ) -> tuple[list[list[ShownToken]], Recording]:
     """The tokens of each text, read without and with steering, and the recording of the last batch. `ends`: where the
     prompts end for the steering, `lengths`: for the page."""
-    backend, steered, shown = backend_of(model), Counter[int](), []
+    backend, recording = backend_of(model), Recording([])
+    steered: Counter[int] = Counter()
+    shown: list[list[ShownToken]] = []
     for rows in torch.arange(len(texts.mask), device="cpu").split(batch_size):
-
-        def of_rows(value: Any, rows: Tensor = rows) -> Any:
-            """The part of a tensor of one value per text that belongs to these rows; other values unchanged."""
-            return value[rows] if isinstance(value, Tensor) and value.ndim else value
-
+        own_part = partial(of_rows, rows=rows, count=len(texts.mask))
         batch = trimmed(Tokenised(texts.tokens[rows], texts.mask[rows]))
         check_mask_taken(model, batch.mask)
-        named = of_rows(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions
-        own = [(method, strength.mapped(of_rows)) for method, strength in pairs]
+        named = own_part(positions) if isinstance(positions, Tensor) and positions.ndim == 2 else positions
+        own = [(method, strength.mapped(own_part)) for method, strength in pairs]
         plain = backend.logits(model, batch)
         runner = edit_runner_for(model, own, named, ends[rows], layer, blocks, record=True)
         with attached(model, runner, blocks) as report:
@@ -153,9 +152,10 @@ def _read(
         warn_of_limit(runner, stacklevel=4)
         steered.update(report.tokens_steered)
         assert runner.recording is not None
+        recording = runner.recording
         records = {
             row: [list(edits) for _, edits in groupby(of_row, key=lambda one: one.position)]
-            for row, of_row in groupby(runner.recording.tokens, key=lambda one: one.row)
+            for row, of_row in groupby(recording.tokens, key=lambda one: one.row)
         }
         for row, real in enumerate(batch.mask):
             kl = kl_of(plain[row][real].log_softmax(-1), moved[row][real].log_softmax(-1)).tolist()
@@ -163,7 +163,7 @@ def _read(
             end = int(lengths[rows[row]])
             shown.append([token._replace(generated=token.position >= end) for token in tokens])
     check_report(Report(dict(steered)), positions, stacklevel=4)
-    return shown, runner.recording
+    return shown, recording
 
 
 def _facts(

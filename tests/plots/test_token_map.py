@@ -164,11 +164,16 @@ def test_what_steers_nothing_is_refused(plain, method):
         ot.token_map(plain, method, "the film", 1.0, positions=slice(9, None), max_new_tokens=0)
     with pytest.raises(ValueError, match="max_new_tokens"):
         ot.token_map(plain, method, "the film", 1.0, max_new_tokens=-1)
+    for several in ({"T": torch.ones(3)}, {"T": 1.0, "positions": torch.ones(1, 4, dtype=torch.bool)}):
+        for steps in (0, 2):
+            with pytest.raises(ValueError, match="one value per prompt"):
+                ot.token_map(plain, method, ["the film", "it"], max_new_tokens=steps, **several)
 
 
 HOSTILE = [
     "<script>alert(1)</script>", "</style>", "</span>", "<!--", "]]>", '"', "'", "&", "&lt;", "\u2028", "\u202e",
-    "\x00", "`${1}`", "\\", "javascript:alert(1)", '" onmouseover="alert(1)', "\ud800", "<img src=x onerror=alert(1)>", " a ",
+    "\x00", "`${1}`", "\\", "javascript:alert(1)", '" onmouseover="alert(1)', "\ud800", "<img src=x onerror=alert(1)>",
+    " a ",
 ]  # fmt: skip
 
 
