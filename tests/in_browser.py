@@ -209,7 +209,24 @@ def check_token_map(tab: Tab, address: str, size: str, theme: str, folder: Path)
     assert tab.ask("document.querySelectorAll('main .columns > div:first-child [tabindex=\"0\"]').length") == tab.ask(
         "document.querySelectorAll('main .columns').length"
     )
+    if len(data["edits"]) > 1:
+        check_edits(tab, name, data, folder)
     check_quiet(tab, address)
+
+
+def check_edits(tab: Tab, name: str, data: Any, folder: Path) -> None:
+    """Of several edits the last is chosen: its numbers are shown, and that it has no h is said."""
+    last = len(data["edits"]) - 1
+    assert data["edits"][last]["h"] is None and not tab.ask("document.getElementById('where').hidden")
+    tab.ask(f"(() => {{ const s = document.getElementById('edit'); s.value = {last};"
+            " s.dispatchEvent(new Event('change', {bubbles: true})); })()")  # fmt: skip
+    assert "has no h" in tab.ask("document.getElementById('unit').textContent")
+    assert set(tab.ask(f"{TOKENS}.map((t) => t.style.backgroundColor)")) == {""}
+    tab.click("input[value=moved]")
+    tab.point("main .after .s")
+    said = tab.ask("document.getElementById('tip').textContent")
+    assert f"where{data['edits'][last]['name']}" in said and "h before" not in said, said
+    tab.screenshot(folder / f"{name}-last.png")
 
 
 def made(folder: Path) -> list[str]:
@@ -223,6 +240,9 @@ def made(folder: Path) -> list[str]:
         "continued": ot.token_map(demo.model, method, texts, relative_T=0.2, seed=1),
         "read": ot.token_map(demo.model, method, demo.desired[:2], relative_T=0.2, prompt_lengths=20, max_new_tokens=0),
     }
+    chance = ot.RandomDirection.fit(ot.collect(demo.model, demo.desired, demo.undesired, layer=4))
+    both = [(method, ot.Strength(relative_T=0.2)), (chance, ot.Strength(relative_T=0.1))]
+    pages["several"] = ot.token_map(demo.model, both, texts, max_new_tokens=8)
     with ot.steering(demo.model, method, relative_T=0.2, record=True) as report:
         ot.generate(demo.model, texts, max_new_tokens=12)
     pages["recorded"] = report.show()
