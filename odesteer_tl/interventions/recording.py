@@ -47,11 +47,13 @@ class TokenRecord(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RecordedEdit:
-    """Where an edit writes, of which `method`, and its barrier h with a formula, both None where it has none."""
+    """Where an edit writes, of which `method` (the `owner`-th of the block), and its barrier h with a formula, both None
+    where it has none."""
 
     layer: int
     site: str
     method: str
+    owner: int
     barrier: Any
     formula: str | None
 
@@ -62,7 +64,7 @@ class RecordedEdit:
         barrier = getattr(method, "barrier", None) if at_own_site else None
         written = getattr(getattr(method, "view", None), "h", "yours")
         formula = None if barrier is None else "your barrier" if written == "yours" else written
-        return cls(edit.write.layer, edit.write.name, type(method).__name__, barrier, formula)
+        return cls(edit.write.layer, edit.write.name, type(method).__name__, owned.owner, barrier, formula)
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@
     { key: "h", name: "h", hues: [DOWN, UP], most: 0.72, signed: true, has: (e) => data.before[e] !== null,
       at: (n) => data[side(tokens[n])][edit][n],
       unit: () => `h = ${data.edits[edit].h}, in its own unit. Blue: above 0, the side of the desired texts; vermilion: below 0. ` +
-        (document.querySelector(".before") ? "Before steering on the left, after it on the right." : "After steering.") },
+        (document.querySelector(".before") ? "The first of two columns shows h before steering, the second h after it." : "After steering.") },
     { key: "moved", name: "displacement", hues: [GREEN, GREEN], most: 0.65, has: (e) => data.moved[e] !== null,
       at: (n) => data.moved[edit][n], unit: () => "‖a(T) − a‖/‖a‖ of the activation, a ratio without a unit; 0 where it is not steered." },
     { key: "kl", name: "KL", hues: [PURPLE, PURPLE], most: 0.62, has: () => data.kl !== null,

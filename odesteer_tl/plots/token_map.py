@@ -32,9 +32,9 @@ from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.token_rules import lengths_of, per_row
 
 WRITTEN = (
-    "Left stands what the model writes without steering, right what it writes with it. Each of the two texts was then "
-    "read by the model twice, without and with steering, and the numbers of a token are of the text that it stands in, "
-    "so that left and right are comparable token by token only as far as the texts agree."
+    "The first column holds what the model writes without steering, the second what it writes with it. Each of the two "
+    "texts was then read by the model twice, without and with steering, and the numbers of a token are of the text that "
+    "it stands in: the columns can be compared token by token only as far as their texts agree."
 )
 READ = "The texts were read by the model twice, without and with steering; nothing was generated."
 MEANT = (
@@ -174,10 +174,15 @@ def _facts(
     sides: list[list[list[ShownToken]]],
 ) -> list[str]:
     """What was steered, and how far, in words."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for edit in recording.edits:
+        layers.setdefault((edit.method, _said(pairs[edit.owner][1])), []).append(str(edit.layer))
+    facts = []
+    for (method, strength), own in layers.items():
+        own = list(dict.fromkeys(own))
+        facts.append(f"{method} at layer{'s' * (len(own) > 1)} {', '.join(own)}, {strength}")
     name = model_name_of(model)
-    places = ", ".join(dict.fromkeys(edit.name for edit in recording.edits))
-    facts = [f"{places}, at {', '.join(dict.fromkeys(_said(strength) for _, strength in pairs))}"]
-    facts[0] += f", positions={positions_name(positions)}" + (f", on {name}" if name else "")
+    facts = ["; ".join(facts) + f"; positions: {positions_name(positions)}" + (f"; model: {name}" if name else "")]
     for side, rows in zip(("unsteered texts", "steered texts") if len(sides) == 2 else ("texts",), sides, strict=True):
         costs = [token.kl for row in rows for token in row if token.steered and token.kl is not None]
         if costs:

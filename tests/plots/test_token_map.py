@@ -135,6 +135,8 @@ def test_several_edits_are_shown_each_with_its_numbers(plain, method):
     assert [edit["name"] for edit in read.data["edits"]] == [f"{type(m).__name__}, layer {m.layer}" for m, _ in both]
     row = [token["id"] for token in read.columns[0]["tokens"]]
     _, a, end, _ = hooked(row, method, both[0][1], list(range(len(row))))
+    said = [f"{type(m).__name__} at layer {m.layer}, T = {strength:.3g}" for m, strength in both]
+    assert "; ".join(said) + "; positions: all" in read.text
     assert method.layer == other.layer  # so that the second begins where the first ends
     for number, expected in enumerate((method.barrier.value(a), other.barrier.value(end))):
         found = torch.tensor([token["before"][number] for token in read.columns[0]["tokens"]])
