@@ -47,8 +47,8 @@ class TokenRecord(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RecordedEdit:
-    """Where an edit writes, of which `method` (the `owner`-th of the block), and its barrier h with a formula, both None
-    where it has none."""
+    """Where an edit writes, of which `method` (the `owner`-th of the block), and its barrier h with a formula, both
+    None where it has none."""
 
     layer: int
     site: str

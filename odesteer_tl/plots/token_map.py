@@ -33,8 +33,8 @@ from odesteer_tl.portable.token_rules import lengths_of, per_row
 
 WRITTEN = (
     "The first column holds what the model writes without steering, the second what it writes with it. Each of the two "
-    "texts was then read by the model twice, without and with steering, and the numbers of a token are of the text that "
-    "it stands in: the columns can be compared token by token only as far as their texts agree."
+    "texts was then read by the model twice, without and with steering, and the numbers of a token are of the text "
+    "that it stands in: the columns can be compared token by token only as far as their texts agree."
 )
 READ = "The texts were read by the model twice, without and with steering; nothing was generated."
 MEANT = (
