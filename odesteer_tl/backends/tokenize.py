@@ -12,6 +12,12 @@ from odesteer_tl.backends.chat_templates import Chat, ChatTemplate, all_of, chat
 from odesteer_tl.backends.model_info import context_of, pad_id_of, prepends_bos, vocabulary_of
 from odesteer_tl.data.activations import Tokenised
 from odesteer_tl.interventions.positions import uneven_pads
+from odesteer_tl.pages.token_page import CONTINUED
+
+_NO_TEXT = "\ufffd"
+"""What tokenizers write for bytes that are no character."""
+_MOST_OF_A_CHARACTER = 8
+"""More tokens than characters are cut into: at most four bytes each, and some tokens end one and begin the next."""
 
 Texts = str | Sequence[str] | Chat | Sequence[Chat] | AnyTokens | Tokenised
 
@@ -110,9 +116,17 @@ def tokenise_answers(
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Each token as it stands within a text, with the space before it. What is no text alone, as a part of a character,
-    is spelled as in the vocabulary, and what is not in it ⟨by its id⟩."""
-    return [_token_text(tokenizer, number) for number in ids]
+    """Each of the tokens of one text as it stands there, with the space before it. A character of several tokens stands
+    at the first, and `CONTINUED` at the others. What is no text is spelled as in the vocabulary, and what is not in the
+    vocabulary ⟨by its id⟩."""
+    texts: list[str] = []
+    while len(texts) < len(ids):
+        rest, text, count = list(ids[len(texts) : len(texts) + _MOST_OF_A_CHARACTER]), None, 1
+        if tokenizer is not None and _NO_TEXT in tokenizer.decode(rest[:1]):
+            wholes = ((n, tokenizer.decode(rest[:n])) for n in range(2, len(rest) + 1))
+            count, text = next(((n, whole) for n, whole in wholes if _NO_TEXT not in whole), (1, None))
+        texts += [_token_text(tokenizer, rest[0]) if text is None else text, *[CONTINUED] * (count - 1)]
+    return texts
 
 
 def _token_text(tokenizer: Any, number: int) -> str:
@@ -122,7 +136,7 @@ def _token_text(tokenizer: Any, number: int) -> str:
         return text or f"⟨{number}⟩"
     if spelled.startswith("▁") and not text.startswith(" "):
         return f" {text}"  # sentencepiece drops the space at the beginning of what it decodes
-    return spelled if not text or "\ufffd" in text else text
+    return spelled if not text or _NO_TEXT in text else text
 
 
 def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:

@@ -16,7 +16,7 @@ from odesteer_tl.portable.precision import compute_dtype
 from odesteer_tl.remote.payloads import moved
 
 TextsOf = Callable[[Sequence[int]], list[str]]
-"""The text of each token id."""
+"""The texts of the tokens of one text, by their ids."""
 
 
 class TokenRecord(NamedTuple):
@@ -24,7 +24,8 @@ class TokenRecord(NamedTuple):
 
     `method` wrote to `site` of `layer`. `prompt` counts the prompts of the block (calls of the model that begin anew),
     `row` the batch rows and `position` the real tokens of a row, all from 0. `token_id` and `token` are None where the
-    model was called with embeddings, `token` also where it has no tokenizer. `generated`: it follows the prompt.
+    model was called with embeddings, `token` also where it has no tokenizer; where several tokens make a
+    character, the first holds it, and ◦ stands for the others. `generated`: it follows the prompt.
     `h_before` and `h_after`: the method's barrier h(a) before and after the edit, None where it has none for this site.
     `displacement`: ‖a(T) − a‖/‖a‖, 0 where not `steered`. `edit`: the number of the edit, in the order of the methods.
     """
@@ -111,7 +112,24 @@ class Recording:
         found: dict[tuple[int, ...], TokenRecord] = {}
         for part in self._parts:
             found |= {(one.prompt, one.row, one.position, part.edit): one for one in self._read(part)}
-        return [found[key] for key in sorted(found)]
+        records = [found[key] for key in sorted(found)]
+        texts = self._texts(records)
+        return [one._replace(token=texts.get((one.prompt, one.row, one.position))) for one in records]
+
+    def _texts(self, records: list[TokenRecord]) -> dict[tuple[int, int, int], str]:
+        """The text of each token by prompt, row and position; a row is read as a whole."""
+        rows: dict[tuple[int, int], dict[int, int]] = {}
+        texts_of = self._texts_of
+        if texts_of is None:
+            return {}
+        for one in records:
+            if one.token_id is not None:
+                rows.setdefault((one.prompt, one.row), {})[one.position] = one.token_id
+        return {
+            (*row, position): text
+            for row, ids in rows.items()
+            for position, text in zip(ids, texts_of(list(ids.values())), strict=True)
+        }
 
     def _read(self, part: _Part) -> list[TokenRecord]:
         selection, track, edit = part.selection, part.selection.track, self.edits[part.edit]
@@ -120,14 +138,13 @@ class Recording:
         chosen[selection.rows, selection.columns] = True
         steered, positions = chosen[rows, columns], track.index[rows, columns]
         ids = None if part.tokens is None else part.tokens.cpu()[rows, columns].tolist()
-        texts = None if ids is None or self._texts_of is None else self._texts_of(ids)
         before, after = (None, None) if part.h is None else (h.tolist() for h in part.h)
         moved_by = torch.where(steered, part.displacements.cpu(), 0.0).tolist()
         generated = (positions >= selection.lengths[rows]).tolist()
         return [
             TokenRecord(
                 edit.layer, edit.site, edit.method, selection.prompt, row, position,
-                None if ids is None else ids[n], None if texts is None else texts[n], generated[n], bool(steered[n]),
+                None if ids is None else ids[n], None, generated[n], bool(steered[n]),
                 None if before is None else before[n], None if after is None else after[n], moved_by[n],
                 part.edit,
             )

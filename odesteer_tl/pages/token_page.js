@@ -28,9 +28,10 @@
       at: (n) => data.kl[n], unit: () => "KL(unsteered ‖ steered) of the token that follows, in nats." },
   ];
 
-  // The largest size that is told apart: the 95 % quantile of what is not 0, since first tokens may be far off.
+  // The largest size that is told apart: the 95 % quantile of what is not 0. First tokens are often attention sinks, of
+  // another size than all others, and do not count.
   const largest = (of) => {
-    const sizes = tokens.map((_, n) => Math.abs(of.at(n) ?? 0)).filter((x) => x > 0).sort((a, b) => a - b);
+    const sizes = tokens.map((_, n) => (data.position[n] ? Math.abs(of.at(n) ?? 0) : 0)).filter((x) => x > 0).sort((a, b) => a - b);
     return sizes.length ? sizes[Math.min(sizes.length - 1, Math.floor(0.95 * sizes.length))] : 1;
   };
 

@@ -22,6 +22,9 @@ Numbers = tuple[float | None, float | None, float]
 """h before and after, None where there is no h, and the displacement ‖a(T) − a‖/‖a‖."""
 _NOTHING = (None, None, None)
 
+CONTINUED = "◦"
+"""Stands for a token that only continues the character of the token before it."""
+
 
 class ShownToken(NamedTuple):
     """One token: its `text`, `id` and `position` in its row, whether it was `generated` and `steered`, the `Numbers` of
@@ -99,6 +102,9 @@ def token_page(
     template, style, script = (path.read_text(encoding="utf-8") for path in beside)
     missing = [name for name, formula in edits if formula is None]
     notes = [f"{' and '.join(dict.fromkeys(missing))}: no barrier h at its site, so h is left out."] if missing else []
+    notes += [f"{CONTINUED} is a token that continues the character before it."] * any(
+        t.text == CONTINUED for t in tokens
+    )
     data: dict[str, Any] = {
         "same": same,
         "edits": [{"name": name, "h": formula} for name, formula in edits],

@@ -116,16 +116,17 @@ def test_embeddings_have_no_ids_and_recomputed_passes_count_once(method):
 class Spelled:
     """A tokenizer of pieces, with those that decode drops or cannot show."""
 
-    pieces = ("▁the", "▁", "<0xF0>", "film", "<s>", None)
-    texts = ("the", "", "\ufffd", "film", "", "")
+    pieces = ("▁the", "▁", "<0xC3>", "film", "<s>", None, "<0xA9>")
+    texts = (b"the", b"", b"\xc3", b"film", b"", b"", b"\xa9")
 
     def decode(self, ids):
-        return self.texts[ids[0]]
+        return b"".join(self.texts[number] for number in ids).decode(errors="replace")
 
     def convert_ids_to_tokens(self, number):
         return self.pieces[number]
 
 
 def test_tokens_are_written_as_they_stand_in_texts():
-    assert token_texts(Spelled(), range(6)) == [" the", " ", "<0xF0>", "film", "<s>", "⟨5⟩"]
+    assert token_texts(Spelled(), range(6)) == [" the", " ", "<0xC3>", "film", "<s>", "⟨5⟩"]
+    assert token_texts(Spelled(), [3, 2, 6, 3, 2]) == ["film", "é", "◦", "film", "<0xC3>"]
     assert token_texts(None, [7]) == ["⟨7⟩"]
