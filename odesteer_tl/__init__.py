@@ -41,6 +41,7 @@ from odesteer_tl.flows.flow import Flow, Trajectory
 from odesteer_tl.flows.solvers import RK4, Euler, Midpoint, integrate
 from odesteer_tl.flows.tuning import Tuned, tune
 from odesteer_tl.methods import *  # noqa: F403 — its __all__ is the public methods
+from odesteer_tl.plots.token_map import token_map
 from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength
@@ -87,6 +88,7 @@ __all__ = [
     "save",
     "steering",
     "steering_hook",
+    "token_map",
     "tune",
 ]
 __all__ += _methods.__all__

@@ -12,9 +12,10 @@
 | `ot.plots.shift_by_auc(choices)` | `ot.choose_layer` of several methods | whether what separates also steers |
 | `ot.plots.by_token(values, tokens)` | `displacements`, or numbers by layer and token | a map of layers and tokens |
 
-Each returns a matplotlib figure, which a notebook shows and `.savefig(file)` writes; `figure.axes` are there to change.
-Paper is white on any background, and colours are those of Okabe & Ito, which the colour-blind can tell apart; lines
-differ in their markers too. matplotlib is loaded when the first figure is drawn.
+`ot.token_map` shows texts token by token, as a page of HTML. Each of these returns a matplotlib figure, which a
+notebook shows and `.savefig(file)` writes; `figure.axes` are there to change. Paper is white on any background, and
+colours are those of Okabe & Ito, which the colour-blind can tell apart; lines differ in their markers too. matplotlib
+is loaded when the first figure is drawn.
 """
 
 from odesteer_tl.plots.barriers import log_odds, separation
