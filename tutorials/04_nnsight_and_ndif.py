@@ -279,9 +279,7 @@ print(f"steered there, by layer: {remote[2]}; "
 # trace unpickles what the server sends, so that a server which you do not trust could run code here.
 
 # %%
-texts = [
-    ot.generate(as_served, demo.prompts[:4], method, max_new_tokens=10, remote=where) for where in (False, REMOTE)
-]
+texts = [ot.generate(as_served, demo.prompts[:4], method, max_new_tokens=10, remote=where) for where in (False, REMOTE)]
 same_texts = bool(torch.equal(texts[0].tokens, texts[1].tokens))
 print(texts[1].texts[0], "|", texts[1].report.tokens_steered, "| the same tokens:", same_texts)
 

@@ -65,15 +65,15 @@ def linearity(found: Linearity) -> "matplotlib.figure.Figure":
             alike.plot(found.layers, values, label=name, **look)
         alike.set(xlabel="layer", ylabel="similarity between prompts, 0 to 1", ylim=(0, 1.02))
         for number, (radius, look) in enumerate(zip(found.radii, looks(), strict=False)):
-            errors.plot(found.layers, found.own_error[:, number], label=f"own J, ‖δz‖ = {radius:g}‖z‖", **look)
+            errors.plot(found.layers, found.own_error[:, number], label=f"own J, {radius:g}‖z‖", **look)
         shortest = min(range(len(found.radii)), key=lambda number: found.radii[number])
         errors.plot(
             found.layers, found.mean_error[:, shortest], color=INK, ls="--",
-            label=f"mean J, ‖δz‖ = {found.radii[shortest]:g}‖z‖",
+            label=f"mean J, {found.radii[shortest]:g}‖z‖",
         )  # fmt: skip
-        errors.set(xlabel="layer", ylabel="error of A δz, relative", yscale="log")
+        errors.set(xlabel="layer", ylabel="error of A δz, relative, by ‖δz‖", yscale="log")
         alike.legend()
-        errors.legend()
+        errors.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
