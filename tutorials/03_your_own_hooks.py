@@ -213,4 +213,4 @@ for claim, holds in claims.items():
 assert all(claims.values())
 
 # %% [markdown]
-# Back to the first: [from a vector to a flow](01_from_a_vector_to_a_flow.ipynb).
+# Next: [the same in nnsight, here and on a server](04_nnsight_and_ndif.ipynb).

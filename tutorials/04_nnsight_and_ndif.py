@@ -228,7 +228,7 @@ print(f"nnsight and a torch hook differ by {off_hook:.0e} of the largest gradien
 #
 # The server starts in a process of its own. It refuses the imports that NDIF is known to refuse, and cannot import
 # this package: the method travels as plain numbers and functions. A trace sends what it names, as a whole: hence `flow`
-# in the traces above, where `choice.method` would send all of `choice`.
+# in the traces above, where `choice.method` would send all of `choice`, and is refused.
 
 
 # %%

@@ -6,6 +6,7 @@ from typing import Literal
 
 from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
+from odesteer_tl.remote.checks import StaysHere
 
 Sought = Literal["T", "relative_T", "factor"]
 """What is sought: T, relative_T, or the one number by which all strengths of a list are multiplied."""
@@ -26,7 +27,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class Calibration(StaysHere):
     """The `strength` that spends the budget `kl`, and the `curve` of all strengths that were tried, ascending.
 
         calibration = ot.calibrate(model, method, prompts, kl=0.1)

@@ -8,6 +8,7 @@ from odesteer_tl._shapes import Position
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
+from odesteer_tl.remote.checks import StaysHere
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerChoice:
+class LayerChoice(StaysHere):
     """The best `layer` and reading `position`, the `method` fitted there on all texts, and all `candidates`.
 
         choice = ot.choose_layer(model, desired, undesired, method=ot.ODESteer)

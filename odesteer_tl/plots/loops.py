@@ -85,7 +85,8 @@ def bound(found: Bound) -> "matplotlib.figure.Figure":
     with picture() as (figure, (axes,)):
         parts = (("‖δz‖", found.errors), ("bound", found.bound), ("without the drift", found.published))
         for (name, values), look in zip(parts, looks(), strict=False):
-            axes.plot(found.layers, values.mean(1), label=name, **look)
+            mean = values.mean(1)
+            axes.plot(found.layers, mean.where(mean > 0, torch.nan), label=name, **look)  # 0 has no logarithm
         axes.set(xlabel=ENTERS, ylabel="length in the weights P", yscale="log")
         axes.legend()
     return figure

@@ -47,6 +47,20 @@ def sent_by_nnsight() -> bool:
     return False
 
 
+class StaysHere:
+    """What holds a `method` and is not itself sent to a server. In a remote trace it raises ValueError: a trace sends
+    what it names, as a whole, and the server would only say that it does not have this package."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if sent_by_nnsight():
+            name = type(self).__name__
+            raise ValueError(
+                f"A {name} is not sent to a server, and a trace sends what it names, as a whole: name its method "
+                f"before the trace, as in method = {name.lower()}.method, and its numbers too."
+            )
+        return super().__reduce_ex__(protocol)
+
+
 def check_travels(thing: Any, name: str = "") -> None:
     """Raise ValueError, with the reasons, if `thing` cannot be sent to a remote server or would not run there.
 
