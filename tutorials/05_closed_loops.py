@@ -123,8 +123,9 @@ def adds(vector, layer):
 
 
 replay = [(adds(alpha * w[0], layer), 1.0) for alpha, w, layer in zip(alphas, lqr.answers, lqr.layers, strict=True)]
+LAYERS = sorted({round(n_layers * part) - 1 for part in (0.3, 0.5, 0.7, 0.85)})
 choice = ot.choose_layer(
-    model, praise[:FITTED], scorn[:FITTED], method=ot.CAA, queries=queries[:FITTED], positions="last"
+    model, praise[:FITTED], scorn[:FITTED], method=ot.CAA, queries=queries[:FITTED], layers=LAYERS, positions="last"
 )
 opened = {
     "replayed pushes": ot.calibrate(model, replay, prompts),
@@ -191,10 +192,14 @@ rows = [
 @torch.no_grad()
 def predictions(method=None):
     """Log-probabilities of what follows, at every token of the held-out answers but the last."""
-    said = []
-    for tokens, start in rows:
-        with nullcontext() if method is None else ot.steering(model, method, prompt_lengths=[start]):
-            said.append(model(tokens[None])[0, start - 1 : -1].log_softmax(-1))
+    said = [torch.empty(0)] * len(rows)
+    for length in {len(tokens) for tokens, _ in rows}:  # rows of one length need no pads
+        numbers = [number for number, (tokens, _) in enumerate(rows) if len(tokens) == length]
+        starts = [rows[number][1] for number in numbers]
+        with nullcontext() if method is None else ot.steering(model, method, prompt_lengths=starts):
+            log_p = model(torch.stack([rows[number][0] for number in numbers])).log_softmax(-1)
+        for number, start, row in zip(numbers, starts, log_p, strict=True):
+            said[number] = row[start - 1 : -1].clone()
     return said
 
 

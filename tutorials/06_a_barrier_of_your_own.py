@@ -184,7 +184,10 @@ def asked_neighbours(acts, width=None):
 demo = ot.load_demo(None if MODEL is None else ot.load_model(MODEL))
 model = demo.model
 queries, praise, scorn = ([pair[key] for pair in demo.pairs] for key in ("query", "desired", "undesired"))
-choice = ot.choose_layer(model, praise, scorn, method=asked_neighbours, queries=queries, positions="last")
+LAYERS = sorted({round(model.cfg.n_layers * part) - 1 for part in (0.3, 0.5, 0.7, 0.85)})
+choice = ot.choose_layer(
+    model, praise, scorn, method=asked_neighbours, queries=queries, layers=LAYERS, positions="last"
+)
 print(choice)
 ot.plots.layers(choice)
 
