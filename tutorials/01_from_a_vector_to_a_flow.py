@@ -210,4 +210,9 @@ for claim, holds in claims.items():
 assert all(claims.values())
 
 # %% [markdown]
+# So, in short. h says how much likelier an activation is among desired texts than among others, in nats. T is how long
+# one follows its gradient: for ODESteer, ITI and RepE the length of the way (`relative_T`: as a part of ‖a‖), for CAA a
+# number of differences of means; `odesteer-tl methods` says it for each. No T is right for all models and layers, so
+# name a cost in nats and let `ot.calibrate` find T. Paths are nearly straight where h is nearly linear.
+#
 # Next: [is a nonlinear barrier worth it?](02_linear_or_nonlinear_barrier.ipynb)
