@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
@@ -40,6 +40,8 @@ class Calibration(StaysHere):
     along the curve; else the strength is the smallest that spends the budget. `quantile`: None for the mean over
     `tokens` steered tokens. `rounds` of forward passes took `seconds`, generation of the continuations included.
     """
+
+    usual_name: ClassVar[str] = "calibration"
 
     method: Method
     strength: Strength

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from odesteer_tl._shapes import Position
 from odesteer_tl.data.activations import ContrastiveActivations
@@ -42,6 +43,8 @@ class LayerChoice(StaysHere):
     `acts`: what the method was fitted on. `budget`: the KL, in nats, at which the shifts were compared, on `held_out`
     texts of each side that were not fitted on. `seconds`: what it took.
     """
+
+    usual_name: ClassVar[str] = "choice"
 
     layer: int
     position: Position
