@@ -51,11 +51,17 @@ prompts = demo.validation_prompts[:12]
 # of its change, as a thermostat does. A-LQR takes each block for linear, with the mean Jacobian of a few texts, and
 # computes the push that costs least by the Riccati recursion.
 #
+# On a small model the fit holds a matrix of d_model × d_model per block. On a larger one it takes products with the
+# Jacobians instead (`matrix_free`), which needs no matrices; the bound below needs them, and is left out there.
+#
 # What T? The one that spends 0.1 nats of KL, as everywhere.
 
 # %%
+SMALL = n_layers * model.cfg.d_model <= 4096
 loops = {
-    "A-LQR": ot.ALQR.fit(model, liked, disliked, r=0.1, n_jacobians=4, context=16, keep_gains=True),
+    "A-LQR": ot.ALQR.fit(
+        model, liked, disliked, r=0.1, n_jacobians=4, context=16, keep_gains=SMALL, matrix_free=not SMALL
+    ),
     "S-PID": ot.SPID.fit(model, liked, disliked),
 }
 found = {name: ot.calibrate(model, loop, prompts) for name, loop in loops.items()}
@@ -84,7 +90,7 @@ ot.plots.tracking(tracked)
 
 # %%
 some = range(0, n_layers, max(1, n_layers // 6))
-linear = local_linearity(model, prompts[:4], some, context=16, radii=(0.01, 0.1, 0.3))
+linear = local_linearity(model, prompts[: 4 if SMALL else 2], some, context=16, radii=(0.01, 0.1, 0.3))
 print(linear.table())
 ot.plots.linearity(linear)
 
@@ -98,11 +104,13 @@ ot.plots.linearity(linear)
 # follow the model; `tracking_bound` adds that drift as a third term.
 
 # %%
-bound = tracking_bound(model, loops["A-LQR"], prompts[:6], found["A-LQR"].strength.value)
-holds = bool((bound.errors <= bound.bound * (1 + 1e-5)).all())
-above = int((bound.errors > bound.published * (1 + 1e-5)).any(0).sum())
-print(f"the bound holds: {holds}; without the drift {above} of {bound.errors.shape[1]} prompts exceed it somewhere")
-ot.plots.bound(bound)
+bound, bounded = None, True
+if SMALL:
+    bound = tracking_bound(model, loops["A-LQR"], prompts[:6], found["A-LQR"].strength.value)
+    bounded = bool((bound.errors <= bound.bound * (1 + 1e-5)).all())
+    above = int((bound.errors > bound.published * (1 + 1e-5)).any(0).sum())
+    print(f"it holds: {bounded}; without the drift {above} of {bound.errors.shape[1]} prompts exceed it somewhere")
+ot.plots.bound(bound) if bound else None
 
 # %% [markdown]
 # ## The same pushes without feedback
@@ -279,7 +287,7 @@ claims = {
     "a block is nearly linear at one prompt, and the mean Jacobian is the larger error": float(
         linear.own_error[:, 0].max()
     ) < 0.1 < float(linear.mean_error[:, 0].mean()),
-    "the bound with the drift holds for every prompt and layer": holds,
+    "the bound with the drift holds for every prompt and layer (on a small model)": bounded,
     "feedback takes out more than half of a disturbance, replayed pushes do not": max(share[name] for name in loops)
     < 0.5
     < share["replayed pushes"],
