@@ -291,11 +291,11 @@ claims = {
     "feedback takes out more than half of a disturbance, replayed pushes do not": max(share[name] for name in loops)
     < 0.5
     < share["replayed pushes"],
-    "undisturbed, the loops gain more on pairs, and no more in sampled texts (claimed of the embedded model, on others "
-    "only shown)": MODEL is not None
+    "undisturbed, the loops gain more on pairs, and not 0.05 more in sampled texts (claimed of the embedded model, on "
+    "others only shown)": MODEL is not None
     or (
         all(more > 2 * error for more, error in against.values())
-        and not any(more > 3 * error for more, error in in_texts.values())
+        and all(more - 2 * error < 0.05 for more, error in in_texts.values())
     ),
 }  # fmt: skip
 for claim, holds in claims.items():
