@@ -80,8 +80,8 @@ left = {name: (one.errors[1] / one.errors[0])[:, 0] for name, one in tracked.ite
 ot.plots.tracking(tracked)
 
 # %% [markdown]
-# The loops come nearer and do not arrive. Each block moves the feature away again, and the regulator weighs the error
-# against the push: a smaller `r` in `ot.ALQR.fit` pushes harder.
+# The loops come nearer and do not arrive, and in a deep model not at every single block. Each block moves the feature
+# away again, and the regulator weighs the error against the push: a smaller `r` in `ot.ALQR.fit` pushes harder.
 #
 # ## How linear are the blocks?
 #
@@ -281,9 +281,8 @@ for (loop, name), (more, error) in in_texts.items():
 
 # %%
 claims = {
-    "both loops bring the feature nearer to its set-point, at every block from the one after the first push on": all(
-        bool((one[2:] < 1).all()) for one in left.values()
-    ),
+    "both loops bring the feature nearer to its set-point, at nine blocks of ten after the first push, and halve the "
+    "error at the last": all(float((one[2:] < 1).double().mean()) > 0.9 and one[-1] < 0.5 for one in left.values()),
     "a block is nearly linear at one prompt, and the mean Jacobian is the larger error": float(
         linear.own_error[:, 0].max()
     ) < 0.1 < float(linear.mean_error[:, 0].mean()),
