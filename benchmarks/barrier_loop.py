@@ -19,7 +19,7 @@ from torch import Tensor
 
 import odesteer_tl as ot
 from odesteer_tl.control.base import FeedbackController
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.evaluation.data import Source
 from odesteer_tl.evaluation.differences import difference
 from odesteer_tl.evaluation.entries import FEW, LITERATURE, LOOPS, Entry

@@ -18,6 +18,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.methods import CAA, ITI, Method, ODESteer, RandomDirection, StepODESteer
 from odesteer_tl.portable.gradients import leaves
+from odesteer_tl.portable.nnsight.gather import effects_at
 from odesteer_tl.remote.checks import payload_bytes
 
 METHODS: dict[str, Callable[[ContrastiveActivations], Method]] = {
@@ -55,6 +56,8 @@ def main() -> None:
     for name, fit in METHODS.items():
         print(line(name, fit(acts)), flush=True)
     print(f"ot.intervene itself: {payload_bytes(intervene):,} bytes compressed")
+    both = payload_bytes((intervene, effects_at))
+    print(f"with what measures KL, gains and lifts for ot.calibrate: {both:,} bytes compressed")
     print(f"fitted and measured in {time.perf_counter() - began:.0f} s")
 
 

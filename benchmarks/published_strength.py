@@ -1,7 +1,7 @@
 """A published strength on another model, and the strength that `ot.calibrate` finds there.
 
     python scripts/get_smollm2.py smollm2
-    python benchmarks/published_strength.py smollm2 [--T 5 25] [--kl 0.1] [--seeds 2]
+    python benchmarks/published_strength.py smollm2 [--T 5 25] [--kl 0.1]
 
 ODESteer is fitted on the embedded excerpts of reviews, at the place that `choose_layer` takes (or --layer and
 --position). At each strength the model continues neutral openings, sampled. Printed are the strength as a part of the

@@ -18,7 +18,7 @@ from paired import line, timed_in_turn
 from torch import Tensor
 
 import odesteer_tl as ot
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier, auc
 from odesteer_tl.flows.features import Kernel, PolynomialSketch, Sketch
 

@@ -18,7 +18,11 @@ uphill along ȧ = ∇h/‖∇h‖, as a hook at `resid_post` of any layer, or in
 import sys as _sys
 from types import ModuleType as _ModuleType
 
-from odesteer_tl import _imports, _interrupts  # noqa: F401 — first: any import that follows may fail, or meet a Ctrl-C
+# first: any import that follows may fail, or meet a Ctrl-C
+from odesteer_tl.startup import imports as _imports  # noqa: F401
+from odesteer_tl.startup import interrupts as _interrupts  # noqa: F401
+
+# isort: split
 from odesteer_tl import methods as _methods
 from odesteer_tl import plots as plots
 from odesteer_tl.assets.demo import load_demo
@@ -37,6 +41,7 @@ from odesteer_tl.flows.flow import Flow, Trajectory
 from odesteer_tl.flows.solvers import RK4, Euler, Midpoint, integrate
 from odesteer_tl.flows.tuning import Tuned, tune
 from odesteer_tl.methods import *  # noqa: F403 — its __all__ is the public methods
+from odesteer_tl.plots.token_map import token_map
 from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength
@@ -83,6 +88,7 @@ __all__ = [
     "save",
     "steering",
     "steering_hook",
+    "token_map",
     "tune",
 ]
 __all__ += _methods.__all__

@@ -33,5 +33,6 @@ Time = float | int | Float[Tensor, "..."]
 TimeOrStrength = Time | Strength
 """The type of the argument T: a value of T, or a `Strength`, which holds T or relative_T."""
 
-Position = Literal["last", "mean", "all"] | int
-"""Which token of a text is read; an index counts the text's real tokens (0 the first, -1 the last)."""
+Position = Literal["last", "mean", "all"] | str | int
+"""Which token of a text is read; "random:3" are three of them, and an index counts the text's real tokens (0 the first,
+-1 the last)."""

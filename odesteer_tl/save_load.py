@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from odesteer_tl.control.base import FeedbackController
-from odesteer_tl.data.activations import Origin
 from odesteer_tl.data.field_types import check_fields
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.data.plain_trees import as_kept
 from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.targets import check_target

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 TORCH = "torch==2.13.0"
-HEAD = """# Every package that odesteer_tl[dev,tutorials] is tested with, for Python 3.11 to 3.13 on a CPU.
+HEAD = """# Every package that odesteer_tl[dev,docs,tutorials] is tested with, for Python 3.11 to 3.13 on a CPU.
 # pip install -e . -c constraints.txt; made by scripts/pin.py, see CONTRIBUTING.md.
 """
 
@@ -27,7 +27,7 @@ def frozen() -> list[str]:
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
         pip = [f"{place}/bin/pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "-q", TORCH], check=True)
-        subprocess.run([*pip, "install", "-q", "-e", f"{ROOT}[dev,tutorials]"], check=True)
+        subprocess.run([*pip, "install", "-q", "-e", f"{ROOT}[dev,docs,tutorials]"], check=True)
         listed = subprocess.run([*pip, "freeze", "--exclude-editable"], check=True, capture_output=True, text=True)
     lines = [re.sub(r"\+\w+$", "", line) for line in listed.stdout.splitlines() if "==" in line]
     return sorted(lines, key=str.lower)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import odesteer_tl as ot
+from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.parity.models import saved
 from odesteer_tl.parity.oracle import activations
 from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
@@ -68,10 +69,27 @@ def generated(steered: bool) -> Asked:
     return Asked(call, {"tokens": said[0].tokens, "steered": report}, right)
 
 
+def measured() -> Asked:
+    """What two strengths do to the texts, of which the last three tokens are steered."""
+    acts, words = activations("llama"), torch.tensor([4, 6, 9])
+    method, T = ot.CAA.fit(acts), 0.3 * acts.origin.typical_norm
+
+    def call(remote: Any) -> list[Tensor]:
+        rows = [torch.tensor(row) for row in IDS]
+        texts = SteeredTexts.given(model(), rows, torch.tensor([2, 1]), remote=remote)
+        found = texts.effects(lambda value: [(method, ot.Strength(value))], [T, 2 * T], 9, words)
+        return [found.costs, found.gains, found.lifts[:, words]]
+
+    costs, gains, lifts = right = call(False)
+    return Asked(call, {"found": (costs, gains, lifts * 6), "steered": {1: 2 * 6}}, right)
+
+
 @cache
 def asked(name: str) -> Asked:
-    """One of "last", "mean", "all", "steered", "plain"."""
+    """One of `NAMES`."""
+    if name == "measured":
+        return measured()
     return generated(name == "steered") if name in ("steered", "plain") else collected(name)
 
 
-NAMES = ["last", "mean", "all", "steered", "plain"]
+NAMES = ["last", "mean", "all", "steered", "plain", "measured"]

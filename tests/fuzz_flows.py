@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from instances import D_MODEL, RECIPES, fitted, log_ratio
 
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.fields import UnitGradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods import GradientFlow

@@ -109,6 +109,8 @@ def _saves(chance: random.Random, reply: Reply, server: Server) -> None:
         saves[name] = _other_values(chance, saves[name])
     elif name == "tokens" and isinstance(saves[name], torch.Tensor):
         saves[name] = _other_tokens(chance, saves[name])
+    elif name == "found" and isinstance(saves[name], tuple):
+        saves[name] = _other_effects(chance, saves[name])
     elif name == "steered":
         layer = chance.choice([1, 1, 0, -1, 99, "1", 1.0, True, None])
         other = layer != 1 or type(layer) is not int or not saves[name]
@@ -138,6 +140,24 @@ def _other_values(chance: random.Random, values: list[Any]) -> list[Any]:
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):  # it was changed already
         return values
     return chance.choice([values, values, values, values[::-1][:1], values * 2, tuple(values)])
+
+
+def _other_effects(chance: random.Random, found: tuple[Any, ...]) -> Any:
+    """Costs, gains and lifts of which one is not what was asked, so that it shows."""
+    at, nan = chance.randrange(3), float("nan")
+    changes: list[Callable[[Any], Any]] = [
+        lambda part: part[:-1], lambda part: part[:, :-1], lambda part: part.T, lambda part: part.float(),
+        lambda part: part.index_fill(1, torch.tensor([1]), nan), lambda part: part / 0, lambda part: part.tolist(),
+        lambda part: part.unsqueeze(0), lambda part: part.to_sparse(), lambda part: None, lambda part: part[:0],
+    ]  # fmt: skip
+    try:
+        one = chance.choice([*changes, lambda part: -part] if at == 0 else changes)(found[at])
+    except (TypeError, AttributeError, IndexError, RuntimeError):  # it was changed already
+        return found
+    if isinstance(one, torch.Tensor) and one.shape == found[at].shape and one.dtype == found[at].dtype == torch.float64:
+        assert not torch.equal(one, found[at])
+    changed = (*found[:at], one, *found[at + 1 :])
+    return chance.choice([changed, changed, changed, changed, found[::-1], found[:2], list(found), (*found, one)])
 
 
 def _other_tokens(chance: random.Random, tokens: torch.Tensor) -> Any:

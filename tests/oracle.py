@@ -5,7 +5,7 @@ hook on a decoder layer that steers positions written out one by one. It steers 
 import torch
 from models import hugging_face
 
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.parity.oracle import LAYER, PROMPTS, STEPS
 from odesteer_tl.parity.run import padded
 from odesteer_tl.portable.edits import Edit

@@ -22,6 +22,7 @@ from nnsight.intervention.serialization import dumps
 
 from odesteer_tl.methods import GradientFlow, Method
 from odesteer_tl.portable.edits import State
+from odesteer_tl.portable.nnsight.gather import effects_at
 from odesteer_tl.portable.token_rules import chosen_by
 from odesteer_tl.remote.checks import check_travels, payload_bytes
 from odesteer_tl.remote.payloads import moved
@@ -117,6 +118,17 @@ class Unpicklable:
         return a[..., 0]
 
 
+class Answered:
+    """In place of a model in a trace: the logits of two texts, unsteered and at two strengths."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    @property
+    def output(self):
+        return self
+
+
 class Copying:
     """Copies a method while nnsight pickles it: that copy is a method still."""
 
@@ -157,6 +169,19 @@ def refusal(act):
     return ""
 
 
+def measured(logits, rows, columns, following, texts, words):
+    """KL, gains and lifts, token by token in float64."""
+    costs, gains, lifts = torch.zeros(2, 3), torch.zeros(2, 2), torch.zeros(2, 2)
+    for number in (0, 1):
+        for token, (row, column, x) in enumerate(zip(rows.tolist(), columns.tolist(), following.tolist(), strict=True)):
+            p = logits[row, column].double().softmax(-1)
+            q = logits[(number + 1) * texts + row, column].double().softmax(-1)
+            costs[number, token] = (p * (p / q).log()).sum()
+            gains[number, row] += (q[x] / p[x]).log() if x >= 0 else 0
+            lifts[number] += (q / p).log()[words]
+    return costs.double(), gains.double(), lifts.double()
+
+
 def main(target):
     methods: dict[str, Method] = {name: fitted(name) for name in METHODS}
     methods |= {f"own-{name}": GradientFlow(barrier, layer=3, solver="midpoint") for name, barrier in OWN.items()}
@@ -178,7 +203,10 @@ def main(target):
     mask = torch.rand(5, generator=torch.Generator().manual_seed(0)) < 0.5
     rules = ["decoding", "generated", "prompt", "all", slice(1, 6, 2), slice(2, None), mask, mask.expand(3, 5)]
     chosen = [(i, rule, index, lengths, chosen_by(rule, index, lengths)) for i, rule in enumerate(rules)]
+    logits = torch.randn(6, 5, 9, generator=torch.Generator().manual_seed(1))
+    where = torch.tensor([0, 0, 1]), torch.tensor([3, 4, 2]), torch.tensor([7, -1, 2]), 2, torch.tensor([8, 1])
     sent = {"methods": methods, "steer": steer, "edits": edits, "chosen": chosen}
+    sent["effects"] = effects_at, Answered(logits), where, measured(logits, *where)
     raw = {name: dumps(barrier) for name, barrier in REFUSED.items() if name != "unpicklable"}
     target.write_bytes(dumps({**sent, "State": State, "chosen_by": chosen_by, "refused": raw}))
 

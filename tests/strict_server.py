@@ -79,6 +79,8 @@ def main(payload):
         (edit,) = sent["methods"][name].edits(**strength)
         assert (edit.read.layer, edit.read.name, edit.write.layer, edit.write.name) == (3, site) * 2
         found["edits"][name] = off(edit.apply(a, a, sent["State"](rows)), expected)
+    effects_at, model, where, expected = sent["effects"]
+    found["effects"] = [off(*pair) for pair in zip(effects_at(model, *where), expected, strict=True)]
     for name, positions, index, lengths, expected in sent["chosen"]:
         found["chosen"][name] = torch.equal(sent["chosen_by"](positions, index, lengths), expected)
     return found

@@ -18,11 +18,11 @@ PUBLIC = [
     "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "Strength",
     "StepODESteer", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "choose_layer", "collect",
     "collect_layers", "calibrate", "compare", "generate", "integrate", "intervene", "load", "load_demo", "load_model",
-    "plots", "save", "steering", "steering_hook", "tune",
+    "plots", "save", "steering", "steering_hook", "token_map", "tune",
 ]  # fmt: skip
 
 ORDER = [
-    "_progress", "_interrupts", "_imports", "_memory", "portable", "_shapes", "data", "remote", "flows",
+    "_progress", "startup", "_memory", "portable", "_shapes", "data", "remote", "flows",
     "interventions", "methods", "backends", "control", "save_load", "assets", "evaluation", "plots", "parity", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own folder and from those before it."""

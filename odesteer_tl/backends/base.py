@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Position, TokenIds, TokenMask
-from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.origin import Processing
 from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.portable.sites import Site
 from odesteer_tl.portable.strength import Strength
@@ -145,6 +145,25 @@ class Backend(Protocol):
         """`generate` on a server, steered there by the methods of `pairs`, and a `Report` (None without methods).
         `intervene_args` holds the other arguments of `intervene`. The steered layers are among `written`. Called only
         if `check_place` accepted `remote`."""
+        ...
+
+    def effects_remotely(
+        self,
+        model: Any,
+        batch: Tokenised,
+        named: TokenMask,
+        following: Tensor,
+        words: Tensor,
+        copies: int,
+        pairs: list[tuple[Any, Strength]],
+        intervene_args: dict[str, Any],
+        remote: bool | str,
+        written: Iterable[int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`next_tokens.effects` at the tokens of `named`, computed on a server: of the batch unsteered, and of `copies`
+        of it that are steered there by the methods of `pairs`, one copy after the other, all in one pass.
+        `intervene_args` are those of `generate_remotely`, with one entry per steered row. All of `written` are steered.
+        Called only if `check_place` accepted `remote`."""
         ...
 
 

@@ -41,6 +41,18 @@ def readable(model: Any, texts: Tokenised, skip: Skip, starts: PerRow | None = N
     return read
 
 
+def of_rows(value: Any, rows: Tensor, count: int) -> Any:
+    """The part that belongs to `rows` of a tensor of one value for each of `count` prompts; other values unchanged.
+
+    Raises ValueError for a tensor of another number of values.
+    """
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if len(value) != count:
+        raise ValueError(f"A tensor needs one value per prompt: {count} prompts, got {len(value)} values.")
+    return value[rows]
+
+
 @torch.no_grad()
 def read_batches(
     model: Any,

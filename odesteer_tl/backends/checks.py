@@ -11,7 +11,7 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import layers_of, model_name_of, modules_of, processing_of, width_of
 from odesteer_tl.backends.owners import check_free
 from odesteer_tl.backends.upstream_names import need_parameter
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.methods.calibrated import Calibrated, positions_name
 from odesteer_tl.portable.decoder_blocks import check_biases
 from odesteer_tl.portable.method_list import members_of

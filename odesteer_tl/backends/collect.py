@@ -14,6 +14,7 @@ from odesteer_tl.backends.checks import check_layer, check_place, check_sites, w
 from odesteer_tl.backends.model_info import model_name_of, processing_of
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.portable.sites import SITES, Site, SiteName
 
 Groups = tuple[Tensor | Sequence[int], Tensor | Sequence[int]]
@@ -47,13 +48,14 @@ def collect(
     without pads, or `Tokenised(tokens, mask)`. A text gives the same activations in any batch. `site`: "resid_post",
     the output of the block; "z", the outputs of its attention heads side by side [n_heads·d_head]; or "resid_pre"; on
     TransformerLens also "attn_out", "resid_mid" and "mlp_out". A method fitted on the result acts at this site.
-    `position`: "last" (the last real token of each text), "mean", "all", or an index among the real tokens.
+    `position`: "last" (the last real token of each text), "mean", "all", an index among the real tokens, or
+    "random:3": three tokens of each text, drawn by its length alone.
 
-    Attention sinks are tokens with a much larger norm than the others (see `attention_sinks.sinks_among`). "mean" and
-    "all" leave them out, and a warning says how many and what to type; "last" and an index read them, with a warning.
-    `keep_sinks=True` reads them without a warning. The BOS, special tokens and those of a template count as tokens of
-    the text, because they are steered like others. `skip=n` leaves out the first n of each text (with `queries`, of
-    each answer), skip="special" all special tokens.
+    Attention sinks are tokens with a much larger norm than the others (see `attention_sinks.sinks_among`). "mean",
+    "all" and "random:3" leave them out, and a warning says how many and what to type; "last" and an index read them,
+    with a warning. `keep_sinks=True` reads them without a warning. The BOS, special tokens and those of a template
+    count as tokens of the text, because they are steered like others. `skip=n` leaves out the first n of each text
+    (with `queries`, of each answer), skip="special" all special tokens.
 
     `prepend_bos`: whether a text begins with the BOS token. None follows the library: TransformerLens uses
     `cfg.default_prepend_bos` (usually True), the others follow the tokenizer. Give it if a method is fitted in one
@@ -64,11 +66,11 @@ def collect(
     are then only the answers: they are run after their query, and only their tokens are read. The activations are
     paired, and those of the queries' last tokens are in `acts.queries` (None if the two sides have different templates
     or system prompts, because a pair then has two queries). Template and system prompt apply to the query. `groups`: an
-    id per text and side; texts with the same id stay together in a split. With position "all", each text or pair is a
-    group by default. Layers after `layer` are not run. The user's own hooks and edits on the model act, and stay.
-    `progress` None shows a bar if the work takes long. `remote`, for nnsight models: True, or the address of a server.
-    `blocks`, for nnsight and Hugging Face models: the path of the decoder blocks of an unknown architecture, as in
-    blocks="transformer.h".
+    id per text and side; texts with the same id stay together in a split. With position "all" or "random:3", each text
+    or pair is a group by default. Layers after `layer` are not run. The user's own hooks and edits on the model act,
+    and stay. `progress` None shows a bar if the work takes long. `remote`, for nnsight models: True, or the address of
+    a server. `blocks`, for nnsight and Hugging Face models: the path of the decoder blocks of an unknown architecture,
+    as in blocks="transformer.h".
 
     Raises ValueError for no text, a text without tokens, too long, or too short for the position, for undeclared pads,
     and for a layer or site that does not exist. ConnectionError if a server is not reached or the connection is lost.
@@ -108,9 +110,9 @@ def collect_layers(
 
         acts = ot.collect_layers(model, desired, undesired, range(12), site="z")
 
-    All results hold the same texts in the same rows: with position "all", a token that is a sink at one layer is left
-    out at all. The other arguments and errors are those of `collect`. Also raises ValueError for no layers, and for a
-    layer given twice.
+    All results hold the same texts in the same rows: with position "all" or "random:3", a token that is a sink at one
+    layer is left out at all. The other arguments and errors are those of `collect`. Also raises ValueError for no
+    layers, and for a layer given twice.
     """
     return collect_places(
         model, desired, undesired, layers, [position], queries=queries, site=site, batch_size=batch_size, skip=skip,
@@ -149,8 +151,10 @@ def collect_places(
     shared = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}
     if queries is None:
         left, right = (tokenise(model, side, **style) for side, style in zip((desired, undesired), styles, strict=True))
-    elif "all" in positions:
-        raise ValueError('With queries= a pair is one row: give position="last", "mean" or an index, not "all".')
+    elif any(map(reads_several, positions)):
+        raise ValueError(
+            'With queries= a pair is one row: give position="last", "mean" or an index, not "all" and not "random:3".'
+        )
     else:
         (left, left_starts), (right, right_starts) = (
             tokenise_answers(model, queries, side, **style)
@@ -171,7 +175,7 @@ def collect_places(
         if not keep_sinks:
             report_sinks(model, sites, position, [(left, left_met), (right, right_met)])
         ids = groups
-        if ids is None and position == "all":
+        if ids is None and reads_several(position):
             first, second = (torch.arange(len(side.mask), device="cpu") for side in (left, right))
             ids = first, second if paired else second + len(first)
         if ids is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from odesteer_tl.interventions.positions import Tracker
+from odesteer_tl.interventions.recording import Recording
 from odesteer_tl.portable.apply_edits import OwnedEdit, PassEdits, Selection, Tally, by_place
 from odesteer_tl.portable.sites import Site, place_of
 from odesteer_tl.portable.token_tracks import Pass, PromptCache, TokenTrack
@@ -32,8 +33,8 @@ class EditRunner:
     """The edits of a steering block and their counts. A backend calls `begin` and `end` for each forward pass, and the
     function that `hook` returns for each value at a site."""
 
-    def __init__(self, edits: list[OwnedEdit], tracker: Tracker) -> None:
-        self.edits, self._places = edits, by_place(edits)
+    def __init__(self, edits: list[OwnedEdit], tracker: Tracker, recording: Recording | None = None) -> None:
+        self.edits, self._places, self.recording = edits, by_place(edits), recording
         self.sites = list(dict.fromkeys(site for owned in edits for site in (owned.edit.read, owned.edit.write)))
         self._tally = Tally(owned.edit.write.layer for owned in edits)
         self.tokens_steered = self._tally.totals
@@ -125,8 +126,9 @@ class EditRunner:
 
     def _new_run(self, now: Pass, selection: Selection, counts: bool = True) -> _Run:
         """The run of a pass. `counts` is False for a pass that is computed again, whose tokens were counted before."""
-        beams = self._tracker.beams
-        return _Run(now, PassEdits(self.edits, selection, self._prompt_caches, self._tally, beams, counts))
+        record = self.recording.add if counts and self.recording is not None else None
+        caches, beams = self._prompt_caches, self._tracker.beams
+        return _Run(now, PassEdits(self.edits, selection, caches, self._tally, beams, counts, record))
 
 
 def _in_backward() -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Time, TimeOrStrength, TokenIds
 from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.batches import of_rows
 from odesteer_tl.backends.checks import check_mask_taken, check_place, real_number, warn_of_other_use, whole_number
 from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
@@ -110,15 +112,7 @@ def generate(
     ownership = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
     with ownership, _seeded(device_of(model), seed):
         for chosen in torch.arange(count, device="cpu").split(batch_size or count):
-
-            def rows_of_batch(value: Any, chosen: Tensor = chosen) -> Any:
-                """The part of a tensor of one value per prompt that belongs to this batch; other values unchanged."""
-                if not isinstance(value, Tensor) or value.ndim == 0:
-                    return value
-                if len(value) != count:
-                    raise ValueError(f"A tensor needs one value per prompt: {count} prompts, got {len(value)} values.")
-                return value[chosen]
-
+            rows_of_batch = partial(of_rows, rows=chosen, count=count)
             batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
             batch_pairs = [(method, strength.mapped(rows_of_batch)) for method, strength in pairs]
             intervene_args = {

@@ -9,7 +9,7 @@ import torch
 from odesteer_tl.backends.base import Library, backend_of, loader_of
 from odesteer_tl.backends.offloaded_weights import device_under
 from odesteer_tl.backends.upstream_names import made_by
-from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.origin import Processing
 
 
 def load_model(

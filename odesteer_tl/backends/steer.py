@@ -4,6 +4,7 @@ themselves."""
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,10 @@ from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_fit, check_place, warn_of_other_use
 from odesteer_tl.backends.edit_runner import EditRunner, SiteValue
-from odesteer_tl.backends.model_info import dtype_of, pad_id_of
+from odesteer_tl.backends.model_info import dtype_of, pad_id_of, tokenizer_of
+from odesteer_tl.backends.tokenize import token_texts
 from odesteer_tl.interventions.positions import Positions, PromptLengths, Tracker
+from odesteer_tl.interventions.recording import RecordedEdit, Recording
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.apply_edits import owned_edits
 from odesteer_tl.portable.edits import Edit, State
@@ -37,6 +40,7 @@ def steering(
     prompt_lengths: PromptLengths | None = None,
     layer: int | None = None,
     blocks: Any = None,
+    record: bool = False,
 ) -> Iterator[Report]:
     """Steer everything that `model` computes inside the block. Afterwards the model is as before, also after an error.
 
@@ -53,6 +57,10 @@ def steering(
     padded batch. `prompt_lengths`, in real tokens per row, separates prompt and continuation if one pass holds both, or
     only a part of the prompt. `layer` overrides the fitted layer, not the site within it. `blocks`, as in
     blocks="transformer.h", is the path of the decoder blocks of an unknown architecture (nnsight, Hugging Face).
+
+    With `record=True` the report also knows what was steered, token by token: `report.records` (layer, row, position,
+    token, h before and after, displacement), and `report.show()`, a page of HTML. It costs two evaluations of h per
+    pass; without it nothing.
 
     Steering blocks can be nested; the user's own hooks and edits stay. At one layer of an nnsight model the order is:
     edits made before the block, steering, edits made inside, operations of the trace. If several nnsight models wrap
@@ -72,8 +80,9 @@ def steering(
     # stacklevel: two frames more than in generate, this generator and contextlib's __enter__
     pairs = pairs_of(method, T, relative_T, layer)
     warn_of_other_use(model, method, T, relative_T, positions, layer, stacklevel=4)
-    runner = edit_runner_for(model, pairs, positions, prompt_lengths, layer, blocks, stacklevel=5)
+    runner = edit_runner_for(model, pairs, positions, prompt_lengths, layer, blocks, stacklevel=5, record=record)
     with attached(model, runner, blocks) as report:
+        report.recording = runner.recording
         yield report
     check_report(report, positions, stacklevel=4)
     warn_of_limit(runner, stacklevel=4)
@@ -143,8 +152,10 @@ def edit_runner_for(
     blocks: Any = None,
     beams: int = 1,
     stacklevel: int = 4,
+    record: bool = False,
 ) -> EditRunner:
-    """The `EditRunner` of all methods (see `pairs_of`) in their order, checked against the model, with a new tracker.
+    """The `EditRunner` of all methods (see `pairs_of`) in their order, checked against the model, with a new tracker,
+    and with a recording of what they do to each token if `record`.
 
     T, prompt lengths and masks hold one entry per prompt, and the model sees `beams` rows per prompt.
     """
@@ -158,7 +169,12 @@ def edit_runner_for(
         _warn_of_rounding(model, method, strength, stacklevel)
         owned += method_edits
     needs_prompt_end = any(method.edit.of_query is not None for method in owned)
-    return EditRunner(owned, Tracker(positions, prompt_lengths, pad_id_of(model), beams, needs_prompt_end))
+    recording = None
+    if record:
+        recorded = [RecordedEdit.of(owned_edit, pairs[owned_edit.owner][0]) for owned_edit in owned]
+        recording = Recording(recorded, partial(token_texts, tokenizer_of(model)))
+    tracker = Tracker(positions, prompt_lengths, pad_id_of(model), beams, needs_prompt_end)
+    return EditRunner(owned, tracker, recording)
 
 
 def check_report(report: Report, positions: Positions, stacklevel: int = 3) -> None:

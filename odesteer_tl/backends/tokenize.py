@@ -11,7 +11,13 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.chat_templates import Chat, ChatTemplate, all_of, chats_of, check_style, described, rendered
 from odesteer_tl.backends.model_info import context_of, pad_id_of, prepends_bos, vocabulary_of
 from odesteer_tl.data.activations import Tokenised
+from odesteer_tl.interventions.pages.token_page import CONTINUED
 from odesteer_tl.interventions.positions import uneven_pads
+
+_NO_TEXT = "\ufffd"
+"""What tokenizers write for bytes that are no character."""
+_MOST_OF_A_CHARACTER = 8
+"""More tokens than characters are cut into: at most four bytes each, and some tokens end one and begin the next."""
 
 Texts = str | Sequence[str] | Chat | Sequence[Chat] | AnyTokens | Tokenised
 
@@ -107,6 +113,30 @@ def tokenise_answers(
         )
     ]
     return left_padded(rows, _filler(model)), query_tokens.mask.sum(1)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Each of the tokens of one text as it stands there, with the space before it. A character of several tokens stands
+    at the first, and `CONTINUED` at the others. What is no text is spelled as in the vocabulary, and what is not in the
+    vocabulary ⟨by its id⟩."""
+    texts: list[str] = []
+    while len(texts) < len(ids):
+        rest, text, count = list(ids[len(texts) : len(texts) + _MOST_OF_A_CHARACTER]), None, 1
+        if tokenizer is not None and _NO_TEXT in tokenizer.decode(rest[:1]):
+            wholes = ((n, tokenizer.decode(rest[:n])) for n in range(2, len(rest) + 1))
+            count, text = next(((n, whole) for n, whole in wholes if _NO_TEXT not in whole), (1, None))
+        texts += [_token_text(tokenizer, rest[0]) if text is None else text, *[CONTINUED] * (count - 1)]
+    return texts
+
+
+def _token_text(tokenizer: Any, number: int) -> str:
+    text = "" if tokenizer is None else tokenizer.decode([number])
+    spelled = None if tokenizer is None else tokenizer.convert_ids_to_tokens(number)
+    if not isinstance(spelled, str):
+        return text or f"⟨{number}⟩"
+    if spelled.startswith("▁") and not text.startswith(" "):
+        return f" {text}"  # sentencepiece drops the space at the beginning of what it decodes
+    return spelled if not text or _NO_TEXT in text else text
 
 
 def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:

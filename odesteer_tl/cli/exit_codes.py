@@ -10,10 +10,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from odesteer_tl._imports import shows_tracebacks, why_not_imported
-from odesteer_tl._interrupts import raised_at_work
 from odesteer_tl.cli.messages import in_cli_words, on_one_line
 from odesteer_tl.cli.streams import PACKAGE, forget, prepare_streams, warnings_in_a_line
+from odesteer_tl.startup.imports import shows_tracebacks, why_not_imported
+from odesteer_tl.startup.interrupts import raised_at_work
 
 DONE, WRONG, REFUSED, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 70, 130, 141
 

@@ -13,6 +13,7 @@ from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.saved_methods import carries_strength, saved_method, was_chat
 from odesteer_tl.cli.streams import command_output
 from odesteer_tl.cli.text_files import check_readable, lines_of
+from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import FEWEST
 
 PROMPTS, FEWEST_WORDS, MOST_WORDS, MOST_CHARACTERS = 12, 3, 8, 80
@@ -47,8 +48,8 @@ def fit(
         query_lines = None if queries is None else lines_of(queries, aligned)
         sides = lines_of(desired, aligned), lines_of(undesired, aligned)
         prompt_lines = None if prompts is None else lines_of(prompts)
-        if layer is None and position == "all":
-            raise ValueError("--position all needs --layer: layers are compared by one activation per text.")
+        if layer is None and reads_several(position):
+            raise ValueError(f"--position {position} needs --layer: layers are compared by one activation per text.")
         if layer is None and min(map(len, sides)) < FEWEST:
             raise ValueError(f"Fewer than {FEWEST} texts on a side do not show which layer is best: give --layer.")
         import odesteer_tl as ot

@@ -98,7 +98,7 @@ Position = Annotated[
     Option(
         parser=values.position,
         metavar="WHERE",
-        help="last, mean, all, or an index such as -2. Default: last; without --layer the better of last and mean.",
+        help="last, mean, all, random:3 or an index such as -2. Default: last; without --layer by the data.",
     ),
 ]
 PromptFile = Annotated[

@@ -4,10 +4,12 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import typer
 
+from odesteer_tl._shapes import Position
+from odesteer_tl.data.tokens import random_count
 from odesteer_tl.methods.registry import registered
 
 
@@ -65,13 +67,13 @@ def method(given: Any) -> str:
     return str(given)
 
 
-def position(given: Any) -> Literal["last", "mean", "all"] | int:
+def position(given: Any) -> Position:
     """Reads a token position: a name or an index."""
     text = str(given)
-    if text in ("last", "mean", "all"):
-        return text  # type: ignore[return-value]
+    if text in ("last", "mean", "all") or random_count(text) is not None:
+        return text
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
-        raise typer.BadParameter(f"{text!r} is not last, mean, all or an index such as -2.")
+        raise typer.BadParameter(f"{text!r} is not last, mean, all, random:3 or an index such as -2.")
     return int(text)
 
 

@@ -30,7 +30,7 @@ from odesteer_tl.backends.tokenize import ChatTemplate, Texts, tokenise
 from odesteer_tl.control.base import FeedbackController, PerFeature, SetPoints, Signal, contrastive_signal, doubled
 from odesteer_tl.control.conjugate_gradient import answers as conjugate_answers
 from odesteer_tl.control.riccati import check_weights, gains
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import SET_POINTS, View
 from odesteer_tl.portable.feedback import linear_quadratic

@@ -19,8 +19,8 @@ from odesteer_tl._shapes import Activations, Time, TimeOrStrength
 from odesteer_tl.backends.collect import collect_layers
 from odesteer_tl.backends.model_info import layers_chosen
 from odesteer_tl.backends.tokenize import Texts
-from odesteer_tl.data.activations import Origin
 from odesteer_tl.data.degeneracy import ROUNDING
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.methods.base import Method
 from odesteer_tl.portable.edits import Edit
 from odesteer_tl.portable.feedback import Feedback

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.control.base import FeedbackController, PerFeature, SetPoints, contrastive_signal, doubled
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import SET_POINTS, View
 from odesteer_tl.portable.feedback import proportional_integral_derivative

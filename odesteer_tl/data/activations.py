@@ -4,35 +4,27 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Samples
+from odesteer_tl._shapes import Position
 from odesteer_tl.data.degeneracy import check_apart, warnings_about
 from odesteer_tl.data.field_types import check_fields
+from odesteer_tl.data.origin import Origin, Processing, processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
-from odesteer_tl.data.tokens import SiteTokens, Tokenised, mask_of_lengths, read_sites, warn_of_sinks
+from odesteer_tl.data.tokens import (
+    SiteTokens,
+    Tokenised,
+    check_position,
+    mask_of_lengths,
+    read_sites,
+    reads_several,
+    warn_of_sinks,
+)
 from odesteer_tl.portable.sites import check_index
-
-Processing = Literal["raw", "folded", "centred", "unknown"]
-"""How the weights were processed. `centred` (TransformerLens' center_writing_weights) changes the residual stream: it
-removes the mean over d_model. `folded` (fold_ln, fold_value_biases) does not change it."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a fit is valid: site, model and weight processing, with the median activation norm at that site."""
-
-    d_model: int | None = None
-    layer: int | None = None
-    hook_name: str | None = None
-    model_name: str = ""
-    processing: Processing = "unknown"
-    position: Position | None = None
-    typical_norm: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +57,8 @@ class ContrastiveActivations:
     """Whether `check` has passed for these activations, or for those that they were split from."""
 
     def __post_init__(self) -> None:
+        if self.position is not None:
+            check_position(self.position)
         for name in ("desired", "undesired"):
             side = getattr(self, name)
             if not isinstance(side, Tensor) or not side.is_floating_point() or side.ndim != 2 or len(side) == 0:
@@ -142,11 +136,11 @@ class ContrastiveActivations:
     ) -> "ContrastiveActivations":
         """Read two `ActivationCache`s of `run_with_cache` at `blocks.{layer}.hook_resid_post`.
 
-        A cache carries no mask, and lists of texts are right-padded by default, so index -1 of a shorter row is a
-        pad. A cache of several rows therefore needs the number of real tokens per row (`*_lengths`, right-padded),
-        masks, or an index as `position`, which then counts columns. The default `position` is "last". Attention sinks
-        are treated as in `ot.collect`; a mask that is False at the first token leaves that token out. `provenance`
-        sets `paired`, `groups`, `model_name`, `processing` and the other fields. With "all" each text is a group.
+        A cache carries no mask, and lists of texts are right-padded by default, so index -1 of a shorter row is a pad.
+        A cache of several rows therefore needs the number of real tokens per row (`*_lengths`, right-padded), masks, or
+        an index as `position`, which then counts columns. The default `position` is "last". Attention sinks are treated
+        as in `ot.collect`; a mask that is False at the first token leaves that token out. `provenance` sets `paired`,
+        `groups`, `model_name`, `processing` and the other fields. With "all" and "random:3" each text is a group.
         Raises ValueError where the site is not in a cache, and where the lengths are missing or do not fit.
         """
         hook_name = f"blocks.{layer}.hook_resid_post"
@@ -175,7 +169,7 @@ class ContrastiveActivations:
         if not keep_sinks:
             both = SiteTokens(*(torch.cat(parts) for parts in zip(*sites, strict=True)))
             warn_of_sinks([both], [hook_name], position, lambda hit, most: "", stacklevel=2)
-        if position == "all":
+        if reads_several(position):
             offset = 0 if provenance.get("paired") else int(rows[0].max()) + 1
             provenance.setdefault("groups", (rows[0], rows[1] + offset))
         cfg = getattr(getattr(desired_cache, "model", None), "cfg", None)
@@ -242,9 +236,3 @@ class ContrastiveActivations:
             return cls(**tree)
         except Exception as error:  # values of another type or shape than the fields'
             raise ValueError(f"{folder} holds activations whose values do not fit: {error}") from error
-
-
-def processing_seen_in(rows: Samples, dtype: torch.dtype | None = None) -> Processing:
-    """Whether all rows have mean zero over d_model, to the rounding of `dtype`: "centred", else "raw"."""
-    a, rounding = rows.double(), max(1e-5, torch.finfo(dtype or rows.dtype).eps)
-    return "centred" if bool((a.mean(1).abs() <= rounding * a.std(1)).all()) else "raw"

@@ -1,5 +1,6 @@
 """Tokens of a batch of texts, and which of them are read. Only this file decides that. Padding is never read."""
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,19 +38,46 @@ class Reading(NamedTuple):
     tokens: list[SiteTokens]
 
 
+def random_count(position: Position) -> int | None:
+    """3 for "random:3"; None for a position that is not drawn at random."""
+    found = re.fullmatch(r"random:([1-9][0-9]{0,5})", position) if isinstance(position, str) else None
+    return int(found[1]) if found else None
+
+
+def reads_several(position: Position) -> bool:
+    """Whether the position names several tokens of a text, each an activation of its own."""
+    return position == "all" or random_count(position) is not None
+
+
+def check_position(position: Any) -> None:
+    """Raise ValueError for what names no token of a text."""
+    index = isinstance(position, int) and not isinstance(position, bool)
+    if not (index or position in ("last", "mean") or reads_several(position)):
+        raise ValueError(f'position must be "last", "mean", "all", "random:3" or an index, got {position!r}.')
+
+
 def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
     """The tokens of `mask` that `position` names: one per row for "last" and an index, all for "mean" and "all".
+
+    "random:n": n of each row, or all where there are fewer. Which ones depends on the number of the row's tokens alone,
+    so that neither the batch nor the padding changes them.
 
     Raises ValueError for a row without tokens, a row too short for the index, and an unknown position.
     """
     lengths = mask.sum(1)
     if (lengths == 0).any():
         raise ValueError(f"Row {int((lengths == 0).nonzero()[0])} holds no real token.")
+    check_position(position)
     if position in ("mean", "all"):
         return mask
-    index = -1 if position == "last" else position
-    if not isinstance(index, int) or isinstance(index, bool):
-        raise ValueError(f'position must be "last", "mean", "all" or an index, got {position!r}.')
+    count = random_count(position)
+    if count is not None:
+        chosen = torch.zeros_like(mask)
+        for row, length in enumerate(lengths.tolist()):
+            drawn = torch.randperm(length, generator=torch.Generator().manual_seed(length), device="cpu")[:count]
+            chosen[row, mask[row].nonzero()[:, 0][drawn.to(mask.device)]] = True
+        return chosen
+    index = -1 if position == "last" else int(position)
     short = (lengths <= index) if index >= 0 else (lengths < -index)
     if short.any():
         row = int(short.nonzero()[0])
@@ -92,13 +120,13 @@ def without_sinks(
 ) -> tuple[list[TokenMask], list[SiteTokens]]:
     """Per site of a batch, the tokens to read and the `SiteTokens`; attention sinks are told by their norms.
 
-    `mask`: the real tokens; `read`: those of them that may be read. "mean" leaves out the sinks of each site. "all"
-    leaves out the sinks of any site, as its rows must be the same at all sites. `keep`: no sink is left out.
+    `mask`: the real tokens; `read`: those of them that may be read. "mean" leaves out the sinks of each site. "all" and
+    "random:3" leave out the sinks of any site, as the rows must be the same at all sites. `keep`: no sink is left out.
     """
     named = tokens_at(read, position)
     sinks = [sinks_among(of_site, mask) for of_site in norms]
     masks = [named for _ in sinks]
-    if position == "all" and not keep:
+    if reads_several(position) and not keep:
         masks = [kept_of(named, torch.stack(sinks).any(0)) for _ in sinks]
     elif position == "mean" and not keep:
         masks = [kept_of(named, of_site) for of_site in sinks]
@@ -137,7 +165,7 @@ def warn_of_sinks(
     place = names[worst] + (f" (and {others} more of the sites read)" if others else "")
     share = f"{int(named_sinks.sum())} of the {int(named.sum())} tokens that position={position!r} names"
     message = f"At {place} {share} are attention sinks{shown(named_sinks, 3)}, {sizes}: "
-    if position in ("mean", "all"):
+    if position == "mean" or reads_several(position):
         n_read = int((named_sinks & read).sum())
         message += "they are left out. " if n_read < counts[worst] else "they are read all the same. "
         message += (

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from odesteer_tl._shapes import Samples
-from odesteer_tl.backends.checks import check_layer, real_number
+from odesteer_tl.backends.checks import check_layer, check_place, real_number
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.model_info import model_name_of
 from odesteer_tl.backends.outputs import Generation
+from odesteer_tl.backends.steer import edit_runner_for
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.evaluation.calibration import Calibration, Measured
 from odesteer_tl.evaluation.displacement import displacements
@@ -23,7 +24,9 @@ from odesteer_tl.evaluation.strength_search import Search, check_budget, search_
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod
 from odesteer_tl.methods.calibrated import positions_name
+from odesteer_tl.portable.method_list import pairs_of
 from odesteer_tl.portable.sites import Site, site_name
+from odesteer_tl.remote.checks import check_travels
 
 
 def calibrate(
@@ -41,6 +44,7 @@ def calibrate(
     prepend_bos: bool | None = None,
     chat_template: ChatTemplate = False,
     system: str | None = None,
+    remote: bool | str = False,
     blocks: Any = None,
 ) -> Calibration:
     """The smallest strength at which steering costs `kl` nats: KL(unsteered ‖ steered) of the next-token distribution,
@@ -54,10 +58,14 @@ def calibrate(
     in one pass. `relative`: whether relative_T is sought, and not T; None: where T is a length. Of a list of (method,
     T) it is the one factor for all strengths of the list. Prompts, `chat_template` and `system` as for `generate`;
     `positions`, `layer` and `blocks` as for `steering`; a `layer` becomes that of the method which is returned.
+    `remote`, for nnsight models: True, or the address of a server. It writes the texts, steers them and computes the KL
+    there, so that one number per steered token comes back, and no logits; a larger `batch_size` needs fewer requests.
 
     A budget of 0 is T = 0. Inside a steering block "unsteered" is as steered there. Raises ValueError for a budget
     below 0, a quantile outside (0, 1), a list with strengths per row, and a method that spends other than the budget at
-    every strength it takes, as a map that is too weak or a closed loop that is never off.
+    every strength it takes, as a map that is too weak or a closed loop that is never off; and, before anything is sent,
+    for a method that cannot be sent. ConnectionError and RuntimeError for a server, as `generate` does; a server that
+    sends other costs of the right form is not noticed, and the strength is wrong then.
     """
     start = time.perf_counter()
     check_budget(kl)
@@ -68,11 +76,13 @@ def calibrate(
     search = search_for_factor(method, layer) if isinstance(method, Sequence) else search_of(method, relative)
     if layer is not None:
         check_layer(model, layer, blocks)
+    if remote:
+        _check_sent(model, search, positions, layer, remote, blocks)
     written = generate(
         model, prompts, max_new_tokens=max_new_tokens, do_sample=False, batch_size=batch_size, prepend_bos=prepend_bos,
-        chat_template=chat_template, system=system, blocks=blocks,
+        chat_template=chat_template, system=system, remote=remote, blocks=blocks,
     )  # fmt: skip
-    texts = SteeredTexts.of(model, written, positions, layer, blocks)
+    texts = SteeredTexts.of(model, written, positions, layer, blocks, remote)
     spent = {
         "kl": float(kl),
         "quantile": quantile,
@@ -118,6 +128,17 @@ def calibrate(
         raise ValueError(_not_reached(search, kl, crossing))
     points = tuple(curve[value] for value in sorted(curve))
     return found(crossing.strength, crossing.cost, crossing.monotone, points, crossing.rounds)
+
+
+def _check_sent(
+    model: Any, search: Search, positions: Positions, layer: int | None, remote: bool | str, blocks: Any
+) -> None:
+    """Raises ValueError for methods that do not fit the model or cannot be sent, before a server writes the texts."""
+    check_place(model, remote, blocks)
+    pairs = pairs_of(search.pairs(search.guess), None, None, layer)
+    edit_runner_for(model, pairs, positions, None, layer, blocks)
+    for method, _ in pairs:
+        check_travels(method)
 
 
 def _at(method: Method, layer: int | None) -> Method:

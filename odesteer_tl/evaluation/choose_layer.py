@@ -16,6 +16,7 @@ from odesteer_tl.backends.collect import collect_places
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import JUDGED, JudgedTexts, effects_at, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
 from odesteer_tl.evaluation.shift import Estimate, combined, in_all_places, in_own_places
@@ -48,6 +49,7 @@ def choose_layer(
     batch_size: int = 24,
     seed: int = 0,
     progress: bool | None = None,
+    remote: bool | str = False,
     blocks: Any = None,
 ) -> LayerChoice:
     """The layer and reading position at which `method`, fitted there, is shown to steer most at `kl` nats.
@@ -69,14 +71,16 @@ def choose_layer(
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
-    `chat_template`, `system`, `prepend_bos` and `blocks` as for `collect`. With `queries` the beginnings of the answers
-    are steered and judged, else what follows the first tokens of a text, and those that it shares with a text of the
-    other side, as a question that both answer; 24 tokens at most. `seed` decides what is held out: of sides of equally
-    many texts the same numbers, as they may belong together.
+    `chat_template`, `system`, `prepend_bos`, `remote` and `blocks` as for `collect`; a server sends back KL, gains and
+    lifts, and no logits. With `queries` the beginnings of the answers are steered and judged, else what follows the
+    first tokens of a text, and those that it shares with a text of the other side, as a question that both answer; 24
+    tokens at most. `seed` decides what is held out: of sides of equally many texts the same numbers, as they may belong
+    together.
 
-    Raises ValueError for fewer than 8 texts a side, position "all", a method of several sites, where nowhere a strength
-    spends the budget, and as `collect` and the fit do. Warns where the best shift is not above 0 by two standard
-    errors.
+    Raises ValueError for fewer than 8 texts a side, position "all" or "random:3", a method of several sites, where
+    nowhere a strength spends the budget, and as `collect` and the fit do. ConnectionError and RuntimeError for a
+    server, as `collect`; other numbers of the right form are not noticed, and decide the layer then. Warns where the
+    best shift is not above 0 by two standard errors.
     """
     start = time.perf_counter()
     check_budget(kl, "above 0")
@@ -84,7 +88,7 @@ def choose_layer(
     given = [layers] if isinstance(layers, int) else layers
     wanted = usual_layers(depth) if given is None else sorted({whole_number("layer", layer, 0) for layer in given})
     positions = (positions,) if isinstance(positions, (str, int)) else tuple(positions)
-    if not wanted or not positions or "all" in positions:
+    if not wanted or not positions or any(map(reads_several, positions)):
         raise ValueError(
             'choose_layer needs layers, and positions that are "last", "mean" or indices, one token a text; got '
             f"layers={wanted}, positions={positions}."
@@ -92,11 +96,12 @@ def choose_layer(
     pairs = paired or queries is not None
     rows, starts = token_rows(model, desired, undesired, queries, prepend_bos, chat_template, system)
     held = held_out(len(rows[0]), len(rows[1]), pairs, seed)
-    judged = judged_texts(model, rows, starts, held, pairs, blocks)
+    judged = judged_texts(model, rows, starts, held, pairs, blocks, remote)
     read: dict[Place, ContrastiveActivations] = {}
     of_places = collect_places(
         model, desired, undesired, wanted, positions, queries=queries, paired=paired, progress=progress,
-        chat_template=chat_template, system=system, prepend_bos=prepend_bos, batch_size=batch_size, blocks=blocks,
+        chat_template=chat_template, system=system, prepend_bos=prepend_bos, batch_size=batch_size, remote=remote,
+        blocks=blocks,
     )  # fmt: skip
     for position, of_layers in zip(positions, of_places, strict=True):
         read |= {(acts.layer, position): acts for acts in of_layers if acts.layer is not None}
@@ -185,7 +190,7 @@ def _shift_at(
     search = search_of(method, None)
     unit = 1.0 if search.sought == "relative_T" else None if not norm or not speed else norm / speed
     guess = search.guess if near is None or unit is None else near * unit
-    spent = effects_at(judged.steered, search, kl, guess, batch_size)
+    spent = effects_at(judged.steered, search, kl, guess, batch_size, judged.words)
     if spent is None:
         return None, near
     value, effects = spent

@@ -30,7 +30,8 @@ class Setting:
     """The settings that all rows share. Sampling is the paper's: temperature 0.7, top-p 0.9.
 
     Each row is run at the strengths that spend the `budgets`, KL(unsteered ‖ steered) in nats per token, on the
-    validation prompts. `chat`: prompts stand in the model's chat template.
+    validation prompts; a prompt has `samples` continuations at the first budget, and `further_samples` at each other
+    (None: as many). `chat`: prompts stand in the model's chat template.
     """
 
     model: Any
@@ -39,12 +40,17 @@ class Setting:
     validation_prompts: list[str]
     judge: Judge
     samples: int = 10
+    further_samples: int | None = None
     max_new_tokens: int = 32
     temperature: float = 0.7
     top_p: float = 0.9
     budgets: tuple[float, ...] = (0.1,)
     seed: int = 0
     chat: bool = False
+
+    def samples_at(self, budget: float) -> int:
+        """Continuations of a prompt at a budget."""
+        return self.samples if budget == self.budgets[0] or self.further_samples is None else self.further_samples
 
 
 @dataclass(frozen=True)

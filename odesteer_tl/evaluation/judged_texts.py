@@ -16,7 +16,7 @@ from torch import Tensor
 
 from odesteer_tl.backends.chat_templates import per_side
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
-from odesteer_tl.evaluation.divergence import Effects, SteeredTexts
+from odesteer_tl.evaluation.divergence import Effects, SteeredTexts, Words
 from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 from odesteer_tl.evaluation.strength_search import Search
 
@@ -45,6 +45,11 @@ class JudgedTexts:
     def counts(self) -> tuple[int, int]:
         """How many texts there are, per side."""
         return len(self.windows[0]), len(self.windows[1])
+
+    @property
+    def words(self) -> Words:
+        """The tokens that the windows hold, each once."""
+        return torch.cat([*self.windows[0], *self.windows[1]]).unique()
 
 
 def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[Tensor, Tensor]:
@@ -91,6 +96,7 @@ def judged_texts(
     held: tuple[Tensor, Tensor],
     pairs: bool,
     blocks: Any = None,
+    remote: bool | str = False,
 ) -> JudgedTexts:
     """The texts that are `held` out. After its start each is judged by as many tokens as the smaller of the two sides'
     medians, and 24 at most. Raises ValueError where a side has no token after its starts."""
@@ -111,19 +117,19 @@ def judged_texts(
                 "The held-out texts have no token after their first one, or after what they share, so that nothing "
                 "shows what steering does to them: give longer texts, or their beginnings as queries=."
             )
-    steered = SteeredTexts.given(model, texts, torch.tensor(prompts, device="cpu"), blocks)
+    steered = SteeredTexts.given(model, texts, torch.tensor(prompts, device="cpu"), blocks, remote)
     return JudgedTexts((windows[0], windows[1]), steered, (counts[0], counts[1]), pairs)
 
 
 def effects_at(
-    texts: SteeredTexts, search: Search, kl: float, guess: float, batch_size: int
+    texts: SteeredTexts, search: Search, kl: float, guess: float, batch_size: int, words: Words | None = None
 ) -> tuple[float, Effects] | None:
-    """The value of the search that spends `kl` nats on the texts, and what it does there; None where none does. A near
-    `guess` needs few passes."""
+    """The value of the search that spends `kl` nats on the texts, and what it does there, with the lifts of `words`;
+    None where none does. A near `guess` needs few passes."""
     effects: dict[float, Effects] = {}
 
     def measure(value: float) -> float:
-        effects[value] = texts.effects(search.pairs, [value], batch_size)
+        effects[value] = texts.effects(search.pairs, [value], batch_size, words)
         return float(effects[value].costs.mean())
 
     value = near_crossing(measure, kl, guess, search.most)

@@ -33,7 +33,7 @@ class Run:
 
     `displacement`: the mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens, None for a prefix. `share` of the continuations
     that the judge calls desired, and its `shift` from the unsteered model under the same seed, with 95 % bootstrap
-    intervals over prompts. `desired`: 1.0 where judged desired.
+    intervals over prompts. `desired`: 1.0 where judged desired. The unsteered model may have more samples than a run.
     """
 
     seed: int
@@ -77,7 +77,8 @@ def unsteered(base: Base) -> Run:
 def run_at(base: Base, steerer: Steerer | Prompted, level: Level, positions: Positions = "decoding") -> Run:
     """Continue the test prompts at the strength of the level, or after its prefix, and judge them."""
     setting, method = base.setting, None if isinstance(steerer, Prompted) else steerer
-    outcome = continued(setting, setting.prompts, setting.samples, method, level.strength, level.prefix, positions)
+    samples = setting.samples_at(level.budget)
+    outcome = continued(setting, setting.prompts, samples, method, level.strength, level.prefix, positions)
     return _run(base, outcome, level, None if method is None else _moved(base, method, level, positions))
 
 
@@ -97,7 +98,8 @@ def _moved(base: Base, steerer: Steerer, level: Level, positions: Positions) -> 
 
 
 def _run(base: Base, outcome: Outcome, level: Level | None, displacement: float | None) -> Run:
-    texts, shift = outcome.continuations, outcome.desired - base.outcome.desired
+    texts, shares = outcome.continuations, outcome.desired.mean(1, keepdim=True)
+    shift = shares - base.outcome.desired.mean(1, keepdim=True)
     seed = base.setting.seed
     return Run(
         seed=seed,

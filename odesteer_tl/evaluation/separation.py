@@ -80,8 +80,8 @@ def separations(
 
     Each fit sees the rows outside a fold and is judged within it, so that a fit that chooses (`ot.tune`) chooses anew
     in every fold. The folds are `flows.tuning.folds_of`: pairs stay together, and all fits see the same ones. Raises
-    ValueError for activations with groups, as `position="all"` gives them, for a fit without a barrier, and as
-    `folds_of` and the fits do.
+    ValueError for activations with groups, as `position="all"` and "random:3" give them, for a fit without a barrier,
+    and as `folds_of` and the fits do.
     """
     sites = [acts] if isinstance(acts, ContrastiveActivations) else list(acts)
     found = []

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Activations, PerActivation
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import mean_difference
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.flow_method import FlowMethod

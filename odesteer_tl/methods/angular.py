@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Activations, Direction, PerActivation, Samples, Time
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import Barrier, mean_difference, with_grad
 from odesteer_tl.methods.ablation import origin_at, orthonormal
 from odesteer_tl.methods.layers import Layers

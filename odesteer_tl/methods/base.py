@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from odesteer_tl._shapes import Time, TimeOrStrength
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import Barrier
 from odesteer_tl.methods.view import View
 from odesteer_tl.portable.edits import Edit

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier, mean_difference
 from odesteer_tl.flows.fields import Constant
 from odesteer_tl.flows.flow import Flow

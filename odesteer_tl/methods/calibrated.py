@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odesteer_tl._shapes import Activations, Time, TimeOrStrength
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import Barrier
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.registry import register

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from odesteer_tl._shapes import Activations, PerActivation, Samples, Time
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
 from odesteer_tl.flows.training import Network, centred, check_trainable, held_out, random_parameters, train

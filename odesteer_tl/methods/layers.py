@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from odesteer_tl._shapes import Activations, Time, TimeOrStrength
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.methods.base import Method
 from odesteer_tl.methods.registry import register
 from odesteer_tl.portable.edits import Edit

@@ -25,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Direction
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.degeneracy import rounding_of
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Squares
 from odesteer_tl.flows.fields import Gradient

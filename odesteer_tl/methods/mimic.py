@@ -29,7 +29,8 @@ from torch import Tensor
 
 from odesteer_tl._memory import check_room
 from odesteer_tl._shapes import Direction
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
 from odesteer_tl.flows.flow import Flow

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 
 from odesteer_tl._shapes import Direction
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.fields import Constant
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.flow_method import FlowMethod

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from odesteer_tl._shapes import PerActivation
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.degeneracy import rounding_of
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.fields import Gradient
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.flows.training import (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
-from odesteer_tl.data.activations import processing_seen_in
+from odesteer_tl.data.origin import processing_seen_in
 
 WRITERS = ("o_proj", "o", "c_proj", "dense", "out_proj", "wo", "down_proj", "fc_out", "fc2", "dense_4h_to_h", "w2")
 """Names, over all architectures, of the linear maps of a block that write to the stream."""

@@ -36,8 +36,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Activations, Basis, Direction, Samples, Time
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.degeneracy import check_queries
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.flow import Trajectory
 from odesteer_tl.flows.training import Parameters, centred, check_trainable, held_out, random_parameters, train
 from odesteer_tl.methods.pointwise import PointwiseMethod

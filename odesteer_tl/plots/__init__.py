@@ -16,9 +16,10 @@
 | `ot.plots.bound(found)` | `control.tracking_bound` | a loop's error and its bound by layer |
 | `ot.plots.by_layer(values, layers, label)` | numbers by layer | them, a line per name |
 
-Each returns a matplotlib figure, which a notebook shows and `.savefig(file)` writes; `figure.axes` are there to change.
-Paper is white on any background, and colours are those of Okabe & Ito, which the colour-blind can tell apart; lines
-differ in their markers too. matplotlib is loaded when the first figure is drawn.
+`ot.token_map` shows texts token by token, as a page of HTML. Each of these returns a matplotlib figure, which a
+notebook shows and `.savefig(file)` writes; `figure.axes` are there to change. Paper is white on any background, and
+colours are those of Okabe & Ito, which the colour-blind can tell apart; lines differ in their markers too. matplotlib
+is loaded when the first figure is drawn.
 """
 
 from odesteer_tl.plots.barriers import log_odds, separation

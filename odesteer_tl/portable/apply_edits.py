@@ -7,7 +7,7 @@ plain classes and torch alone. Indices are on the CPU and are copied without blo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -115,7 +115,8 @@ class PassEdits:
 
     `prompt_caches`: by number, for the edits with `of_query`. `tally` counts the steered tokens; `counts` is False for
     a pass that was counted before. A prompt has `beams` batch rows, which share its T. `done`: the numbers of the edits
-    that have written.
+    that have written. `record` is called for each edit with its number, the selection, and the value at its site before
+    and after it, also where no token was chosen.
     """
 
     def __init__(
@@ -126,9 +127,10 @@ class PassEdits:
         tally: Tally,
         beams: int = 1,
         counts: bool = True,
+        record: Callable[[int, Selection, Tensor, Tensor], None] | None = None,
     ) -> None:
         self.edits, self.selection, self.prompt_caches, self.tally = edits, selection, prompt_caches, tally
-        self.beams, self.counts = beams, counts
+        self.beams, self.counts, self.record = beams, counts, record
         self.done: set[int] = set()
         self._read: dict[int, Tensor] = {}
         self._states: dict[int, State] = {}
@@ -141,8 +143,12 @@ class PassEdits:
             for number, reads, writes in edits_here:
                 if reads and (chosen or number in self.prompt_caches):
                     self._read[number] = self._taken(number, value)
-                if writes and chosen:
-                    value = new = self._written(number, value)
+                if writes:
+                    before = value
+                    if chosen:
+                        value = new = self._written(number, value)
+                    if self.record is not None:
+                        self.record(number, self.selection, before, value)
         return new
 
     def _taken(self, number: int, value: Tensor) -> Tensor:

@@ -54,6 +54,27 @@ def test_activations_are_those_of_each_text_alone(loaded, position, batch_size):
     assert acts.hook_name == "blocks.1.hook_resid_post" and acts.position == position
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_random_tokens_are_distinct_tokens_of_their_text_in_any_batch(loaded, batch_size):
+    family, model = loaded
+    acts = ot.collect(model, DESIRED, UNDESIRED, LAYER, position="random:2", batch_size=batch_size)
+    again = ot.collect(model, DESIRED[::-1], UNDESIRED, LAYER, position="random:2")
+    ids, start = acts.groups[0], 0
+    for text, (tokens, mask) in enumerate(zip(*acts.tokens[0], strict=True)):
+        alone = residual(family, tokens[mask].tolist())
+        count = min(2, len(alone))
+        mine = acts.desired[start : start + count]
+        start += count
+        nearest = torch.cdist(mine, alone).argmin(1)
+        assert len(nearest.unique()) == count and distance(mine, alone[nearest]) <= 1e-5
+        assert int((ids == text).sum()) == count
+        other = again.desired[again.groups[0] == len(DESIRED) - 1 - text]
+        assert distance(mine, other) <= 1e-5
+    assert start == len(acts.desired) and acts.position == "random:2"
+    with pytest.raises(ValueError, match="random:3"):
+        ot.collect(model, DESIRED, UNDESIRED, LAYER, position="random:0")
+
+
 def test_padding_side_does_not_matter_and_masks_say_what_is_read(loaded):
     _, model = loaded
     left = tokenise(model, DESIRED)
@@ -258,7 +279,7 @@ def test_a_chat_template_is_the_querys(model):
 
 def test_several_positions_are_read_in_the_same_passes(model):
     """The same activations as one position at a time; on nnsight in a pass for each position."""
-    places = ["last", "mean", "all", -1]
+    places = ["last", "mean", "all", "random:2", -1]
     own = {"queries": None, "prepend_bos": None, "chat_template": False, "system": None, "paired": False}
     backend, passes = backend_of(model), []
     handle = backend.decoder_blocks(model, None)[0].register_forward_pre_hook(lambda *_: passes.append(1))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from odesteer_tl._interrupts import is_command, raised_at_work
+from odesteer_tl.startup.interrupts import is_command, raised_at_work
 
 ROOT = Path(__file__).parents[2]
 INTERRUPTED_IMPORT = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"

@@ -5,7 +5,8 @@ import torch
 from instances import activations, planted, without_shape_checks
 from saved_folders import tensors_of
 
-from odesteer_tl.data.activations import ContrastiveActivations, Tokenised, processing_seen_in
+from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
+from odesteer_tl.data.origin import processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.tokens import select, tokens_at
 
@@ -49,6 +50,20 @@ def test_padding_on_either_side_is_never_read(side, position):
     )
     expected = [i for i, n in enumerate(LENGTHS) for _ in range(n if position == "all" else 1)]
     assert row.tolist() == expected
+
+
+def test_random_tokens_are_drawn_from_the_whole_text():
+    """The mean place of n draws without replacement from 1…L is (L + 1)/2; over 300 lengths its error is known."""
+    lengths = torch.arange(1, 301)
+    for side in ("left", "right"):
+        values, mask, _ = padded(lengths.tolist(), side)
+        _, row = read_tokens(values, mask, "random:3")
+        assert torch.equal(row.bincount(), lengths.clamp(max=3))
+    mask = torch.arange(300) < lengths.unsqueeze(1)
+    row, column = tokens_at(mask, "random:3").nonzero(as_tuple=True)
+    places = (column + 0.5) / lengths[row]
+    error = 12**-0.5 / len(places) ** 0.5  # of a uniform draw
+    assert abs(float(places.mean()) - 0.5) < 4 * error and float(places.var()) == pytest.approx(1 / 12, rel=0.1)
 
 
 @pytest.mark.parametrize("position", [1, -2])

@@ -148,6 +148,7 @@ def test_strengths_that_are_tried_warn_of_nothing():
         ({"method": [(ROWS["CAA"]("llama"), torch.ones(3))]}, "give one number for each"),
         ({"method": [ROWS["CAA"]("llama")]}, "A list of methods holds pairs"),
         ({"method": ROWS["Ablation"]("llama"), "relative": True}, "and no relative_T; got T=None, relative_T=0.0"),
+        ({"remote": "http://127.0.0.1:1"}, "remote=True needs an nnsight model"),
         ({"kl": 1e6}, r"CAA does not spend 1e\+06 nats of KL: .* at most, for T from .* Give a smaller budget"),
     ],
 )

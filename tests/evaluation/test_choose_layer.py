@@ -276,6 +276,7 @@ def test_texts_that_say_nothing_are_told_of():
         ({"layers": [1, 9]}, "layer=9 does not exist"),
         ({"method": lambda acts: ot.Layers(parts=(ot.CAA.fit(acts),))}, "fitted on activations of one site"),
         ({"kl": 1e6}, r"Nowhere does a strength spend 1e\+06 nats"),
+        ({"remote": "http://127.0.0.1:1"}, "remote=True needs an nnsight model"),
         ({"kl": -1.0}, "kl is a budget in nats"),
         ({"method": ot.CAA.fit}, None),
     ],

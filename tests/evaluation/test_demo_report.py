@@ -142,7 +142,7 @@ def shown(demo, tmp_path_factory):
 
 
 def settings_of_few(settings_of, *given, **options):
-    return settings_of(*given, **options | {"samples": 2, "max_new_tokens": 8})
+    return settings_of(*given, **options | {"samples": 2, "further_samples": 1, "max_new_tokens": 8})
 
 
 def test_the_demo_has_a_run_for_each_method_and_budget(shown):
@@ -157,10 +157,16 @@ def test_the_demo_has_a_run_for_each_method_and_budget(shown):
             assert run.shift == pytest.approx(run.share - base.share)
             assert run.shift_interval[0] <= run.shift <= run.shift_interval[1]
             assert run.share_interval == bootstrap_interval(run.desired)
-            assert len(run.continuations) == 12
+            assert len(run.continuations) == {0.1: 12, 0.4: 6}[run.level.budget]
         assert f"{row.name:<20}" in said
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    for block in ("At 0.1 nats of KL:", "0.4 nats", "layer 2, position", f"> {few.prompts[0]}"):
+    for block in (
+        "At 0.1 nats of KL:",
+        "0.4 nats",
+        "layer 2, position",
+        "At the other budgets: 6 continuations a row",
+        f"> {few.prompts[0]}",
+    ):
         assert block in said
     kept = json.loads(json.dumps(found.as_json()))
     assert [row["name"] for row in kept["rows"]] == [UNSTEERED, *demo_report.ENTRIES]

@@ -176,3 +176,14 @@ def test_what_is_no_plane_no_angle_and_no_strength_is_refused():
             match=r"T counts radians here, whatever ‖a‖: pass T, for example T=1\.57, and",
         ):
             call(activations(2), relative_T=0.2)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"adaptive": True}, {"target": 0.5}, {"target": 0.5, "adaptive": True}], ids=str
+)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-10, 1e10, 1e18])
+def test_norms_are_kept_at_every_scale_and_angle(scale, options):
+    a, made = scale * activations(5, dtype=torch.float32), ot.Angular.fit(planted(), **options)
+    for T in (0.0, 1e-3, math.pi, -2.0, 100.0):
+        norms = made.steer(a, T).double().norm(dim=1)
+        torch.testing.assert_close(norms, a.double().norm(dim=1), rtol=1e-5, atol=1e-37)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from instances import activations, fitted, planted, without_shape_checks
 
-from odesteer_tl.data.activations import ContrastiveActivations, Origin
+from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
 from odesteer_tl.flows.training import Network

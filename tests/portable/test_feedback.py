@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from saved_folders import resealed, tensors_of
 
 import odesteer_tl as ot
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.parity.table import parity_rows
 from odesteer_tl.portable.feedback import Feedback
 

@@ -49,6 +49,10 @@ def test_a_strict_server_chooses_the_same_tokens(server):
     assert len(server["chosen"]) == 8 and all(server["chosen"].values())
 
 
+def test_a_strict_server_measures_what_steering_does(server):
+    assert len(server["effects"]) == 3 and max(server["effects"]) <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [

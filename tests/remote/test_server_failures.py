@@ -14,6 +14,7 @@ FAIL = """
     from sklearn.preprocessing import normalize
     import odesteer_tl as ot
     from odesteer_tl.backends.nnsight import server_requests
+    from odesteer_tl.evaluation.divergence import SteeredTexts
     from odesteer_tl.methods.flow_method import FlowMethod
     from odesteer_tl.parity import oracle, run
 
@@ -26,6 +27,13 @@ FAIL = """
 
     def collected(method, url):
         return ot.collect(model, "the film", "a plot", layer=1, remote=url).desired
+
+    def measured(method, url):
+        texts = SteeredTexts.given(model, [torch.tensor([1, 5, 6, 7])], torch.tensor([2]), remote=url)
+        return texts.divergences(lambda value: [(method, ot.Strength(value))], [T], 4)
+
+    def calibrated(method, url):
+        return ot.calibrate(model, method, "the film is", max_new_tokens=3, remote=url)
 
     def traced(method, url):
         logits, why = None, None
@@ -61,14 +69,14 @@ FAIL = """
     found, expected = {}, False
     for kind in ("error", "drop", "close", "refuse", "drop_result"):
         found[kind] = {}
-        for what in (generated, collected, traced):
+        for what in (generated, collected, measured, traced):
             urllib.request.urlopen(url + "/fault", json.dumps({"kind": kind}).encode())
             found[kind][what.__name__] = outcome(what, method)
     for name, place in places.items():
-        ways = (generated, collected) if name == "silent" else (generated, collected, traced)
+        ways = (generated, collected, measured) if name == "silent" else (generated, collected, measured, traced)
         found[name] = {what.__name__: outcome(what, method, place) for what in ways}
     expected = True
-    found["after"] = [outcome(what, method)[0] for what in (generated, collected, traced)]
+    found["after"] = [outcome(what, method)[0] for what in (generated, collected, measured, calibrated, traced)]
     expected = False
     found["absent"] = outcome(absent, method)
 
@@ -117,14 +125,15 @@ FAIL = """
     refused |= {"field": OwnField(), "solver": OwnSolver()}
     before = requests()
     found["refused"] = {
-        name: {what.__name__: outcome(what, each) for what in (generated, traced)} for name, each in refused.items()
+        name: {what.__name__: outcome(what, each) for what in (generated, calibrated, traced)}
+        for name, each in refused.items()
     }
     sent, model = requests() - before, run.as_nnsight(run.hugging_face("llama"), run.tokenizer())
     found["nameless"] = outcome(generated, method)
     report(**found, sent=sent)
 """
 
-FAULTS = {  # what ot.generate and ot.collect raise, and the words that say why
+FAULTS = {  # what these verbs raise, and the words that say why
     "error": ("RuntimeError", "could not run the request, and nothing came back: RuntimeError: a fault on demand"),
     "refuse": ("RuntimeError", "nnsight 0.7 required, got 0."),
     "drop_result": ("RuntimeError", "sent back no "),
@@ -141,7 +150,7 @@ def failed():
         return client(FAIL, installed_wheel(), server.url, saved_model("llama"))
 
 
-@pytest.mark.parametrize("what", ["generated", "collected"])
+@pytest.mark.parametrize("what", ["generated", "collected", "measured"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whatever_fails_is_one_of_two_errors_that_say_why(failed, fault, what):
     kind, why = failed[fault][what]
@@ -156,10 +165,10 @@ def test_in_the_users_own_trace_the_libraries_errors_come_through(failed):
 
 
 def test_the_server_goes_on(failed):
-    assert failed["after"] == ["", "", ""]
+    assert failed["after"] == [""] * 5
 
 
-@pytest.mark.parametrize("what", ["generated", "traced"])
+@pytest.mark.parametrize("what", ["generated", "calibrated", "traced"])
 @pytest.mark.parametrize(
     ("name", "why"),
     [

@@ -19,7 +19,7 @@ import fuzz_server
 import pytest
 import torch
 import typer
-from asked_remotely import NEW, asked, model
+from asked_remotely import NAMES, NEW, TEXTS, asked, model
 from fuzz_server import Evil, outcome
 from hostile_server import KEY, Reply, blob, completed, hostile, status
 from nnsight import CONFIG
@@ -56,6 +56,17 @@ def changed(name, change):
     return Reply(saves=saves)
 
 
+def part(number, change):
+    """A change of the costs (0), the gains (1) or the lifts (2)."""
+
+    def apply(saves):
+        found = list(saves["found"])
+        found[number] = change(found[number])
+        saves["found"] = tuple(found)
+
+    return apply
+
+
 def first(change):
     """A change of the first layer's activations and norms."""
 
@@ -66,7 +77,7 @@ def first(change):
 
 
 @pytest.mark.parametrize("by_url", [False, True])
-@pytest.mark.parametrize("name", ["last", "mean", "all", "steered", "plain"])
+@pytest.mark.parametrize("name", NAMES)
 def test_an_honest_reply_is_taken(server, name, by_url):
     server.reply = Reply(saves=asked(name).saves, by_url=by_url)
     assert outcome(server, asked(name), name) == "right"
@@ -101,12 +112,32 @@ def test_an_honest_reply_is_taken(server, name, by_url):
         ("steered", lambda saves: saves.update(steered={0: 4}), "at layer 0"),
         ("steered", lambda saves: saves.update(steered={1: 1.5}), "no count"),
         ("steered", lambda saves: saves.pop("tokens"), "no tokens"),
+        ("measured", part(0, lambda costs: -costs), "costs below 0"),
+        ("measured", part(0, lambda costs: costs * float("nan")), "not finite"),
+        ("measured", part(1, lambda gains: gains / 0), "not finite"),
+        ("measured", part(2, lambda lifts: lifts * float("inf")), "not finite"),
+        ("measured", part(0, lambda costs: costs[:, 1:]), r"shapes \[\(2, 5\), \(2, 2\), \(2, 3\)\]"),
+        ("measured", part(1, lambda gains: gains.T[:1]), r"\(1, 2\).* where \[\(2, 6\), \(2, 2\), \(2, 3\)\]"),
+        ("measured", part(2, lambda lifts: lifts.float()), "costs, gains and lifts in float64"),
+        ("measured", part(2, lambda lifts: None), "costs, gains and lifts in float64"),
+        ("measured", lambda saves: saves.update(found=saves["found"][:2]), "costs, gains and lifts in float64"),
+        ("measured", lambda saves: saves.update(found=list(saves["found"])), "costs, gains and lifts in float64"),
+        ("measured", lambda saves: saves.update(steered={1: 11}), "a count of 11 .* where 12 to 12"),
+        ("measured", lambda saves: saves.update(steered={}), r"no count of the tokens steered at \[1\]"),
+        ("measured", lambda saves: saves.pop("found"), "no found"),
     ],
 )
 def test_a_reply_that_is_not_what_was_asked_is_refused(server, name, change, why):
     told = said(server, name, changed(name, change))
     assert "says that it is done, and sent back" in told
     assert re.search(why, told), told
+
+
+def test_a_method_that_does_not_fit_is_refused_before_a_server_writes_texts(server):
+    before, narrow = len(server.seen), ot.ContrastiveActivations(*torch.randn(2, 9, 8), layer=1)
+    with pytest.raises(ValueError, match="fitted at d_model 8, this model has 32"):
+        ot.calibrate(model(), ot.CAA.fit(narrow), TEXTS, remote=server.url)
+    assert len(server.seen) == before
 
 
 def test_names_that_were_not_asked_for_change_nothing(server):

@@ -23,7 +23,7 @@ from odesteer_tl.backends.transformers_settings import (
     text_config,
     without_progress_bars,
 )
-from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.origin import Processing
 from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.sites import Site
@@ -137,6 +137,9 @@ class _HuggingFace:
         return continued(model, batch, options)
 
     def generate_remotely(self, model: Any, *what: Any) -> Any:
+        raise NotImplementedError
+
+    def effects_remotely(self, model: Any, *what: Any) -> Any:
         raise NotImplementedError
 
 

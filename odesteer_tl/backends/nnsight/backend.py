@@ -17,7 +17,7 @@ from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformers_settings import begins_with_bos, configured_eos, configured_size, text_config
 from odesteer_tl.backends.upstream_names import need
-from odesteer_tl.data.activations import Processing
+from odesteer_tl.data.origin import Processing
 from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.nnsight.blocks import blocks_of
@@ -149,6 +149,11 @@ class _Nnsight:
         from odesteer_tl.backends.nnsight.run import continued_remotely
 
         return continued_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
+
+    def effects_remotely(self, model: Any, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
+        from odesteer_tl.backends.nnsight.run import effects_remotely
+
+        return effects_remotely(model, *what)
 
 
 NNSIGHT = _Nnsight()

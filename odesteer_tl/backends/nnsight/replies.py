@@ -125,8 +125,21 @@ def report_in(value: Any, layers: Iterable[int], min_count: int, max_count: int,
     return dict(value)
 
 
-def _floats(value: Any) -> bool:
-    return type(value) is Tensor and value.dtype == torch.float32
+def effects_in(value: Any, shapes: list[tuple[int, int]], refused: Refused) -> tuple[Tensor, Tensor, Tensor]:
+    """The costs, gains and lifts of `next_tokens.effects`, in these shapes: float64, finite, no cost below 0. Raises
+    the error of `refused` for anything else."""
+    if type(value) is not tuple or len(value) != 3 or not all(_floats(part, torch.float64) for part in value):
+        raise refused("something else than costs, gains and lifts in float64")
+    if [tuple(part.shape) for part in value] != shapes:
+        raise refused(f"costs, gains and lifts of shapes {[tuple(part.shape) for part in value]}, where {shapes} were "
+                      "asked for")  # fmt: skip
+    if not all(bool(torch.isfinite(part).all()) for part in value) or bool((value[0] < 0).any()):
+        raise refused("numbers that are not finite, or costs below 0")
+    return value
+
+
+def _floats(value: Any, dtype: torch.dtype = torch.float32) -> bool:
+    return type(value) is Tensor and value.dtype == dtype
 
 
 def _ended_before(new: TokenIds, eos: list[int]) -> Bool[Tensor, "batch new"]:

@@ -1,4 +1,4 @@
-"""Runs an nnsight model on tokens, here or on a server: reads activations and logits, and generates."""
+"""Runs an nnsight model on tokens, here or on a server: activations, logits, continuations, and effects of steering."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +15,7 @@ from odesteer_tl.backends.nnsight.replies import (
     activations_in,
     check_means,
     check_norms,
+    effects_in,
     report_in,
     tokens_in,
     width_at,
@@ -24,7 +25,7 @@ from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
 from odesteer_tl.data.tokens import Reading, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
-from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
+from odesteer_tl.portable.nnsight.gather import averaged_at, effects_at, picked_at
 from odesteer_tl.portable.nnsight.intervene import intervene
 from odesteer_tl.portable.strength import Strength
 
@@ -158,6 +159,48 @@ def continued_remotely(
     min_count = rows if steer and lengths is None and isinstance(positions, str) and positions != "generated" else 0
     steered = report_in(steered, written if steer else (), min_count, max_count, server.refused)
     return tokens, Report(steered) if steer else None
+
+
+def effects_remotely(
+    model: Any,
+    batch: Tokenised,
+    named: TokenMask,
+    following: Tensor,
+    words: Tensor,
+    copies: int,
+    pairs: list[tuple[Any, Strength]],
+    intervene_args: dict[str, Any],
+    remote: bool | str,
+    written: Iterable[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`effects` (see `next_tokens`) at the tokens of `named`, from a server: the batch unsteered, and `copies` of it
+    steered there by `intervene(model, pairs, **intervene_args)`, all in one pass. The logits stay there.
+
+    Raises as `ServerRequest` does, and RuntimeError for a reply that is not what was asked. Steered layers are
+    `written`.
+    """
+    inputs, mask = _right_padded(model, batch)
+    copied = {name: value.repeat(copies, 1) for name, value in inputs.items()}
+    rows, columns = torch.zeros_like(mask).masked_scatter(mask, named[batch.mask]).nonzero(as_tuple=True)
+    texts, shapes = len(mask), [(copies, len(part)) for part in (rows, mask, words)]
+    remote_args = {name: _per_row(value, 1) for name, value in intervene_args.items()}
+    methods = [(method, strength.mapped(lambda value: _per_row(value, 1))) for method, strength in pairs]
+    found, steered = None, None
+    server = server_request(model, remote, _OVERHEAD_BYTES + 16 * sum(count * width for count, width in shapes))
+    with model.trace(remote=remote, backend=server, use_cache=False) as tracer:
+        with tracer.invoke(inputs):
+            pass
+        with tracer.invoke(copied):
+            steered = nnsight.save(intervene(model, methods, **remote_args))
+        with tracer.invoke():
+            found = nnsight.save(effects_at(model, rows, columns, following, texts, words))
+    if server is None:
+        if found is None:
+            raise RuntimeError("The trace saved no effects.")
+        return found
+    found, steered = server.named("found", "steered")
+    report_in(steered, written, copies * len(rows), copies * len(rows), server.refused)
+    return effects_in(found, shapes, server.refused)
 
 
 def _per_row(value: Any, beams: int) -> Any:

@@ -27,7 +27,7 @@ from odesteer_tl.backends.transformer_lens.run import (
 )
 from odesteer_tl.backends.transformers_settings import without_progress_bars
 from odesteer_tl.backends.upstream_names import need
-from odesteer_tl.data.activations import Processing, processing_seen_in
+from odesteer_tl.data.origin import Processing, processing_seen_in
 from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.sites import Site
@@ -141,6 +141,9 @@ class _TransformerLens:
         raise NotImplementedError
 
     def generate_remotely(self, model: Any, *what: Any) -> Any:
+        raise NotImplementedError
+
+    def effects_remotely(self, model: Any, *what: Any) -> Any:
         raise NotImplementedError
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
-from odesteer_tl.data.activations import Origin
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.precision import compute_dtype

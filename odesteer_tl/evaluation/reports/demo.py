@@ -27,11 +27,14 @@ from odesteer_tl.methods import FlowMethod, ODESteer
 
 BUDGETS = (0.1, 0.03, 0.3)
 """In nats: the budget of the main table first, then a third and three times as much."""
-DIRECTIONS = 6
+SAMPLES = 12
+FURTHER_SAMPLES = 3
+"""Continuations of a prompt at the first budget and at each other. The first are enough for rows that hold from seed to
+seed (benchmarks/stability.py); each random direction and its opposite has its turn in every prompt."""
 EXAMPLES = 3
 RANDOM = "random direction"
 SHOWN = (UNSTEERED, RANDOM, "CAA", "ODESteer")
-ENTRIES = {RANDOM: Entry(lambda acts, seed: opposites(acts, seed, DIRECTIONS // 2), by_chance=True)} | {
+ENTRIES = {RANDOM: Entry(lambda acts, seed: opposites(acts, seed, SAMPLES // 2), by_chance=True)} | {
     name: LITERATURE[name] for name in ("CAA", "ITI", "one-step ODESteer", "ODESteer")
 }
 
@@ -62,7 +65,12 @@ def run_showcase(
     material = material_of(demo.model, demo, layer, kl=BUDGETS[0])
     say(f"fitting at {material.place}")
     judge = Judge.load_embedded()
-    options: dict[str, Any] = {"budgets": BUDGETS, "samples": 6, "max_new_tokens": 32}
+    options: dict[str, Any] = {
+        "budgets": BUDGETS,
+        "samples": SAMPLES,
+        "further_samples": FURTHER_SAMPLES,
+        "max_new_tokens": 32,
+    }
     if quick:
         options = {"budgets": BUDGETS[:1], "samples": 4, "max_new_tokens": 16}
     (setting,) = settings_of(
@@ -91,6 +99,8 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
     conditions = {row.name: row.conditions for row in rows if row.conditions is not None}
     aucs = ", ".join(f"{name} {found.auc:.2f}" for name, found in conditions.items() if found.auc is not None)
     tables = [texts_table(rows, budget), *([budgets_table(comparison)] if len(comparison.budgets) > 1 else [])]
+    further = len(setting.prompts) * setting.samples_at(max(comparison.budgets))
+    others = f" At the other budgets: {further} continuations a row." if len(comparison.budgets) > 1 else ""
     lines = [
         "",
         wrapped(
@@ -110,7 +120,8 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
             "spends the budget. moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge "
             "calls as asked. shift: its difference from no steering. [ ]: 95 % bootstrap over prompts. ppl: of the "
             "continuations under the unsteered model. "
-            f"random direction: {DIRECTIONS // 2} of them and their opposites, in turns over a prompt's continuations."
+            f"random direction: {SAMPLES // 2} of them and their opposites, in turns over a prompt's continuations."
+            + others
         ),
         wrapped(
             f"Judge: trained on {trained_on.rstrip('.')}. Accuracy on 500 held-out reviews {accuracy['whole']:.3f}, on "

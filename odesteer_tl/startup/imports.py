@@ -8,7 +8,7 @@ import sys
 import traceback
 from types import TracebackType
 
-from odesteer_tl._interrupts import is_command
+from odesteer_tl.startup.interrupts import is_command
 
 _OWN = "odesteer_tl"
 _REFUSED = 2  # `cli.exit_codes.REFUSED`

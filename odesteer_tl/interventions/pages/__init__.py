@@ -1,0 +1,1 @@
+"""Pages: numbers by token as one HTML file, which needs no network."""
