@@ -11,7 +11,6 @@ import torch
 
 import odesteer_tl as ot
 from odesteer_tl.control import local_linearity, set_point_tracking, tracking_bound
-from odesteer_tl.evaluation.plots import plot_tracking
 
 
 def main() -> None:
@@ -36,7 +35,7 @@ def main() -> None:
     print("\nThe bound, in the weights P\n")
     print(tracking_bound(demo.model, method, prompts[:8], args.T).table())
     if args.picture:
-        plot_tracking(found, args.picture, f"A-LQR on the embedded model, T = {args.T:g}")
+        ot.plots.tracking({f"A-LQR on the embedded model, T = {args.T:g}": found}).savefig(args.picture)
 
 
 if __name__ == "__main__":

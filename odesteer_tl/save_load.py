@@ -17,7 +17,7 @@ from odesteer_tl.data.origin import Origin
 from odesteer_tl.data.plain_trees import as_kept
 from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.targets import check_target
-from odesteer_tl.flows.barriers import LogRatioBarrier
+from odesteer_tl.flows.barriers import Differentiated, LogRatioBarrier
 from odesteer_tl.flows.features import Fourier, Kernel, Linear, Sketch, Squares
 from odesteer_tl.flows.training import Network, NetworkBarrier
 from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod
@@ -132,8 +132,9 @@ def _plain(value: Any) -> Any:
     if type(value) is tuple:
         return [_plain(part) for part in value]
     if is_dataclass(value) or not isinstance(value, (str, int, float, bool, type(None))):
+        own = value.barrier if isinstance(value, Differentiated) else value
         raise ValueError(
-            f"A {type(value).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
+            f"A {type(own).__name__} cannot be saved: files keep numbers, not code. Save its own parameters and "
             "build the method again around it."
         )
     return value

@@ -172,31 +172,50 @@ ot.plots.calibration(found["ODESteer"])
 # model nor the pairs.
 
 # %%
-judge, prompts = Judge.load_embedded(), demo.prompts[:20] * 3
-share = {}
+judge, prompts, times = Judge.load_embedded(), demo.prompts[:20], 3
+read = {}
 for name, method in {"unsteered": None, **{name: one.method for name, one in found.items()}}.items():
-    out = ot.generate(model, prompts, method, max_new_tokens=30, do_sample=True, top_p=0.9, seed=0)
-    share[name] = float((judge.positive_probability(out.texts) > 0.5).double().mean())
-    print(f"{name:>10}: {share[name]:.0%} of {len(prompts)} read as praise. {out.texts[0]!r}")
+    out = ot.generate(model, prompts * times, method, max_new_tokens=30, do_sample=True, top_p=0.9, seed=0)
+    read[name] = judge.positive_probability(out.texts).double()
+    share = float((read[name] > 0.5).double().mean())
+    print(f"{name:>10}: {share:.0%} of {len(read[name])} read as praise. {out.texts[0]!r}")
+
+
+def gained(name):
+    """By how much the judge's probability of praise rises, and its standard error, over the prompts."""
+    by_prompt = (read[name] - read["unsteered"]).reshape(times, len(prompts)).mean(0)
+    return float(by_prompt.mean()), float(by_prompt.std()) / len(prompts) ** 0.5
+
+
+for name in found:
+    print("{}: {:+.2f} ± {:.2f}".format(name, *gained(name)))
 
 # %% [markdown]
+# The embedded model writes little but reviews, and 0.1 nats show in them. In a model that writes of everything, as
+# SmolLM2 does, so small a budget may show nothing in 20 prompts, although words of praise do become likelier: spend
+# more, or judge by pairs, as `ot.choose_layer` does.
+#
 # ## The claims
 
 # %%
 rise = path.h[-1] - path.h[0]
-beyond_chance = 2 * (0.25 / len(prompts) * 2) ** 0.5  # two standard errors of a difference of two shares, at most
 claims = {
     "CAA is one Euler step of a constant field": off < 1e-5,
     "a tuned h is closer to the log odds than CAA's and the paper's": losses[f"ODESteer, C = {tuned.C:g}"]
     == min(losses.values()),
     "h rises on every path, and ten steps climb higher than one": bool((rise > 0).all())
     and float(path.h[-1].mean()) > float(one_step.h[-1].mean()),
-    "at 0.1 nats both make more praise than chance would": min(share["CAA"], share["ODESteer"])
-    > share["unsteered"] + beyond_chance,
+    "at 0.1 nats both make more praise, by two standard errors (claimed of the embedded model, on others only "
+    "shown)": MODEL is not None or all(gain > 2 * error for gain, error in map(gained, found)),
 }
 for claim, holds in claims.items():
     print("holds " if holds else "FAILS ", claim)
 assert all(claims.values())
 
 # %% [markdown]
+# So, in short. h says how much likelier an activation is among desired texts than among others, in nats. T is how long
+# one follows its gradient: for ODESteer, ITI and RepE the length of the way (`relative_T`: as a part of ‖a‖), for CAA a
+# number of differences of means; `odesteer-tl methods` says it for each. No T is right for all models and layers, so
+# name a cost in nats and let `ot.calibrate` find T. Paths are nearly straight where h is nearly linear.
+#
 # Next: [is a nonlinear barrier worth it?](02_linear_or_nonlinear_barrier.ipynb)

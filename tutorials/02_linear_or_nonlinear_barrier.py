@@ -270,4 +270,8 @@ for claim, holds in claims.items():
 assert all(claims.values())
 
 # %% [markdown]
+# So, when is a nonlinear barrier better? Where desired activations lie on several sides of the others, as in XOR, no
+# vector will do. Where one direction separates them, which is the usual case for praise and scorn, it has nothing to
+# add. The rule finds out which of the two you have, and its second question, on texts, has the last word.
+#
 # Next: [hooks of your own](03_your_own_hooks.ipynb).

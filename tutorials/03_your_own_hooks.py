@@ -13,7 +13,7 @@
 #
 # You have TransformerLens code: caches, hooks, patching. This notebook puts steering into it: a method is fitted on two
 # caches of `run_with_cache`, acts as a plain hook at any layer, and is taken apart by activation patching. Which tokens
-# were steered is counted and drawn. It ends in five claims that a cell asserts.
+# were steered is counted and drawn. It ends in six claims that a cell asserts.
 
 # %% tags=["parameters"]
 MODEL = None  # the embedded model; or a Hugging Face name or a folder, such as "smollm2" of scripts/get_smollm2.py
@@ -144,6 +144,19 @@ ot.plots.by_token(moved, text)
 # Nothing moves below the layer that is steered, nor to the left of the first token that is. Above it, what moves on
 # unsteered tokens would be attention's doing.
 #
+# The other rules, on the same tokens; those that are steered stand in brackets. Slices and masks of your own are rules
+# too. (Not to be confused with the position at which `ot.choose_layer` and `ot.collect` read, such as "last".)
+
+# %%
+n, fired = tokens.shape[1], {}
+for rule in ("decoding", "generated", "prompt", "all", slice(1, 3)):
+    with ot.steering(model, calibrated, positions=rule, prompt_lengths=[n]):
+        _, after = model.run_with_cache(out)
+    fired[str(rule)] = (ot.plots.displacements(cache_before, after)[LAYER] > 1e-3).tolist()
+    shown = "".join(f"[{one}]" if moves else one for one, moves in zip(text, fired[str(rule)], strict=True))
+    print(f"{rule!s:>18}: {shown}")
+
+# %% [markdown]
 # ## Patching and steering together
 #
 # Which later computations carry the effect on the next word? Run the model steered, but put back the unsteered output
@@ -195,6 +208,8 @@ ot.plots.by_token(restored, labels, label="gain of praise over scorn, nats", sig
 # ## The claims
 
 # %%
+every = torch.arange(len(text))
+masks = (every >= n - 1, every >= n, every < n, every >= 0, (every >= 1) & (every < 3))
 below, left_of = moved[:LAYER], moved[:, : tokens.shape[1] - 1]
 claims = {
     "from_caches reads what ot.collect reads": read_alike < 1e-3,
@@ -202,6 +217,7 @@ claims = {
     "only the last prompt token and what follows moves, from the layer on": float(below.max()) < 1e-5
     and float(left_of.max()) < 1e-5
     and float(moved[LAYER, tokens.shape[1] - 1 :].min()) > 0.05,
+    "each rule steers the tokens that it names": list(fired.values()) == [[bool(one) for one in row] for row in masks],
     "steering makes praise likelier than scorn": gain > 0,
     "patching the steered stream in is all of it, from its layer on": bool(
         ((restored[LAYER:, -1] - gain).abs() < 1e-2 * gain + 1e-4).all()
@@ -213,4 +229,4 @@ for claim, holds in claims.items():
 assert all(claims.values())
 
 # %% [markdown]
-# Back to the first: [from a vector to a flow](01_from_a_vector_to_a_flow.ipynb).
+# Next: [the same in nnsight, here and on a server](04_nnsight_and_ndif.ipynb).

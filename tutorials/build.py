@@ -75,9 +75,12 @@ def main() -> None:
             continue
         start = time.perf_counter()
         given = {"MODEL": args.model, "DATA": args.data if script.name.startswith("02") else None}
-        notebook = executed(notebook_of(script, **given), timeout=None)
-        file = args.out / f"{script.stem}.ipynb"
-        nbformat.write(notebook, file)
+        notebook, file = notebook_of(script, **given), args.out / f"{script.stem}.ipynb"
+        try:
+            notebook = executed(notebook, timeout=None)
+        finally:  # where a claim fails on another model, one wants to see the numbers
+            if args.out != FOLDER or all(cell.get("execution_count", 1) for cell in notebook.cells):
+                nbformat.write(notebook, file)
         most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of the largest kernel so far
         seconds, size = time.perf_counter() - start, file.stat().st_size / 1000
         print(f"{file.name}: {seconds:.0f} s, {size:.0f} kB, at most {most:.1f} GiB", flush=True)

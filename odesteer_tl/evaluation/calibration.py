@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
+from odesteer_tl.remote.checks import StaysHere
 
 Sought = Literal["T", "relative_T", "factor"]
 """What is sought: T, relative_T, or the one number by which all strengths of a list are multiplied."""
@@ -26,7 +27,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class Calibration(StaysHere):
     """The `strength` that spends the budget `kl`, and the `curve` of all strengths that were tried, ascending.
 
         calibration = ot.calibrate(model, method, prompts, kl=0.1)
@@ -39,6 +40,8 @@ class Calibration:
     along the curve; else the strength is the smallest that spends the budget. `quantile`: None for the mean over
     `tokens` steered tokens. `rounds` of forward passes took `seconds`, generation of the continuations included.
     """
+
+    usual_name: ClassVar[str] = "calibration"
 
     method: Method
     strength: Strength

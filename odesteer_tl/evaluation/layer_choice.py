@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from odesteer_tl._shapes import Position
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
+from odesteer_tl.remote.checks import StaysHere
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerChoice:
+class LayerChoice(StaysHere):
     """The best `layer` and reading `position`, the `method` fitted there on all texts, and all `candidates`.
 
         choice = ot.choose_layer(model, desired, undesired, method=ot.ODESteer)
@@ -41,6 +43,8 @@ class LayerChoice:
     `acts`: what the method was fitted on. `budget`: the KL, in nats, at which the shifts were compared, on `held_out`
     texts of each side that were not fitted on. `seconds`: what it took.
     """
+
+    usual_name: ClassVar[str] = "choice"
 
     layer: int
     position: Position

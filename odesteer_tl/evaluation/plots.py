@@ -1,12 +1,10 @@
-"""Plots of what is found before texts are judged: calibrations, layers, and the tracking of closed loops."""
+"""Plots of what is found before texts are judged: calibrations and layers."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from odesteer_tl.control import Bound, Linearity, Tracking
 
 
 def check_picture(file: str | Path) -> None:
@@ -102,62 +100,3 @@ def save_figure(figure: Any, file: str | Path, title: str) -> None:
     if title:
         figure.suptitle(title)
     figure.savefig(file, dpi=110)
-
-
-def plot_tracking(tracking: Tracking, file: str | Path, title: str = "") -> None:
-    """Write a PNG: by layer, the set-point of the first feature, and the features of all texts, open and closed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    layers = tracking.layers
-    for name, beta, color in (("open", tracking.open, "tab:grey"), ("closed", tracking.closed, "tab:blue")):
-        values = beta[:, :, 0]
-        left.plot(layers, values.mean(1), "o-", ms=4, color=color, label=f"β, {name} loop: mean and 10–90 %")
-        left.fill_between(layers, values.quantile(0.1, 1), values.quantile(0.9, 1), color=color, alpha=0.15, lw=0)
-    left.plot(layers, tracking.goals[:, 0], "k--", lw=1.5, label="set-point β*")
-    left.set(xlabel="what enters layer", ylabel="β = vᵀz", title="The feature and its set-point")
-    for name, error, color in zip(("open", "closed"), tracking.errors, ("tab:grey", "tab:blue"), strict=True):
-        right.plot(layers, error[:, 0], "o-", ms=4, color=color, label=f"{name} loop")
-    right.set(xlabel="what enters layer", ylabel="mean |β − β*|", title="The error", ylim=(0, None))
-    for axes in (left, right):
-        axes.set_xticks(layers)
-        axes.legend(fontsize=8)
-    save_figure(figure, file, title)
-
-
-def plot_linearity(linearity: Linearity, file: str | Path, title: str = "") -> None:
-    """Write a PNG: the similarity of Jacobians between prompts by layer, and their error against the size of a step."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(linearity.layers, linearity.similarity, "o-", ms=4, label="J")
-    left.plot(linearity.layers, linearity.own_similarity, "o-", ms=4, label="J − I")
-    left.set(xlabel="layer", ylabel="similarity between prompts", ylim=(0, 1.02))
-    left.set_xticks(linearity.layers)
-    for layer, own, mean in zip(linearity.layers, linearity.own_error, linearity.mean_error, strict=True):
-        line = right.plot(linearity.radii, own, "o-", ms=3, label=f"layer {layer}")[0]
-        right.plot(linearity.radii, mean, "--", color=line.get_color(), lw=1)
-    right.set(
-        xlabel="‖δz‖/‖z‖", ylabel="relative error of A δz", xscale="log", title="own Jacobian; dashed: mean of prompts"
-    )
-    for axes in (left, right):
-        axes.legend(fontsize=8)
-    save_figure(figure, file, title)
-
-
-def plot_bound(bound: Bound, file: str | Path, title: str = "") -> None:
-    """Write a PNG: by layer, the mean error of the loop, its bound, and the bound without the drift."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, values, style in (
-        ("‖δz‖", bound.errors, "o-"), ("bound", bound.bound, "s-"), ("without the drift", bound.published, "x--"),
-    ):  # fmt: skip
-        axes.plot(bound.layers, values.mean(1), style, ms=4, label=name)
-    axes.set(xlabel="what enters layer", ylabel="in the weights P, mean over texts", yscale="log")
-    axes.set_xticks(bound.layers)
-    axes.legend(fontsize=8)
-    save_figure(figure, file, title)

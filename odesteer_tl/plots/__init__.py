@@ -11,6 +11,10 @@
 | `ot.plots.shift(choices)` | `ot.choose_layer` at several `kl` | shift against KL |
 | `ot.plots.shift_by_auc(choices)` | `ot.choose_layer` of several methods | whether what separates also steers |
 | `ot.plots.by_token(values, tokens)` | `displacements`, or numbers by layer and token | a map of layers and tokens |
+| `ot.plots.tracking(found)` | `control.set_point_tracking` | a closed loop's feature and set-point by layer |
+| `ot.plots.linearity(found)` | `control.local_linearity` | how linear each block is |
+| `ot.plots.bound(found)` | `control.tracking_bound` | a loop's error and its bound by layer |
+| `ot.plots.by_layer(values, layers, label)` | numbers by layer | them, a line per name |
 
 `ot.token_map` shows texts token by token, as a page of HTML. Each of these returns a matplotlib figure, which a
 notebook shows and `.savefig(file)` writes; `figure.axes` are there to change. Paper is white on any background, and
@@ -19,19 +23,24 @@ is loaded when the first figure is drawn.
 """
 
 from odesteer_tl.plots.barriers import log_odds, separation
+from odesteer_tl.plots.loops import bound, by_layer, linearity, tracking
 from odesteer_tl.plots.paths import along_path, level_sets
 from odesteer_tl.plots.strengths import calibration, layers, shift, shift_by_auc
 from odesteer_tl.plots.tokens import by_token, displacements
 
 __all__ = [
     "along_path",
+    "bound",
+    "by_layer",
     "by_token",
     "calibration",
     "displacements",
     "layers",
     "level_sets",
+    "linearity",
     "log_odds",
     "separation",
     "shift",
     "shift_by_auc",
+    "tracking",
 ]

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 Plane = Float[Tensor, "2 d_model"]
 FINE = 61
 """Points of the grid along either axis."""
+LOG_RATIO = "h = log p₊/p₋, nats"
+"""What h is in the methods of this package; a barrier of the user's own may be something else."""
 
 
-def along_path(paths: Mapping[str, Trajectory] | Trajectory, many: int = 40) -> "matplotlib.figure.Figure":
+def along_path(
+    paths: Mapping[str, Trajectory] | Trajectory, many: int = 40, *, label: str = LOG_RATIO
+) -> "matplotlib.figure.Figure":
     """h against t/T: the median over activations, and thin lines for the first `many`. `paths`: what
-    `method.trajectory` returned, or several by name. Raises ValueError for a trajectory without h."""
+    `method.trajectory` returned, or several by name; `label`: what h is, with its unit. Raises ValueError for a
+    trajectory without h."""
     from odesteer_tl.plots.picture import INK, looks, picture
 
     with picture() as (figure, (axes,)):
@@ -35,7 +40,7 @@ def along_path(paths: Mapping[str, Trajectory] | Trajectory, many: int = 40) -> 
             axes.plot(time, h[:, :many], color=look["color"], alpha=0.15, lw=0.8)
             axes.plot(time, np.median(h, axis=1), label=f"{name}, median", **look)
         axes.axhline(0, color=INK, lw=1, ls=":")
-        axes.set(xlabel="t / T", ylabel="h = log p₊/p₋, nats")
+        axes.set(xlabel="t / T", ylabel=label)
         axes.legend()
     return figure
 
@@ -47,6 +52,7 @@ def level_sets(
     *,
     plane: Plane | None = None,
     many: int = 40,
+    label: str = LOG_RATIO,
 ) -> "matplotlib.figure.Figure":
     """Level sets of h on a plane, and paths as they look on it, a panel for each of `paths`.
 
@@ -54,7 +60,8 @@ def level_sets(
     a(0), y the direction in which displacements differ most (where all are the same, that in which the starts differ
     most); or `plane`, two orthonormal rows of your own. Colours and contours are h on the plane; the dots at the ends
     of paths bear the colour of their true h, also where they lie off the plane. `acts`: both sides, as small marks.
-    `many`: how many paths at most. Raises ValueError for a method without a barrier and for rows of another width.
+    `many`: how many paths at most. `label`: what h is, with its unit. Raises ValueError for a method without a barrier
+    and for rows of another width.
     """
     from odesteer_tl.plots.picture import DESIRED, HEIGHTS, INK, UNDESIRED, picture
 
@@ -90,7 +97,7 @@ def level_sets(
             )  # fmt: skip
             axes.set(title=name, xlabel="mean displacement" if plane is None else "first axis of the plane")
         panels[0].set(ylabel="across it" if plane is None else "second axis of the plane")
-        figure.colorbar(shown, ax=list(panels), label="h = log p₊/p₋, nats", shrink=0.85)
+        figure.colorbar(shown, ax=list(panels), label=label, shrink=0.85)
         figure.supxlabel("units of the residual stream", fontsize=8)
     return figure
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -45,6 +45,22 @@ def sent_by_nnsight() -> bool:
             return issubclass(pickler, serialization.CustomCloudPickler)
         frame = frame.f_back
     return False
+
+
+class StaysHere:
+    """What holds a `method` and is not itself sent to a server. In a remote trace it raises ValueError: a trace sends
+    what it names, as a whole, and the server would only say that it does not have this package. `usual_name`: of the
+    variable that holds it, for the message."""
+
+    usual_name: ClassVar[str]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if sent_by_nnsight():
+            raise ValueError(
+                f"A {type(self).__name__} is not sent to a server, and a trace sends what it names, as a whole: name "
+                f"its method before the trace, as in method = {self.usual_name}.method, and its numbers too."
+            )
+        return super().__reduce_ex__(protocol)
 
 
 def check_travels(thing: Any, name: str = "") -> None:

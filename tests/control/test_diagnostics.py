@@ -15,7 +15,6 @@ from odesteer_tl.control import Tracking, local_linearity, set_point_tracking, s
 from odesteer_tl.control.diagnostics.bound import bound_of, jacobians_of
 from odesteer_tl.control.diagnostics.linearity import _errors
 from odesteer_tl.control.diagnostics.record import recorded
-from odesteer_tl.evaluation.plots import plot_bound, plot_linearity, plot_tracking
 from odesteer_tl.parity import oracle
 from odesteer_tl.parity.table import parity_rows
 
@@ -64,7 +63,7 @@ def test_what_is_watched_is_what_the_model_shows(loaded, name, rule):
     assert (found - recorded(model, texts, sites)).abs()[1:].max() > 0.1
 
 
-def test_tracking_is_the_projection_of_what_enters_each_block(fitted, tmp_path):
+def test_tracking_is_the_projection_of_what_enters_each_block(fitted):
     model, method = fitted
     _, undesired = oracle.texts()
     found = set_point_tracking(model, method, undesired[:9], 2.0)
@@ -83,8 +82,6 @@ def test_tracking_is_the_projection_of_what_enters_each_block(fitted, tmp_path):
     torch.testing.assert_close(none.closed, none.open)
     lines = found.table().splitlines()
     assert len(lines) == 4 and [float(x) for x in lines[2].split()[:2]] == [1, 0]
-    plot_tracking(found, tmp_path / "tracking.png", "a title")
-    assert (tmp_path / "tracking.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_errors_of_tracking_are_means_of_distances():
@@ -147,13 +144,6 @@ def test_the_error_of_a_linear_map_is_none_and_of_a_square_as_by_hand():
     straight = torch.nn.Linear(4, 4).double()
     flat = BlockMap(straight, ((x,), {}))
     assert max(_errors(flat, unit, (0.01, 10.0), straight.weight)) < 1e-12
-
-
-def test_pictures_of_linearity_and_of_the_bound(fitted, tmp_path):
-    model, method = fitted
-    plot_linearity(local_linearity(model, oracle.texts()[0][:2], radii=(0.1,)), tmp_path / "one.png", "a title")
-    plot_bound(tracking_bound(model, method, oracle.texts()[1][:2]), tmp_path / "two.png", "a title")
-    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("one.png", "two.png"))
 
 
 def test_the_jacobians_of_a_fit_are_found_again_from_its_gains(fitted):

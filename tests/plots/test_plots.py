@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 import odesteer_tl as ot
+from odesteer_tl.control import Bound, Linearity, Tracking
 from odesteer_tl.evaluation.calibration import Measured
 from odesteer_tl.evaluation.layer_choice import Candidate
 from odesteer_tl.evaluation.separation import separations
@@ -53,6 +54,25 @@ def calibration():
     )
 
 
+def tracked(left=0.5):
+    """Two features at three layers of four texts; what is `left` of the error grows with the layer."""
+    goals = torch.tensor([[2.0, 0.0], [4.0, 0.0], [6.0, 0.0]])
+    off = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1) * torch.tensor([0.5, 1.0, 1.5, 1.0]).view(1, 4, 1)
+    shares = left * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    return Tracking((0, 2, 5), goals, goals.unsqueeze(1) - off, goals.unsqueeze(1) - shares * off)
+
+
+def linear():
+    own = torch.tensor([[0.01, 0.1], [0.02, 0.2], [0.03, 0.3]])
+    return Linearity((1, 2, 4), (0.03, 0.3), own[:, 0], own[:, 1], own, 2 * own)
+
+
+def bounded():
+    """Of two texts at three layers; at the first there is no error, as where texts begin alike."""
+    one = torch.tensor([[0.0, 0.0], [1.0, 3.0], [2.0, 4.0]])
+    return Bound((0, 1, 2), one, one, 2 * one, 3 * one)
+
+
 def every(method, path):
     """One of each figure."""
     found = separations([planted(layer=layer) for layer in (1, 2)], {"means": ot.CAA.fit, "linear": ot.ITI.fit})
@@ -66,6 +86,10 @@ def every(method, path):
         "shift": ot.plots.shift({"CAA": [chosen(), chosen(budget=0.2)]}),
         "shift_by_auc": ot.plots.shift_by_auc({"CAA": chosen(), "ITI": chosen(shift=1.0)}),
         "by_token": ot.plots.by_token(torch.rand(3, 2), ["a", "b"]),
+        "tracking": ot.plots.tracking({"A": tracked(), "B": tracked(0.2)}),
+        "linearity": ot.plots.linearity(linear()),
+        "bound": ot.plots.bound(bounded()),
+        "by_layer": ot.plots.by_layer({"a": [1.0, 2.0], "b": [2.0, 3.0]}, [0, 3], "nats"),
     }
 
 
@@ -189,6 +213,8 @@ def test_along_path_draws_the_median_of_h(path):
     np.testing.assert_allclose(points(axes)["up, median"][:, 1], path.h.median(dim=1).values, rtol=1e-6)
     thin = [line.get_ydata() for line in axes.lines if str(line.get_label()).startswith("_child")][:7]
     np.testing.assert_allclose(thin, path.h.T, rtol=1e-6)
+    assert axes.get_ylabel() == "h = log p₊/p₋, nats"
+    assert ot.plots.along_path(path, label="h, metres").axes[0].get_ylabel() == "h, metres"
     nothing = ot.Trajectory(path.activations, None)
     with pytest.raises(ValueError, match="has no h"):
         ot.plots.along_path(nothing)
@@ -206,7 +232,8 @@ def test_level_sets_are_those_of_h_and_paths_lie_where_they_are():
     start = torch.tensor([[2.0, 0.5, 1, 0], [-1.5, 1.0, -1, 0]])
     path = own.trajectory(start, T=0.5)
     plane = torch.eye(4)[:2]
-    figure = ot.plots.level_sets(own, path, plane=plane)
+    figure = ot.plots.level_sets(own, path, plane=plane, label="h, metres")
+    assert figure.axes[-1].get_ylabel() == "h, metres"
     axes, centre = figure.axes[0], start.mean(0)[:2]
     walked = sorted(line.get_xydata()[0, 0] for line in axes.lines)
     np.testing.assert_allclose(walked, sorted((start[:, :2] - centre)[:, 0]), atol=1e-6)
@@ -310,3 +337,36 @@ def test_any_precision_and_one_activation_alone_are_drawn(dtype):
     (axes,) = ot.plots.along_path(alone).axes
     assert axes.lines[0].get_ydata() == pytest.approx(alone.h.float().numpy(), rel=1e-5)
     ot.plots.level_sets(method, alone, half)
+
+
+def test_tracking_draws_the_means_the_set_points_and_what_is_left_of_the_error():
+    first, second, last = ot.plots.tracking({"A": tracked(), "B": tracked(0.1)}).axes
+    assert (first.get_title(), second.get_title()) == ("A", "B")
+    np.testing.assert_allclose(points(first)["set-point β*"], [[0, 2], [2, 4], [5, 6]])
+    np.testing.assert_allclose(points(first)["β, open loop"], [[0, 1], [2, 2], [5, 3]], rtol=1e-6)
+    np.testing.assert_allclose(points(first)["β, closed loop"], [[0, 1.5], [2, 2], [5, 1.5]], rtol=1e-6)
+    np.testing.assert_allclose(points(last)["A"], [[0, 0.5], [2, 1.0], [5, 1.5]], rtol=1e-6)
+    np.testing.assert_allclose(points(last)["B"], [[0, 0.1], [2, 0.2], [5, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(points(ot.plots.tracking(tracked(), 1).axes[0])["set-point β*"][:, 1], 0)
+    with pytest.raises(ValueError, match="A has 2 features; feature=2"):
+        ot.plots.tracking({"A": tracked()}, 2)
+
+
+def test_linearity_draws_both_similarities_every_length_and_the_mean_at_the_shortest():
+    alike, errors = ot.plots.linearity(linear()).axes
+    np.testing.assert_allclose(points(alike)["J"], [[1, 0.01], [2, 0.02], [4, 0.03]])
+    np.testing.assert_allclose(points(alike)["J − I"], [[1, 0.1], [2, 0.2], [4, 0.3]])
+    np.testing.assert_allclose(points(errors)["own J, 0.3‖z‖"], [[1, 0.1], [2, 0.2], [4, 0.3]])
+    np.testing.assert_allclose(points(errors)["mean J, 0.03‖z‖"], [[1, 0.02], [2, 0.04], [4, 0.06]])
+
+
+def test_bound_draws_means_and_by_layer_what_it_is_given():
+    drawn = points(ot.plots.bound(bounded()).axes[0])
+    np.testing.assert_allclose(drawn["‖δz‖"], [[0, np.nan], [1, 2], [2, 3]])  # 0 has no logarithm
+    np.testing.assert_allclose(drawn["bound"], [[0, np.nan], [1, 12], [2, 18]])
+    np.testing.assert_allclose(drawn["without the drift"], [[0, np.nan], [1, 6], [2, 9]])
+    figure = ot.plots.by_layer({"a": torch.tensor([1.0, 2.0])}, [0, 3], "nats", log=True)
+    np.testing.assert_allclose(points(figure.axes[0])["a"], [[0, 1], [3, 2]])
+    assert figure.axes[0].get_ylabel() == "nats" and figure.axes[0].get_yscale() == "log"
+    with pytest.raises(ValueError, match="2 layers need as many numbers"):
+        ot.plots.by_layer([1.0], [0, 3], "nats")

@@ -4,13 +4,17 @@
 """
 
 import json
+import pickle
 import re
 from pathlib import Path
 
 import pytest
-from instances import ALL_METHODS, D_MODEL
+import torch
+from instances import ALL_METHODS, D_MODEL, planted
+from nnsight.intervention import serialization
 from server_clients import script_output
 
+import odesteer_tl as ot
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.remote.checks import sent_by_nnsight
 
@@ -87,3 +91,17 @@ def test_payloads_are_small(client):
 
 def test_nobody_is_sending_here():
     assert not sent_by_nnsight()
+
+
+@pytest.mark.parametrize(("name", "usual"), [("LayerChoice", "choice"), ("Calibration", "calibration")])
+def test_what_holds_a_method_is_refused_in_a_remote_trace_and_pickled_elsewhere(name, usual):
+    acts = planted()
+    method = ot.CAA.fit(acts)
+    holding = {
+        "LayerChoice": ot.LayerChoice(4, "last", method, acts, (), 0.1, (1, 1), 1.0),
+        "Calibration": ot.Calibration(method, ot.Strength(1.0), "T", 0.1, 0.1, True, True, (), None, 10, 3, 1.0),
+    }[name]
+    with pytest.raises(ValueError, match=f"A {name} is not sent .* method = {usual}.method"):
+        serialization.dumps({"found": holding})
+    kept = pickle.loads(pickle.dumps(holding))
+    assert type(kept) is type(holding) and torch.equal(kept.method.barrier.weight, method.barrier.weight)
