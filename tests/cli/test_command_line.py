@@ -218,10 +218,10 @@ def test_where_a_picture_goes_is_looked_at_before_the_work(command, picture, wor
 def test_the_table_is_printed_before_it_is_drawn(capsys, monkeypatch):
     monkeypatch.setattr(demo, "plot_budgets", raising(OSError(errno.ENOSPC, "No space left on device", "x.png")))
     with light_work():
-        assert main(["demo", "--quick", "--json", "--picture", "x.png"]) == 2
+        assert main(["demo", "--quick", "--layer", "2", "--json", "--picture", "x.png"]) == 2
         printed, said = capsys.readouterr()
         assert json.loads(printed)["rows"] and said.splitlines()[-1] == "Error: x.png: No space left on device"
-        assert main(["demo", "--quick", "--picture", "x.png"]) == 2
+        assert main(["demo", "--quick", "--layer", "2", "--picture", "x.png"]) == 2
     printed, said = capsys.readouterr()
     assert "Largest shift" in printed and "Picture:" not in printed and "\r" not in said
 
