@@ -65,19 +65,16 @@ def programs(number: int, seed: int = 0, kinds: tuple[str, ...] = tuple(BACKENDS
         warnings.simplefilter("ignore")
         pool.submit(int).result()  # a thread that is older than every block
         gc.collect()
-        gc.freeze()  # so that collecting what a program leaves is cheap
-        try:
-            for turn in range(number):
-                own = seed * 1_000_003 + turn
-                program = _Program(worlds[kinds[turn % len(kinds)]], random.Random(own), pool)
-                try:
-                    program.run()
-                except BaseException as error:
-                    said = f"{program.world.kind}, random.Random({own}): {program.moves}"
-                    raise AssertionError(f"{said}: {type(error).__name__}: {error}") from error
-                made.update(move.split(" ")[0] for move in program.moves)
-        finally:
-            gc.unfreeze()
+        gc.freeze()  # so that collecting what a program leaves is cheap, as it is in the tests after this one
+        for turn in range(number):
+            own = seed * 1_000_003 + turn
+            program = _Program(worlds[kinds[turn % len(kinds)]], random.Random(own), pool)
+            try:
+                program.run()
+            except BaseException as error:
+                said = f"{program.world.kind}, random.Random({own}): {program.moves}"
+                raise AssertionError(f"{said}: {type(error).__name__}: {error}") from error
+            made.update(move.split(" ")[0] for move in program.moves)
     return made
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 _lasting = ExitStack()
 atexit.register(_lasting.close)
 PREAMBLE = """
-import functools, importlib.util, inspect, json, os, ssl, sys, types
+import functools, importlib.util, inspect, json, os, ssl, symtable, sys, types
 
 def _once(asked):  # a request asks for the lines of some hundred functions and for a context of its own, all the same
     known = {}
@@ -46,6 +46,7 @@ def _once(asked):  # a request asks for the lines of some hundred functions and 
     return lines
 
 inspect.getsourcelines = _once(inspect.getsourcelines)
+symtable.symtable = functools.cache(symtable.symtable)  # of which names each of these functions uses
 ssl.create_default_context = functools.cache(ssl.create_default_context)
 import nnsight, torch
 from nnsight.modeling.huggingface import _ID_CACHE

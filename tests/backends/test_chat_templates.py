@@ -143,7 +143,7 @@ def fitted(tmp_path, desired: bytes):
     (tmp_path / "good.txt").write_bytes(desired)
     (tmp_path / "bad.txt").write_text("A terrible film.\nDull and slow.\n", encoding="utf-8")
     files = [str(tmp_path / name) for name in ("good.txt", "bad.txt", "out")]
-    return CliRunner().invoke(app, ["fit", *files, "--layer", "1", "--method", "caa"])
+    return CliRunner().invoke(app, ["fit", *files, "--layer", "1", "--method", "caa", "--no-calibrate"])
 
 
 def test_marks_and_line_ends_of_other_systems_are_no_part_of_the_text(tmp_path):

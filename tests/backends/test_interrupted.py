@@ -67,10 +67,11 @@ def interrupted(model, kind, error, call, layer, use_cache):
     assert len(calls) == call
 
 
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no_cache"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_next_text_is_that_of_a_fresh_block(model, name, use_cache):
+def test_the_next_text_is_that_of_a_fresh_block(model, name):
+    """Each library meets each method once, with and without a cache in turn, so that of both every two meet."""
     kind, model = model
+    use_cache = (EVERY.index(kind) + NAMES.index(name)) % 2 == 0
     method, strength = fitted(name), torch.tensor([1.0, 1.7, -0.5])
     with ot.steering(model, method, strength) as report:
         right, logits = generate(model, kind, ROWS, use_cache)

@@ -150,32 +150,48 @@ def test_help_and_documentation_name_every_exit_code(capsys):
         assert f"{code} {meaning}" in shown.replace("│", "") and f"| {code} | " in written
 
 
-def shell(words, **streams):
-    """A process with the buffers that a user's has."""
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    command = [sys.executable, "-m", "odesteer_tl", *words]
-    return subprocess.run(command, text=True, timeout=120, env=own, **{"stderr": subprocess.PIPE} | streams)
+FORKS = """
+import json, os, sys
+from odesteer_tl.cli import app
+
+ends = []
+for words, *streams in json.loads(sys.argv[1]):
+    pid = os.fork()
+    if not pid:
+        for number, path in enumerate(streams, 1):
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer if path == "nobody" else os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["odesteer-tl", *words]
+        app()
+    ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(ends))
+"""
+FULL, NOBODY, ABSENT = "/dev/full", "nobody", ["fit", "absent.txt", "bad.txt", "out", "--layer", "1"]
+USERS = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""The environment of a process with the buffers that a user's has."""
 
 
-@pytest.mark.parametrize("words", [["methods"], ["fit", "--help"]])
-def test_an_output_that_nobody_reads_ends_quietly(words):
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = shell(words, stdout=writer)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
+def test_a_full_disc_and_an_output_that_nobody_reads():
+    """Each in a process that ends as Python does; they are forked from one, as importing torch takes long."""
+    cases = [
+        (["methods"], NOBODY, "0.err"), (["fit", "--help"], NOBODY, "1.err"), (["methods"], FULL, "2.err"),
+        (["methods"], "3.out", FULL), (ABSENT, "4.out", FULL), (["methods"], FULL, FULL),
+    ]  # fmt: skip
+    command = [sys.executable, "-c", FORKS, json.dumps(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=USERS)
+    assert json.loads(done.stdout) == [141, 141, 2, 0, 2, 2], done
+    assert not Path("0.err").read_text() and not Path("1.err").read_text()
+    assert Path("2.err").read_text() == "Error: standard output: No space left on device\n"
+    # what would be said on a full disc is lost, and nothing else
+    assert Path("3.out").read_text() and not Path("4.out").read_text()
 
 
-def test_a_full_disc_and_closed_streams():
-    with open("/dev/full", "w") as full:
-        done = shell(["methods"], stdout=full)
+def test_a_process_of_its_own_and_closed_streams():
+    command = [sys.executable, "-m", "odesteer_tl", "methods"]
+    with open(FULL, "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=USERS)
     assert (done.returncode, done.stderr) == (2, "Error: standard output: No space left on device\n")
-    for words, code in ((["methods"], 0), (["fit", "absent.txt", "bad.txt", "out", "--layer", "1"], 2)):
-        with open("/dev/full", "w") as full:  # what would be said there is lost, and nothing else
-            done = shell(words, stdout=subprocess.PIPE, stderr=full)
-        assert (done.returncode, bool(done.stdout)) == (code, not code)
-    with open("/dev/full", "w") as full:
-        assert shell(["methods"], stdout=full, stderr=full).returncode == 2
     closed = "import sys; sys.stderr = None; from odesteer_tl.cli import main; sys.exit(main(['fit']))"
     done = subprocess.run([sys.executable, "-c", closed], capture_output=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, b"")
@@ -202,10 +218,10 @@ def test_where_a_picture_goes_is_looked_at_before_the_work(command, picture, wor
 def test_the_table_is_printed_before_it_is_drawn(capsys, monkeypatch):
     monkeypatch.setattr(demo, "plot_budgets", raising(OSError(errno.ENOSPC, "No space left on device", "x.png")))
     with light_work():
-        assert main(["demo", "--quick", "--json", "--picture", "x.png"]) == 2
+        assert main(["demo", "--quick", "--layer", "2", "--json", "--picture", "x.png"]) == 2
         printed, said = capsys.readouterr()
         assert json.loads(printed)["rows"] and said.splitlines()[-1] == "Error: x.png: No space left on device"
-        assert main(["demo", "--quick", "--picture", "x.png"]) == 2
+        assert main(["demo", "--quick", "--layer", "2", "--picture", "x.png"]) == 2
     printed, said = capsys.readouterr()
     assert "Largest shift" in printed and "Picture:" not in printed and "\r" not in said
 

@@ -54,7 +54,7 @@ def test_fit_then_generate_on_a_local_folder(model_folder, texts, tmp_path):
 
 def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
     out = str(tmp_path / "caa")
-    fitted = run.invoke(app, ["fit", *texts, out, "--layer", "2", "--method", "caa"])
+    fitted = run.invoke(app, ["fit", *texts, out, "--layer", "2", "--method", "caa", "--no-calibrate"])
     assert fitted.exit_code == 0, fitted.output
     steered = run.invoke(app, ["generate", out, "The film opens with", "--T", "1", "--max-new-tokens", "5"])
     assert steered.exit_code == 0, steered.output
@@ -112,7 +112,7 @@ def test_answers_go_on_where_their_queries_end_and_no_line_is_skipped(texts, tmp
     good.write_text(" great\n" * 20, encoding="utf-8")
     bad.write_text(" bad\u2028indeed\n" * 20 + "\n", encoding="utf-8")
     asked.write_text("The film was\n" * 20, encoding="utf-8")
-    words = ["fit", *texts, str(tmp_path / "method"), "--layer", "1", "--method", "caa"]
+    words = ["fit", *texts, str(tmp_path / "method"), "--layer", "1", "--method", "caa", "--no-calibrate"]
     assert run.invoke(app, [*words, "--queries", str(asked)]).exit_code == 0
     ((tokens, mask), _) = seen[0].tokens
     tokenizer = ot.load_demo().model.tokenizer

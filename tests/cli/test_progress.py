@@ -21,7 +21,7 @@ for progress, switch in {cases}:
     os.environ["ODESTEER_TL_PROGRESS"] = switch
     for _ in bar(range(200), label="Counting", progress=progress):
         pass
-    ot.REControl.fit(acts, epochs=30)
+    ot.REControl.fit(acts, epochs=2)
     print("<end>", end="", file=sys.stderr, flush=True)
 """
 

@@ -33,12 +33,13 @@ def fitted(request):
     return model, ot.ALQR.fit(model, *oracle.texts(), **FIT)
 
 
-@pytest.mark.parametrize("rule", ["decoding", "all"])
 @pytest.mark.parametrize("name", ["A-LQR", "S-PID"])
-def test_what_is_watched_is_what_the_model_shows(loaded, name, rule):
+def test_what_is_watched_is_what_the_model_shows(loaded, name):
     """Open and closed, at what enters blocks and at what the loop wrote, texts of unequal lengths in one batch: as each
-    alone, and as TransformerLens's own cache shows it."""
+    alone, and as TransformerLens's own cache shows it. The rules in turn: every two of library, model, loop and rule
+    meet."""
     kind, family, model = loaded
+    rule = ("decoding", "all")[(BACKENDS.index(kind) + RANDOM.index(family) + (name == "S-PID")) % 2]
     method = parity_rows()[name](family)
     sites = [ot.Site(0, "resid_pre"), ot.Site(2, "resid_pre"), ot.Site(1), ot.Site(2)]
     texts = ["the film is good", "a plot", "it was never slow"]

@@ -1,6 +1,7 @@
 """The calibrated strength, judged by the plain Hugging Face model under torch hooks."""
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from odesteer_tl.parity import oracle
 from odesteer_tl.parity.table import parity_rows
 
 PROMPTS = ["the film", "a plot is good and", "it"]
-ROWS = parity_rows()
+ROWS = {name: cache(fit) for name, fit in parity_rows().items()}
 KL = 0.05
 
 
@@ -33,10 +34,13 @@ def model(request):
     return load(request.param, "llama")
 
 
-@pytest.mark.parametrize("rule", ["decoding", "prompt", "all"])
-@pytest.mark.parametrize("name", ["ODESteer", "ITI, heads", "A-LQR"])
-def test_divergences_are_those_of_torch_hooks(model, name, rule):
-    method = ROWS[name]("llama")
+@pytest.mark.parametrize("rule", [0, 1, 2], ids=["decoding", "prompt", "all"])
+@pytest.mark.parametrize("name", [0, 1, 2], ids=["ODESteer", "ITI, heads", "A-LQR"])
+def test_divergences_are_those_of_torch_hooks(name, rule):
+    """The libraries in turn: every two of library, method and rule meet."""
+    model = load(EVERY[(name + rule) % len(EVERY)], "llama")
+    method = ROWS[("ODESteer", "ITI, heads", "A-LQR")[name]]("llama")
+    rule = ("decoding", "prompt", "all")[rule]
     texts = ot.generate(model, PROMPTS, max_new_tokens=5)
     steered = SteeredTexts.of(model, texts, rule)
     T = 0.5 * method.usual_T

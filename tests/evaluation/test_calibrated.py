@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import odesteer_tl as ot
 from odesteer_tl.parity.table import parity_rows
 
 PROMPTS = ["the film", "a plot is good and", "it"]
-ROWS = parity_rows()
+ROWS = {name: cache(fit) for name, fit in parity_rows().items()}
 KL = 0.05
 OPTIONS = {"max_new_tokens": 5, "stop_at_eos": False}
 
@@ -21,23 +22,29 @@ def carried(method, **own):
     return ot.Calibrated(method, **strength, kl=KL)
 
 
-@pytest.fixture(scope="module", params=EVERY)
-def model(request):
-    return load(request.param, "llama")
+@cache
+def loaded(kind):
+    return load(kind, "llama")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def alone():
-    return load("huggingface", "llama")
+    return loaded("huggingface")
 
 
 def texts(model, method, *strength, **options):
     return ot.generate(model, PROMPTS, method, *strength, **OPTIONS, **options).tokens
 
 
-@pytest.mark.parametrize("name", ["ODESteer", "RepE, layers", "ITI, heads", "A-LQR"])
-def test_no_T_is_the_strength_and_a_T_takes_its_place(model, name):
-    method = ROWS[name]("llama")
+SEVERAL = [("ODESteer", "ITI, heads"), ("RepE, layers", "A-LQR")]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("kind", EVERY)
+def test_no_T_is_the_strength_and_a_T_takes_its_place(kind, number):
+    """Each library with two of the four kinds of methods, and each of these in two libraries."""
+    model = loaded(kind)
+    method = ROWS[SEVERAL[number][EVERY.index(kind) % 2]]("llama")
     T = 2 * method.usual_T
     own = carried(method, T=T, relative_T=None)
     expected, tokens = texts(model, method, T), torch.tensor([[1, 5, 6, 7]])
@@ -81,7 +88,7 @@ def test_every_method_is_kept_with_its_strength(name, tmp_path):
         assert getattr(again, field) == getattr(own, field), field
     tokens = torch.tensor([[1, 5, 6, 7]])
     logits = []
-    model = load("huggingface", "llama")
+    model = loaded("huggingface")
     for method, *T in ((own,), (again,), (own.method, 0.7)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the name, which is no model's

@@ -26,7 +26,7 @@ from odesteer_tl.flows.barriers import LogRatioBarrier, auc
 from odesteer_tl.flows.features import Linear
 from odesteer_tl.methods import CAA, GradientFlow, ODESteer, StepODESteer
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 EACH = [pytest.param(name, seed, id=f"{name}-{seed}") for name in PROBLEMS for seed in SEEDS]
 
 

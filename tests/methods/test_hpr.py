@@ -32,7 +32,7 @@ def pairs(n: int = 1500, seed: int = 0) -> tuple[ContrastiveActivations, torch.T
 
 @pytest.fixture(scope="module")
 def recovered() -> HPR:
-    return HPR.fit(pairs()[0], epochs=40)
+    return HPR.fit(pairs()[0], epochs=28)
 
 
 def by_hand(angle: float | None = None, dtype=torch.float64) -> HPR:
