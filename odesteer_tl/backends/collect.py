@@ -14,7 +14,7 @@ from odesteer_tl.backends.checks import check_layer, check_place, check_sites, w
 from odesteer_tl.backends.model_info import model_name_of, processing_of
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.data.tokens import reads_several
+from odesteer_tl.data.tokens import check_paired, reads_several
 from odesteer_tl.portable.sites import SITES, Site, SiteName
 
 Groups = tuple[Tensor | Sequence[int], Tensor | Sequence[int]]
@@ -49,7 +49,7 @@ def collect(
     the output of the block; "z", the outputs of its attention heads side by side [n_heads·d_head]; or "resid_pre"; on
     TransformerLens also "attn_out", "resid_mid" and "mlp_out". A method fitted on the result acts at this site.
     `position`: "last" (the last real token of each text), "mean", "all", an index among the real tokens, or
-    "random:3": three tokens of each text, drawn by its length alone.
+    "random:3": three tokens of each text, drawn by its length alone, without the sinks among them; not of pairs.
 
     Attention sinks are tokens with a much larger norm than the others (see `attention_sinks.sinks_among`). "mean",
     "all" and "random:3" leave them out, and a warning says how many and what to type; "last" and an index read them,
@@ -149,6 +149,8 @@ def collect_places(
     query_activations, left_starts, right_starts = [None] * len(sites), None, None
     styles = per_side(prepend_bos, chat_template, system)
     shared = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}
+    for position in positions if paired else ():
+        check_paired(position)
     if queries is None:
         left, right = (tokenise(model, side, **style) for side, style in zip((desired, undesired), styles, strict=True))
     elif any(map(reads_several, positions)):

@@ -18,6 +18,7 @@ from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.tokens import (
     SiteTokens,
     Tokenised,
+    check_paired,
     check_position,
     mask_of_lengths,
     read_sites,
@@ -74,6 +75,8 @@ class ContrastiveActivations:
                 "both must be read at the same site of the same model."
             )
         sizes = (len(self.desired), len(self.undesired))
+        if self.paired:
+            check_paired(self.position)
         if self.paired and sizes[0] != sizes[1]:
             raise ValueError(f"paired=True needs as many desired as undesired rows, got {sizes[0]} and {sizes[1]}.")
         for name in ("groups", "rewards"):

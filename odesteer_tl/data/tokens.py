@@ -38,13 +38,13 @@ class Reading(NamedTuple):
     tokens: list[SiteTokens]
 
 
-def random_count(position: Position) -> int | None:
+def random_count(position: Position | None) -> int | None:
     """3 for "random:3"; None for a position that is not drawn at random."""
     found = re.fullmatch(r"random:([1-9][0-9]{0,5})", position) if isinstance(position, str) else None
     return int(found[1]) if found else None
 
 
-def reads_several(position: Position) -> bool:
+def reads_several(position: Position | None) -> bool:
     """Whether the position names several tokens of a text, each an activation of its own."""
     return position == "all" or random_count(position) is not None
 
@@ -56,11 +56,20 @@ def check_position(position: Any) -> None:
         raise ValueError(f'position must be "last", "mean", "all", "random:3" or an index, got {position!r}.')
 
 
+def check_paired(position: Position | None) -> None:
+    """Raise ValueError for a position whose tokens cannot be paired: those drawn from two texts are not alike."""
+    if random_count(position) is not None:
+        raise ValueError(
+            f'Pairs are compared row by row, and position={position!r} draws other tokens from each text: give "last", '
+            '"mean" or an index, or leave out paired=.'
+        )
+
+
 def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
     """The tokens of `mask` that `position` names: one per row for "last" and an index, all for "mean" and "all".
 
-    "random:n": n of each row, or all where there are fewer. Which ones depends on the number of the row's tokens alone,
-    so that neither the batch nor the padding changes them.
+    "random:n": n of each row, or all where there are fewer; attention sinks among them are left out afterwards. Which
+    ones depends on the number of the row's tokens alone, so that neither the batch nor the padding changes them.
 
     Raises ValueError for a row without tokens, a row too short for the index, and an unknown position.
     """

@@ -31,6 +31,7 @@ class Difference:
 
 def difference(more: ComparedRow, less: ComparedRow, budget: float | None = None) -> Difference:
     """The share of `more` minus that of `less` at the budget (None: the first), paired by prompt and seed."""
-    differences = [one.desired - other.desired for one, other in zip(more.at(budget), less.at(budget), strict=True)]
+    pairs = zip(more.at(budget), less.at(budget), strict=True)  # the numbers of samples may differ
+    differences = [one.desired.mean(1, keepdim=True) - other.desired.mean(1, keepdim=True) for one, other in pairs]
     means = [float(of_seed.mean()) for of_seed in differences]
     return Difference(*over(means), bootstrap_interval(torch.cat(differences, 1)))

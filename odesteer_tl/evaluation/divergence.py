@@ -165,10 +165,11 @@ class SteeredTexts:
 
     def activations(self, site: Site, batch_size: int) -> Samples:
         """What the unsteered model holds at `site` at the named tokens [n, width], in float32 or float64."""
-        texts = Tokenised(self.texts.tokens, self.texts.mask)
+        rows = self.named.any(1)
+        texts = Tokenised(self.texts.tokens[rows], self.texts.mask[rows])
         ((values, _, _),) = read_batches(
             self.model, texts, [site], ["all"], batch_size, remote=self.remote, blocks=self.blocks,
-            readable=self.named, keep_sinks=True,
+            readable=self.named[rows], keep_sinks=True,
         )  # fmt: skip
         return values[0]
 

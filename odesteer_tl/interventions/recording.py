@@ -100,7 +100,8 @@ class Recording:
         a, end = (value.flatten(2)[index].to(dtype) for value in (before, after))
         barrier, h = self._barrier(number, before.device, dtype), None
         if barrier is not None:
-            h = barrier.value(a), barrier.value(end)
+            ends = barrier.value(a), barrier.value(end)
+            h = ends[0].reshape(len(a)), ends[1].reshape(len(a))  # a value of one's own may be [n, 1]
         ids = track.tokens
         ids = None if ids is None or ids.ndim != 2 or ids.is_floating_point() else ids.clone()  # some reuse the tensor
         self._parts.append(_Part(number, selection, ids, h, (end - a).norm(dim=-1) / a.norm(dim=-1)))

@@ -95,7 +95,9 @@ def odds_by_bin(
 
 
 def named(things: Mapping[str, Any] | Any, name: str = "") -> Mapping[str, Any]:
-    """Things by name: as given, or one by its class."""
+    """Things by name: as given, or one by its class. Raises ValueError for none."""
+    if isinstance(things, Mapping) and not things:
+        raise ValueError("There is nothing to draw: the dict is empty.")
     return things if isinstance(things, Mapping) else {name or type(things).__name__: things}
 
 

@@ -99,7 +99,7 @@ def by_layer(
     logarithmic axis. Raises ValueError for another number of values than of layers."""
     from odesteer_tl.plots.picture import INK, looks, picture
 
-    by_name = {name: torch.as_tensor(one, device="cpu").detach() for name, one in named(values, label).items()}
+    by_name = {name: torch.as_tensor(one, device="cpu").detach().double() for name, one in named(values, label).items()}
     for name, one in by_name.items():
         if one.shape != (len(layers),):
             raise ValueError(f"{name} is {tuple(one.shape)}; {len(layers)} layers need as many numbers.")

@@ -71,6 +71,8 @@ def test_random_tokens_are_distinct_tokens_of_their_text_in_any_batch(loaded, ba
         other = again.desired[again.groups[0] == len(DESIRED) - 1 - text]
         assert distance(mine, other) <= 1e-5
     assert start == len(acts.desired) and acts.position == "random:2"
+    with pytest.raises(ValueError, match="draws other tokens"):
+        ot.collect(model, DESIRED[:3], UNDESIRED, LAYER, position="random:2", paired=True)
     with pytest.raises(ValueError, match="random:3"):
         ot.collect(model, DESIRED, UNDESIRED, LAYER, position="random:0")
 

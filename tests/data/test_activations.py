@@ -66,6 +66,13 @@ def test_random_tokens_are_drawn_from_the_whole_text():
     assert abs(float(places.mean()) - 0.5) < 4 * error and float(places.var()) == pytest.approx(1 / 12, rel=0.1)
 
 
+def test_random_tokens_are_not_paired():
+    """Those of two texts of different lengths stand at other places."""
+    rows = torch.ones(4, 3)
+    with pytest.raises(ValueError, match="draws other tokens"):
+        ContrastiveActivations(rows, 0 * rows, paired=True, position="random:2")
+
+
 @pytest.mark.parametrize("position", [1, -2])
 def test_an_index_counts_among_the_real_tokens(position):
     for side in ("left", "right"):

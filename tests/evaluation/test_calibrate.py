@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from instances import without_shape_checks
 from models import EVERY, load
 
 import odesteer_tl as ot
@@ -163,3 +164,13 @@ def test_what_cannot_be_is_refused_and_the_model_stays_as_it_was(given, said):
     with pytest.raises(ValueError, match=said):
         ot.calibrate(model, **{"method": method, "prompts": PROMPTS, "max_new_tokens": 3, **given})
     assert torch.equal(model(tokens), before)
+
+
+def test_a_mask_may_name_no_token_of_a_prompt(model):
+    """The strength is that of the other prompts alone."""
+    method, mask = ROWS["CAA"]("llama"), torch.ones(2, 40, dtype=torch.bool)
+    mask[1] = False
+    with without_shape_checks():  # the mask is wider than the texts
+        both = ot.calibrate(model, method, PROMPTS[:2], KL, positions=mask, max_new_tokens=4)
+        alone = ot.calibrate(model, method, PROMPTS[:1], KL, positions=mask[:1], max_new_tokens=4)
+    assert both.strength.T == pytest.approx(alone.strength.T, rel=1e-3) and both.tokens == alone.tokens

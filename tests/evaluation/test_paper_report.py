@@ -224,3 +224,11 @@ def test_differences_are_paired_by_prompt_and_seed(small):
     assert made.interval == pytest.approx(bootstrap_interval(drawn))  # prompts are drawn, with all their seeds
     none = difference(more, more)
     assert (none.mean, none.interval, none.verdict) == (0, (0, 0), "no difference to be seen")
+
+
+def test_rows_of_other_numbers_of_samples_are_compared_by_prompt(small):
+    found, _, _ = small
+    more, less = found.row("ODESteer"), found.row("CAA")
+    first = replace(more, runs=tuple(replace(run, desired=run.desired[:, :1]) for run in more.runs))
+    each = [float(one.desired[:, 0].mean()) - other.share for one, other in zip(more.runs, less.runs, strict=True)]
+    assert difference(first, less).mean == pytest.approx(np.mean(each))

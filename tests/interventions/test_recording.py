@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from instances import without_shape_checks
 from models import EVERY, hooks_of, hugging_face, load
 from pages_read import Read
 
@@ -130,3 +131,16 @@ def test_tokens_are_written_as_they_stand_in_texts():
     assert token_texts(Spelled(), range(6)) == [" the", " ", "<0xC3>", "film", "<s>", "⟨5⟩"]
     assert token_texts(Spelled(), [3, 2, 6, 3, 2]) == ["film", "é", "◦", "film", "<0xC3>"]
     assert token_texts(None, [7]) == ["⟨7⟩"]
+
+
+def test_a_value_with_an_axis_of_one_is_a_number_per_token(model):
+    class Column:
+        def value(self, a):
+            return a[..., :1].square()
+
+    with without_shape_checks(), ot.steering(model, ot.GradientFlow(Column(), layer=1), 0.5, record=True) as report:
+        ot.generate(model, "the film", max_new_tokens=2)
+    with without_shape_checks():
+        records = report.records
+    assert all(isinstance(one.h_before, float) and one.h_after > one.h_before for one in records if one.steered)
+    assert records

@@ -30,7 +30,7 @@ BUDGETS = (0.1, 0.03, 0.3)
 SAMPLES = 12
 FURTHER_SAMPLES = 3
 """Continuations of a prompt at the first budget and at each other. The first are enough for rows that hold from seed to
-seed (benchmarks/stability.py); each random direction and its opposite has its turn in every prompt."""
+seed (benchmarks/stability.py), and each random direction and its opposite has its turn in every prompt there."""
 EXAMPLES = 3
 RANDOM = "random direction"
 SHOWN = (UNSTEERED, RANDOM, "CAA", "ODESteer")
@@ -120,8 +120,7 @@ def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float]
             "spends the budget. moved: mean ‖a(T) − a‖/‖a‖ of the prompts' last tokens. desired: share that the judge "
             "calls as asked. shift: its difference from no steering. [ ]: 95 % bootstrap over prompts. ppl: of the "
             "continuations under the unsteered model. "
-            f"random direction: {SAMPLES // 2} of them and their opposites, in turns over a prompt's continuations."
-            + others
+            f"random direction: {SAMPLES // 2} of them and their opposites, in turns over the continuations." + others
         ),
         wrapped(
             f"Judge: trained on {trained_on.rstrip('.')}. Accuracy on 500 held-out reviews {accuracy['whole']:.3f}, on "
