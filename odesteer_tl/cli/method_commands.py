@@ -1,5 +1,6 @@
 """The commands for texts of one's own: fit, calibrate and generate."""
 
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -51,7 +52,12 @@ def fit(
         if layer is None and reads_several(position):
             raise ValueError(f"--position {position} needs --layer: layers are compared by one activation per text.")
         if layer is None and min(map(len, sides)) < FEWEST:
-            raise ValueError(f"Fewer than {FEWEST} texts on a side do not show which layer is best: give --layer.")
+            raise ValueError(
+                f"{desired} holds {len(sides[0])} texts and {undesired} {len(sides[1])}: fewer than {FEWEST} on a side "
+                "do not show which layer is best. Add texts, or give --layer."
+            )
+        if sides[0] == sides[1]:
+            raise ValueError(f"{desired} and {undesired} hold the same texts, which nothing tells apart.")
         import odesteer_tl as ot
         from odesteer_tl.backends.chat_templates import has_template
         from odesteer_tl.backends.model_info import tokenizer_of
@@ -87,7 +93,8 @@ def fit(
         keep(saved, out)
         summary = (
             f"Fitted {type(fitted).__name__} on {len(acts.desired)} desired and {len(acts.undesired)} undesired "
-            f"activations at {acts.hook_name}{_learned_from(fitted)}; saved in {out}. {start}"
+            f"activations of {'the embedded model' if model == EMBEDDED else model} at "
+            f"{acts.hook_name}{_learned_from(fitted)}; saved in {out}. {start}"
         )
         say("\n\n".join([*tables, summary]))
 
@@ -136,6 +143,8 @@ def generate(
         if T is not None and relative_T is not None:
             raise ValueError("Give either --T or --relative-T; got both.")
         import odesteer_tl as ot
+        from odesteer_tl.backends.chat_templates import has_template
+        from odesteer_tl.backends.model_info import tokenizer_of
 
         method, name = saved_method(folder, model)
         if T is None and relative_T is None and not carries_strength(method):
@@ -146,6 +155,13 @@ def generate(
         loaded = chosen_model(name)
         sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
         sampling["chat_template"] = was_chat(method) if chat is None else chat
+        if T is None and relative_T is None and sampling["chat_template"] != was_chat(method):
+            found, there = ("in", "out of") if was_chat(method) else ("out of", "in")
+            warnings.warn(
+                f"The strength was found on prompts {found} the chat template, and is used {there} it: `odesteer-tl "
+                f"calibrate {folder} PROMPTS {'--no-chat' if was_chat(method) else '--chat'}` finds the one for it.",
+                stacklevel=1,
+            )
         if temperature is not None or top_p is not None:
             sampling |= {"do_sample": True, "top_p": top_p, "temperature": 1.0 if temperature is None else temperature}
         # Steered first: a method that does not fit the model raises before anything is generated.
@@ -153,6 +169,9 @@ def generate(
         plain = ot.generate(loaded, prompt, **sampling)
         for unsteered_text, steered_text in zip(plain.texts, steered.texts, strict=True):
             say(f"unsteered  {unsteered_text}\nsteered    {steered_text}\n")
+        silent = not all(map(str.strip, [*plain.continuations, *steered.continuations]))
+        if silent and not sampling["chat_template"] and has_template(tokenizer_of(loaded)):
+            warnings.warn("A text ended at once. This model answers in a chat template: give --chat.", stacklevel=1)
 
 
 def _beginnings(desired: list[str], undesired: list[str]) -> list[str]:

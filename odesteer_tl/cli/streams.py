@@ -73,11 +73,15 @@ def command_output() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def warnings_in_a_line() -> Iterator[None]:
-    """Inside the block warnings of this package are printed in one line each, and those of libraries are hidden."""
+    """Inside the block warnings of this package are printed in one line each, the same one once, and those of libraries
+    are hidden."""
+    told = set()
 
     def show(message: Any, category: Any, filename: str, *_: Any) -> None:
-        if Path(filename).is_relative_to(PACKAGE):
-            print(f"Warning: {on_one_line(in_cli_words(str(message)))}", file=sys.stderr)
+        line = f"Warning: {on_one_line(in_cli_words(str(message)))}"
+        if Path(filename).is_relative_to(PACKAGE) and line not in told:
+            told.add(line)
+            print(line, file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # also if PYTHONWARNINGS turns warnings into errors

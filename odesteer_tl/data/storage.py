@@ -139,7 +139,8 @@ def _config(folder: Path) -> tuple[dict[str, Any], str, str | None]:
     """The tree without its tensors, the name of the tensor file, and its digest (None in format 1)."""
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is not a saved odesteer_tl folder: it has no config.json.")
+        lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"{folder} is not a saved odesteer_tl folder: {lacks}.")
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ValueError(f"config.json is larger than {MOST_BYTES:,} bytes, the most that is read")

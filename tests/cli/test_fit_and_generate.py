@@ -40,7 +40,7 @@ def test_fit_then_generate_on_a_local_folder(model_folder, texts, tmp_path):
     out = str(tmp_path / "method")
     fitted = run.invoke(app, ["fit", *texts, out, "--layer", "1", "--model", model_folder, "--position", "mean"])
     assert fitted.exit_code == 0, fitted.output
-    assert "ODESteer on 20 desired and 20 undesired activations at blocks.1.hook_resid_post" in fitted.output
+    assert f"20 desired and 20 undesired activations of {model_folder} at blocks.1.hook_resid_post" in fitted.output
     assert {file.suffix for file in (tmp_path / "method").iterdir()} == {".json", ".safetensors"}
     words = ["generate", out, "the film", "we saw it", "--relative-T", "3", "--max-new-tokens", "6"]
     first = run.invoke(app, [*words, "--model", model_folder])
@@ -151,6 +151,8 @@ def test_queries_stand_in_the_chat_template_and_so_do_the_prompts_after_them(tmp
     assert chats("fit", good, bad, out, *place, "--queries", asked) == [("collect", True), ("calibrate", True)]
     assert chats("generate", out, "It was", "--max-new-tokens", "2") == [("generate", True)] * 2
     assert chats("generate", out, "It was", "--max-new-tokens", "2", "--no-chat") == [("generate", False)] * 2
+    assert "found on prompts in the chat template, and is used out of it" in said[-1] and "--no-chat" in said[-1]
+    assert "is used out of it" not in said[-2] and "of the embedded model at blocks.2" in said[0]
     assert chats("calibrate", out, asked, "--max-new-tokens", "2") == [("calibrate", True)]
     assert chats("fit", good, bad, out, *place) == [("collect", False), ("calibrate", False)]
     assert chats("generate", out, "It was", "--max-new-tokens", "2") == [("generate", False)] * 2
@@ -158,6 +160,19 @@ def test_queries_stand_in_the_chat_template_and_so_do_the_prompts_after_them(tmp
     assert "give --chat to `generate` and `calibrate`" in said[-1]
     first = run.invoke(app, ["fit", good, bad, out, "--layer", "2", "--position", "0"])  # not the default, "last"
     assert first.exit_code == 2 and "are the same ones" in first.output
+    twice = run.invoke(app, ["fit", good, good, out, "--layer", "2"])
+    assert twice.exit_code == 2 and "hold the same texts" in twice.output
+    generate = ot.generate
+
+    def silent(*given, **options):
+        made = generate(*given, **options)
+        return replace(made, continuations=["" for _ in made.continuations])
+
+    monkeypatch.setattr(ot, "generate", silent)
+    ended = run.invoke(app, ["generate", out, "It was", "--T", "1", "--max-new-tokens", "1", "--no-chat"])
+    assert "answers in a chat template: give --chat" in ended.output
+    assert "give --chat" not in run.invoke(app, ["generate", out, "It was", "--T", "1", "--chat"]).output
+    monkeypatch.setattr(ot, "generate", generate)
     words = ["--queries", asked, "--no-chat"]
     assert chats("fit", good, bad, out, *place, *words) == [("collect", False), ("calibrate", False)]
 
