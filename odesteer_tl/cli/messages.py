@@ -16,6 +16,8 @@ CLI_WORDS = {
     r"\bmax_new_tokens\b": "--max-new-tokens",
     r"ot\.load_model\(name\)": "--model NAME",
     r"; activations are read with .*": ".",
+    r" keep_sinks=True reads them with the others;[^.]*\.": "",  # commands have no such options
+    r"; pass keep_sinks=True to read them without this warning": "",
     r"(\w+) holds NaN or inf in (\d+) of \d+ rows; drop them first": (
         r"the model gives NaN or inf for \2 \1 texts: its weights are not finite"
     ),

@@ -21,8 +21,9 @@ from saved_folders import resealed
 import odesteer_tl as ot
 from odesteer_tl.cli import main
 from odesteer_tl.cli.exit_codes import EXIT_CODES
-from odesteer_tl.cli.messages import on_one_line
+from odesteer_tl.cli.messages import in_cli_words, on_one_line
 from odesteer_tl.cli.text_files import check_readable, lines_of
+from odesteer_tl.data.tokens import SiteTokens, warn_of_sinks
 from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.reports import demo, paper
 from odesteer_tl.parity import table
@@ -378,3 +379,14 @@ def test_a_gguf_file_is_looked_at_before_the_work(name, words, capsys, monkeypat
     Path("kept.gguf").write_bytes(b"GGUF and more")
     refused(capsys, [*FIT, "--model", name], words)
     refused(capsys, [*FIT, "--model", "./kept.gguf"], "./kept.gguf cannot be loaded", "the file may be damaged")
+
+
+def test_attention_sinks_are_told_of_without_arguments_that_no_option_sets():
+    norms = torch.tensor([100.0, 1.0, 1.1, 0.9])
+    sink, every = norms > 50, torch.ones(4, dtype=torch.bool)
+    for position, named in (("mean", every), ("last", sink)):
+        with pytest.warns(UserWarning, match="attention sinks") as told:
+            warn_of_sinks([SiteTokens(norms, sink, named, named)], ["blocks.1"], position, lambda hit, most: "", 1)
+        said = in_cli_words(str(told[0].message))
+        assert "keep_sinks" in str(told[0].message) and "keep_sinks" not in said and "skip=" not in said
+        assert "attention sinks" in said and said.endswith(".")
