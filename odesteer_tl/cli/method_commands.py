@@ -153,13 +153,14 @@ def generate(
                 f"{folder} PROMPTS` finds one."
             )
         loaded = chosen_model(name)
-        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
-        sampling["chat_template"] = was_chat(method) if chat is None else chat
-        if T is None and relative_T is None and sampling["chat_template"] != was_chat(method):
-            found, there = ("in", "out of") if was_chat(method) else ("out of", "in")
+        own_chat = was_chat(method)
+        chat = own_chat if chat is None else chat
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "chat_template": chat}
+        if T is None and relative_T is None and chat != own_chat:
+            found, there = ("in", "out of") if own_chat else ("out of", "in")
             warnings.warn(
                 f"The strength was found on prompts {found} the chat template, and is used {there} it: `odesteer-tl "
-                f"calibrate {folder} PROMPTS {'--no-chat' if was_chat(method) else '--chat'}` finds the one for it.",
+                f"calibrate {folder} PROMPTS {'--chat' if chat else '--no-chat'}` finds the one for it.",
                 stacklevel=1,
             )
         if temperature is not None or top_p is not None:
@@ -170,7 +171,7 @@ def generate(
         for unsteered_text, steered_text in zip(plain.texts, steered.texts, strict=True):
             say(f"unsteered  {unsteered_text}\nsteered    {steered_text}\n")
         silent = not all(map(str.strip, [*plain.continuations, *steered.continuations]))
-        if silent and not sampling["chat_template"] and has_template(tokenizer_of(loaded)):
+        if silent and not chat and has_template(tokenizer_of(loaded)):
             warnings.warn("A text ended at once. This model answers in a chat template: give --chat.", stacklevel=1)
 
 

@@ -5,7 +5,8 @@ steered one, both after the same text: a prompt and what the unsteered model mad
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,14 @@ Pairs = Callable[[Any], list[tuple[Any, Strength]]]
 """The methods with their strengths, of a tensor of one value per row."""
 
 Words = Int[Tensor, " words"]
+
+
+@contextmanager
+def only_tried() -> Iterator[None]:
+    """Inside the block no warning says that T is less than rounding: these T are tried, and nobody has chosen them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "T moves an activation", UserWarning)
+        yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +111,7 @@ class SteeredTexts:
             batch, named = self._rows(rows)
             if not bool(named.any()):
                 continue
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "T moves an activation", UserWarning)  # these T are tried, not chosen
+            with only_tried():
                 of_batch = measure(rows, batch, named, pairs, values, words)
             costs.append(of_batch[0])
             gains[:, rows] += of_batch[1]
