@@ -155,3 +155,26 @@ def chunks(model, kind, pieces):
     cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
     for piece in pieces:
         yield model(piece, past_kv_cache=cache)[0]
+
+
+def hooked_row(row, method, T, steered):
+    """(KL, a, a(T), log q) at every token of one row that is steered at some of them, by a torch hook on the model of
+    transformers."""
+    bare, seen, layer = hugging_face("llama"), [], method.layer
+
+    def hook(module, inputs, output):
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        seen.append(hidden[0].clone())
+        hidden[:, steered] = method.steer(hidden[:, steered], T=T)
+        seen.append(hidden[0])
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    ids = torch.tensor([row])
+    with torch.no_grad():
+        p = bare(ids, use_cache=False).logits[0].double().log_softmax(-1)
+        handle = bare.model.layers[layer].register_forward_hook(hook)
+        try:
+            q = bare(ids, use_cache=False).logits[0].double().log_softmax(-1)
+        finally:
+            handle.remove()
+    return (p.exp() * (p - q)).sum(-1), *seen, q

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from instances import without_shape_checks
-from models import EVERY, hooks_of, hugging_face, load
+from models import EVERY, hooks_of, load
+from oracle import hooked_row
 from pages_read import Read
 
 import odesteer_tl as ot
@@ -26,26 +27,6 @@ def method():
     return parity_rows()["ODESteer"]("llama")
 
 
-def hooked(row, method, T, first):
-    """a and a(T) [pos, d_model] in one row, steered from token `first` on."""
-    bare, seen = hugging_face("llama"), []
-
-    def hook(module, inputs, output):
-        hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        seen.append(hidden[0].clone())
-        hidden[:, first:] = method.steer(hidden[:, first:], T=T)
-        seen.append(hidden[0])
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    handle = bare.model.layers[method.layer].register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            bare(torch.tensor([row]), use_cache=False)
-    finally:
-        handle.remove()
-    return seen
-
-
 @pytest.mark.parametrize("cache", [True, False], ids=["cache", "no_cache"])
 def test_records_are_those_of_a_torch_hook(model, method, cache):
     T, hooks = 0.5 * method.usual_T, hooks_of(model)
@@ -56,7 +37,7 @@ def test_records_are_those_of_a_torch_hook(model, method, cache):
     assert len(records) == sum(report.tokens_steered.values()) == 2 * STEPS
     for row, (tokens, mask) in enumerate(zip(out.tokens, out.mask, strict=True)):
         ids, length = tokens[mask].tolist(), int(out.prompt_lengths[row])
-        a, end = hooked(ids, method, T, length - 1)
+        _, a, end, _ = hooked_row(ids, method, T, slice(length - 1, None))
         own = [one for one in records if one.row == row]
         assert [one.position for one in own] == list(range(length - 1, len(ids) - 1))
         for one in own:

@@ -7,7 +7,8 @@ from hashlib import sha256
 
 import pytest
 import torch
-from models import EVERY, hooks_of, hugging_face, load
+from models import EVERY, hooks_of, load
+from oracle import hooked_row
 from pages_read import Read
 
 import odesteer_tl as ot
@@ -36,35 +37,13 @@ def method():
     return ROWS["ODESteer"]("llama")
 
 
-def hooked(row, method, T, steered):
-    """(KL, a, a(T)) at every token of one row, by a torch hook on the model of transformers."""
-    bare, seen, layer = hugging_face("llama"), [], method.layer
-
-    def hook(module, inputs, output):
-        hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        seen.append(hidden[0].clone())
-        hidden[:, steered] = method.steer(hidden[:, steered], T=T)
-        seen.append(hidden[0])
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    ids = torch.tensor([row])
-    with torch.no_grad():
-        p = bare(ids, use_cache=False).logits[0].double().log_softmax(-1)
-        handle = bare.model.layers[layer].register_forward_hook(hook)
-        try:
-            q = bare(ids, use_cache=False).logits[0].double().log_softmax(-1)
-        finally:
-            handle.remove()
-    return (p.exp() * (p - q)).sum(-1), *seen, q
-
-
 def check_column(column, method, T, steered):
     """A column against the hook; `steered` are the positions."""
     tokens = column["tokens"]
     row = [token["id"] for token in tokens]
     assert [token["position"] for token in tokens] == list(range(len(row)))
     assert [n for n, token in enumerate(tokens) if token["marked"]] == list(steered)
-    kl, a, end, _ = hooked(row, method, T, list(steered))
+    kl, a, end, _ = hooked_row(row, method, T, list(steered))
 
     def same(found, expected, atol):
         torch.testing.assert_close(torch.tensor(found), expected.float(), rtol=2e-3, atol=atol)
@@ -87,7 +66,7 @@ def test_numbers_texts_and_marks_are_those_of_a_torch_hook(model, method):
             row = check_column(column, method, T, range(length - 1, len(column["tokens"])))
             assert [token["part"] for token in column["tokens"][length:]] == ["generated"] * (len(row) - length) != []
             assert {token["part"] for token in column["tokens"][:length]} == {"prompt"}
-            written = hooked(row, method, strength, list(range(length - 1, len(row))))[-1].argmax(-1)
+            written = hooked_row(row, method, strength, list(range(length - 1, len(row))))[-1].argmax(-1)
             assert row[length:] == written[length - 1 : -1].tolist()
     assert hooks_of(model) == hooks
     assert torch.equal(torch.cat([logits(model, row) for row in ([1, 5, 6], [7])]), before)
@@ -134,7 +113,7 @@ def test_several_edits_are_shown_each_with_its_numbers(plain, method):
     read = Read(ot.token_map(plain, both, "the film is", positions="all", max_new_tokens=0).html)
     assert [edit["name"] for edit in read.data["edits"]] == [f"{type(m).__name__}, layer {m.layer}" for m, _ in both]
     row = [token["id"] for token in read.columns[0]["tokens"]]
-    _, a, end, _ = hooked(row, method, both[0][1], list(range(len(row))))
+    _, a, end, _ = hooked_row(row, method, both[0][1], list(range(len(row))))
     said = [f"{type(m).__name__} at layer {m.layer}, T = {strength:.3g}" for m, strength in both]
     assert "; ".join(said) + "; positions: all" in read.text
     assert method.layer == other.layer  # so that the second begins where the first ends
