@@ -5,14 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fuzz_programs
-
 SCRIPT = f"""
 import json, sys
-sys.path.insert(0, {str(Path(fuzz_programs.__file__).parent)!r})
-import torch
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from fuzz_programs import programs
-torch.set_num_threads(1)
 print(json.dumps(programs(2000)))
 """
 
