@@ -23,6 +23,8 @@ LONGEST = (
     "test_tuning.py", "test_closed_loop_rows.py", "test_forward_passes.py", "test_precision.py", "test_public_api.py",
 )  # fmt: skip
 
+SERVER = "from server_clients import"
+
 
 def pytest_collection_modifyitems(items):
     import torch  # not above: the process that starts the workers runs no test
@@ -30,6 +32,22 @@ def pytest_collection_modifyitems(items):
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one worker, and the files that ask the loopback server all to the same: it is started once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    tests = (config.rootpath / "tests").rglob("test_*.py")
+    asking = {path.relative_to(config.rootpath).as_posix() for path in tests if SERVER in path.read_text("utf-8")}
+
+    class OneServer(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return SERVER if file in asking else file
+
+    return OneServer(config, log)
 
 
 def pytest_collection_finish():

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import zstandard
+from asked_once import patches
 from nnsight import CONFIG
 from nnsight.schema.response import ResponseModel, Status
 
@@ -147,7 +148,10 @@ def hostile() -> Iterator[Server]:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     CONFIG.API.APIKEY, CONFIG.APP.REMOTE_LOGGING = KEY, False
     try:
-        yield server
+        with ExitStack() as once:
+            for patch in patches():
+                once.enter_context(patch)
+            yield server
     finally:
         CONFIG.API.APIKEY, CONFIG.APP.REMOTE_LOGGING = before
         server.shutdown()

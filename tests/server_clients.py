@@ -30,24 +30,12 @@ from warm_python import Script, WarmPython
 ROOT = Path(__file__).parents[1]
 _lasting = ExitStack()
 atexit.register(_lasting.close)
-PREAMBLE = """
-import functools, importlib.util, inspect, json, os, ssl, symtable, sys, types
-
-def _once(asked):  # a request asks for the lines of some hundred functions and for a context of its own, all the same
-    known = {}
-    def lines(thing):
-        if not isinstance(thing, types.FunctionType):
-            return asked(thing)
-        key = thing.__code__.co_filename, thing.__code__
-        if key not in known:
-            known[key] = asked(thing)
-        found, number = known[key]
-        return list(found), number
-    return lines
-
-inspect.getsourcelines = _once(inspect.getsourcelines)
-symtable.symtable = functools.cache(symtable.symtable)  # of which names each of these functions uses
-ssl.create_default_context = functools.cache(ssl.create_default_context)
+PREAMBLE = (
+    (ROOT / "tests/asked_once.py").read_text(encoding="utf-8")
+    + """
+import importlib.util, json, os, sys
+for patch in patches():
+    patch.start()
 import nnsight, torch
 from nnsight.modeling.huggingface import _ID_CACHE
 
@@ -61,6 +49,7 @@ def load(folder):  # a local folder goes by its path, where nnsight would ask th
 def report(**values):
     print(json.dumps(values))
 """
+)
 
 
 class Serving:

@@ -27,25 +27,25 @@ def as_users_run_it():
 NAN, INF = float("nan"), float("inf")
 
 
+UNCLEAR = [
+    ({}, r"Give either T or relative_T, got T=None, relative_T=None"),
+    ({"T": 1.0, "relative_T": 0.1}, r"Give either T or relative_T, got T=1\.0, relative_T=0\.1"),
+    ({"T": 0, "relative_T": 0}, r"Give either T or relative_T"),
+    ({"T": NAN}, r"T and relative_T must be finite, got nan"),
+    ({"T": INF}, r"T and relative_T must be finite, got inf"),
+    ({"relative_T": -INF}, r"must be finite, got -inf"),
+    ({"T": 10**400}, r"must be finite, got 1000"),
+    ({"T": torch.tensor([1.0, NAN])}, r"must be finite, got tensor\(\[1\., nan\]\)"),
+]
+
+
 @pytest.mark.parametrize("name", ALL_METHODS)
-@pytest.mark.parametrize("verb", ["steer", "trajectory", "edits"])
-@pytest.mark.parametrize(
-    ("strength", "message"),
-    [
-        ({}, r"Give either T or relative_T, got T=None, relative_T=None"),
-        ({"T": 1.0, "relative_T": 0.1}, r"Give either T or relative_T, got T=1\.0, relative_T=0\.1"),
-        ({"T": 0, "relative_T": 0}, r"Give either T or relative_T"),
-        ({"T": NAN}, r"T and relative_T must be finite, got nan"),
-        ({"T": INF}, r"T and relative_T must be finite, got inf"),
-        ({"relative_T": -INF}, r"must be finite, got -inf"),
-        ({"T": 10**400}, r"must be finite, got 1000"),
-        ({"T": torch.tensor([1.0, NAN])}, r"must be finite, got tensor\(\[1\., nan\]\)"),
-    ],
-)
-def test_a_strength_that_says_nothing_or_two_things_is_refused(name, verb, strength, message):
-    arguments = () if verb == "edits" else (activations(2),)
-    with pytest.raises(ValueError, match=message):
-        getattr(fitted(name), verb)(*arguments, **strength)
+def test_a_strength_that_says_nothing_or_two_things_is_refused(name):
+    for verb in ("steer", "trajectory", "edits"):
+        arguments = () if verb == "edits" else (activations(2),)
+        for strength, message in UNCLEAR:
+            with pytest.raises(ValueError, match=message):
+                getattr(fitted(name), verb)(*arguments, **strength)
 
 
 @pytest.mark.parametrize("name", ["odesteer", "caa", "randomdirection"])

@@ -4,9 +4,8 @@ import ast
 import inspect
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parents[1] / "odesteer_tl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -36,15 +35,21 @@ NAMES = {
 }
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def place(path: Path) -> str:
     """The first part of a file's module name below the package."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Every absolute module name that a file imports, at its top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -79,13 +84,15 @@ def test_importing_the_package_loads_no_model_library_and_no_scikit_learn():
     assert loaded.isdisjoint({"sklearn", "matplotlib", "beartype", "gguf"} | MODEL_LIBRARIES)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if place(p) not in ("__init__", "__main__")], ids=named)
-def test_imports_point_upward(path):
-    for module in imports(path):
-        top, _, rest = module.partition(".")
-        if top == "odesteer_tl" and rest:
-            folder = rest.partition(".")[0]
-            assert ORDER.index(folder) <= ORDER.index(place(path)), f"{named(path)} imports {module}, which comes later"
+def test_imports_point_upward():
+    later = [
+        f"{named(path)} imports {module}, which comes later"
+        for path in MODULES
+        if place(path) not in ("__init__", "__main__")
+        for module in imports(path)
+        if module.startswith("odesteer_tl.") and ORDER.index(module.split(".")[1]) > ORDER.index(place(path))
+    ]
+    assert not later
 
 
 def test_no_module_needs_itself():
@@ -96,10 +103,10 @@ def test_no_module_needs_itself():
     assert not needs, f"circles among {sorted(needs)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_only_backends_and_their_comparison_import_a_model_library(path):
-    if place(path) not in ("backends", "parity"):
-        assert {module.split(".")[0] for module in imports(path)}.isdisjoint(MODEL_LIBRARIES)
+def test_only_backends_and_their_comparison_import_a_model_library():
+    for path in MODULES:
+        if place(path) not in ("backends", "parity"):
+            assert {module.split(".")[0] for module in imports(path)}.isdisjoint(MODEL_LIBRARIES), named(path)
 
 
 LIBRARIES = sorted(path.parent.name for path in PACKAGE.glob("backends/*/backend.py"))
@@ -107,37 +114,34 @@ PUBLIC_FROM_A_LIBRARY = {"__init__.py", "backends/__init__.py"}
 """`ot.intervene` is a verb of nnsight's own, and public."""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_general_code_imports_no_librarys_folder(path):
+def test_general_code_imports_no_librarys_folder():
     """`backends.base` imports them by name, once a model is there."""
     assert LIBRARIES == ["huggingface", "nnsight", "transformer_lens"]
-    if place(path) == "parity" or named(path) in PUBLIC_FROM_A_LIBRARY:
-        return
-    own = path.parent.name if path.parent.parent.name == "backends" else None
-    for module in imports(path):
-        assert not any(module.startswith(f"odesteer_tl.backends.{other}") for other in LIBRARIES if other != own), (
-            module
-        )
+    for path in MODULES:
+        if place(path) == "parity" or named(path) in PUBLIC_FROM_A_LIBRARY:
+            continue
+        own = path.parent.name if path.parent.parent.name == "backends" else None
+        others = tuple(f"odesteer_tl.backends.{other}" for other in LIBRARIES if other != own)
+        assert not [module for module in imports(path) if module.startswith(others)], named(path)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_nothing_is_unpickled_or_evaluated(path):
-    assert {module.split(".")[0] for module in imports(path)}.isdisjoint({"pickle", "dill", "joblib", "shelve"})
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in {"torch.load", "torch.save", "eval", "exec", "np.load", "numpy.load"}, called
+def test_nothing_is_unpickled_or_evaluated():
+    refused = {"torch.load", "torch.save", "eval", "exec", "np.load", "numpy.load"}
+    for path in MODULES:
+        assert {module.split(".")[0] for module in imports(path)}.isdisjoint({"pickle", "dill", "joblib", "shelve"})
+        calls = [ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+        assert refused.isdisjoint(calls), named(path)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_no_module_is_longer_than_250_lines(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
+def test_no_module_is_longer_than_250_lines():
+    lines = {named(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert not {name: number for name, number in lines.items() if number > 250}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_every_module_class_and_public_function_says_what_it_is_for(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{named(path)} has no docstring"
-    for node in tree.body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{named(path)}: {node.name} has no docstring"
+def test_every_module_class_and_public_function_says_what_it_is_for():
+    for path in MODULES:
+        tree = tree_of(path)
+        assert ast.get_docstring(tree), f"{named(path)} has no docstring"
+        for node in tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{named(path)}: {node.name} has no docstring"

@@ -214,19 +214,25 @@ def test_matrices_that_do_not_fit_the_memory_are_refused_before_they_are_made(mo
     ot.ALQR.fit(model, desired, undesired, n_jacobians=2, matrix_free=True)
 
 
+@cache
+def regulator(family, r):
+    """Fitted once for both signs of T."""
+    return ot.ALQR.fit(load("bridge", family), *oracle.texts(), q=1.0, r=r, q_f=1.0, n_jacobians=10)
+
+
 @pytest.mark.parametrize("family", RANDOM)
 @pytest.mark.parametrize("T", [2.0, -2.0])
 def test_the_closed_loop_comes_nearer_to_its_set_points_at_every_layer_but_the_first(family, T):
     model = load("bridge", family)
     desired, undesired = oracle.texts()
-    method = ot.ALQR.fit(model, desired, undesired, q=1.0, r=0.1, q_f=1.0, n_jacobians=10)
+    method = regulator(family, 0.1)
     tokens = (undesired if T > 0 else desired)[:20]
     before, after = (errors(model, method, tokens, T, steered) for steered in (False, True))
     torch.testing.assert_close(after[0], before[0])  # what enters the first block, nobody has touched
     assert (after[1:] < before[1:]).all()
     cheap = errors(model, replace(method, answers=0 * method.answers), tokens, T, True)
     torch.testing.assert_close(cheap, before)
-    dear = ot.ALQR.fit(model, desired, undesired, q=1.0, r=100.0, q_f=1.0, n_jacobians=10)
+    dear = regulator(family, 100.0)
     assert after[1:].mean() < errors(model, dear, tokens, T, True)[1:].mean() < before[1:].mean()
 
 
