@@ -88,7 +88,7 @@ def test_a_method_in_another_precision_is_checked_alike(held_out):
     assert conditions_of(method.to(dtype=torch.float64), held_out) == conditions_of(method, held_out)
 
 
-@pytest.mark.filterwarnings("ignore:The best shift")
+@pytest.mark.filterwarnings("ignore:The best shift", "ignore:The shift")
 def test_without_a_judge_no_prompts_are_needed_and_nnsight_reads_at_the_same_layer(demo):
     few = SimpleNamespace(
         desired=demo.desired[:8], undesired=demo.undesired[:8], pairs=[],

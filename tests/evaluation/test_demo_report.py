@@ -1,6 +1,7 @@
 """Metrics and displacements against closed forms, and the promise of the demo on the embedded model."""
 
 import json
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -133,7 +134,8 @@ def shown(demo, tmp_path_factory):
     picture = tmp_path_factory.mktemp("demo") / "demo.png"
     few = replace(shorter(demo), prompts=demo.prompts[:6], validation_prompts=demo.validation_prompts[:4])
     lines = []
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The shift")  # the texts are few
         patch.setattr(demo_report, "load_demo", lambda model: few)
         patch.setattr(demo_report, "BUDGETS", (0.1, 0.4))
         patch.setattr(demo_report, "settings_of", partial(settings_of_few, demo_report.settings_of))

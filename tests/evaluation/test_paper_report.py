@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -50,7 +51,9 @@ def small(half, tmp_path_factory):
         patch.setitem(entries_module.FEW, "context", 4)
         patch.setattr(training, "LEAST_STEPS", 100)
         lines: list[str] = []
-        with without_shape_checks():  # every fit and every continuation is checked elsewhere, and this is long
+        # the texts are few, and every fit and every continuation is checked elsewhere: this is long
+        with without_shape_checks(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The shift")
             found = paper_module.run_contest(quick=True, layer=2, picture=picture, out=lines.append)
     return found, "\n".join(lines), picture
 

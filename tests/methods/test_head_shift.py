@@ -103,6 +103,7 @@ def test_the_same_rows_are_held_out_in_every_layer():
     assert ot.ITI.fit_heads([one, other], HEADS, top_k=1).parts[0].layer == 5  # of equals the earlier
 
 
+@pytest.mark.filterwarnings("ignore:.*occur more than once")
 @pytest.mark.parametrize("paired", [True, False])
 def test_pairs_and_groups_are_held_out_together(paired):
     """Rows that come 4 times over are known by heart to a probe that sees one of them, unless they go together."""
