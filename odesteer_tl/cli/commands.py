@@ -18,7 +18,7 @@ def demo(
     model: options.ModelName = EMBEDDED,
     layer: options.Layer = None,
     direction: options.Towards = options.Direction.positive,
-    quick: Annotated[bool, typer.Option(help="One budget of KL, fewer and shorter continuations.")] = False,
+    quick: Annotated[bool, typer.Option(help="One budget of KL, half the texts, less text written.")] = False,
     seed: options.Seed = 0,
     chat: options.Chat = False,
     as_json: options.AsJson = False,

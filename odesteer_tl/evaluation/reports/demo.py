@@ -31,6 +31,8 @@ SAMPLES = 12
 FURTHER_SAMPLES = 3
 """Continuations of a prompt at the first budget and at each other. The first are enough for rows that hold from seed to
 seed (benchmarks/stability.py), and each random direction and its opposite has its turn in every prompt there."""
+QUICK_TEXTS = 150
+"""Texts a side of a quick run: on a model of 135M parameters, reading 300 + 300 of them takes most of its time."""
 EXAMPLES = 3
 RANDOM = "random direction"
 SHOWN = (UNSTEERED, RANDOM, "CAA", "ODESteer")
@@ -61,6 +63,8 @@ def run_showcase(
     say("loading the model")
     demo = _towards(load_demo(None if model is None else load(model)), towards_praise)
     check_chat(demo.model, chat)
+    if quick:
+        demo = replace(demo, desired=demo.desired[:QUICK_TEXTS], undesired=demo.undesired[:QUICK_TEXTS])
     say(f"reading {len(demo.desired)} + {len(demo.undesired)} texts" + (", choosing the layer" * (layer is None)))
     material = material_of(demo.model, demo, layer, kl=BUDGETS[0])
     say(f"fitting at {material.place}")
