@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import newest
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -125,3 +126,10 @@ def test_a_configuration_that_does_not_say_its_width_is_told_of():
     model._module.config = SimpleNamespace(rope_parameters={"rope_theta": 1e4}, max_position_embeddings=None)
     with pytest.warns(UserWarning, match="does not say its max_position_embeddings"):
         assert context_of(model) is None
+
+
+def test_the_command_that_tries_the_newest_names_tests_that_exist_and_packages_of_an_index():
+    assert all((newest.ROOT / path).is_dir() for path in newest.FAST)
+    wanted, installed = newest.unbounded(), set(newest.pins())
+    assert {"transformers", "transformer-lens", "nnsight", "gguf"} <= set(wanted)
+    assert {newest._plain(name) for name in wanted} <= installed
