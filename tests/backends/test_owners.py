@@ -13,6 +13,7 @@ from oracle import STEPS, Stub, T, generate
 from transformers import TextIteratorStreamer
 
 import odesteer_tl as ot
+from odesteer_tl.backends import owners
 from odesteer_tl.backends.model_info import modules_of
 
 METHOD, OTHER = Stub(32), Stub(32, layer=0, seed=1)
@@ -185,7 +186,8 @@ def test_a_pool_inside_the_block_takes_turns_with_its_owner(loaded):
                     assert all(map(torch.equal, found, right))
 
 
-def test_threads_of_the_block_that_overlap_or_outlive_it_are_told(loaded):
+def test_threads_of_the_block_that_overlap_or_outlive_it_are_told(loaded, monkeypatch):
+    monkeypatch.setattr(owners, "_PATIENCE", 0.2)  # seconds, in which this thread stands still
     kind, model = loaded
     hold, there, raised = threading.Event(), threading.Event(), []
 

@@ -153,6 +153,7 @@ def test_help_and_documentation_name_every_exit_code(capsys):
 
 FORKS = """
 import json, os, sys
+import odesteer_tl.methods.registry  # what the commands need, once for all forks
 from odesteer_tl.cli import app
 
 ends = []
