@@ -1,7 +1,6 @@
 """What a sweep will do, before it does it: an evaluation plan that can stand in a paper."""
 
 import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +9,9 @@ from typing import Any
 import torch
 
 from odesteer_tl._shapes import Position
-from odesteer_tl.backends.model_info import load_weights, model_name_of, processing_of
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.model_info import device_of, dtype_of, load_weights, model_name_of, processing_of
+from odesteer_tl.evaluation.sweeps.fingerprints import fingerprint
 from odesteer_tl.evaluation.sweeps.guardrails import Bounds, bounds_text
 
 STOP_RULE = (
@@ -78,47 +79,53 @@ class Plan:
 
 
 def protocol_of(model: Any, plan: Plan, texts: Mapping[str, Sequence[str]], functions: Mapping[str, Any],
-                sampling: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """What must be the same for a folder to be resumed, as plain values. Of functions the name and the source are
-    compared, not what they read elsewhere, and of weights 64 numbers a tensor."""
+                sampling: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """What must be the same for a folder to be resumed, as plain values, and what of the functions cannot be compared.
+    Functions stand with all that they hold, see `fingerprints`; of the model's weights 64 numbers a tensor are read."""
+    prints = {name: fingerprint(one) for name, one in functions.items() if one is not None}
+    unread = [f"{part} of {name}" for name, (_, parts) in prints.items() for part in parts]
     return {
-        "format": 1,
-        "model": {"name": model_name_of(model), "processing": processing_of(model), "weights": _weights(model)},
+        "format": 2,
+        "model": _model(model),
         "texts": {name: _digest("\n\0".join(of)) for name, of in texts.items()},
         "layers": list(plan.layers),
         "positions": list(plan.positions),
         "strengths": {name: list(values) for name, values in plan.strengths.items()},
-        "functions": {name: _function(one) for name, one in functions.items()},
+        "functions": {name: parts for name, (parts, _) in prints.items()},
         "primary": plan.primary,
         "guardrails": {name: list(pair) for name, pair in plan.guardrails.items()},
         "seeds": list(plan.seeds),
         "keep": plan.keep,
         "sampling": dict(sampling),
         "versions": {name: found for name in LIBRARIES if (found := _version(name))},
-    }
+    }, unread
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _weights(model: Any) -> str:
+def _model(model: Any) -> dict[str, Any]:
     load_weights(model)
+    config = getattr(backend_of(model).root(model), "config", None)
+    own = getattr(getattr(model, "original_model", None), "config", None)  # of a TransformerBridge
+    return {
+        "name": model_name_of(model),
+        "revision": getattr(config, "_commit_hash", None) or getattr(own, "_commit_hash", None),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "device": device_of(model).type,
+        "processing": processing_of(model),
+        "weights": _weights(model),
+    }
+
+
+def _weights(model: Any) -> str:
     sha = hashlib.sha256()
     for one in model.parameters():
         flat = one.detach().flatten()
         some = flat[:: max(1, len(flat) // 64)][:64]
         sha.update(f"{tuple(one.shape)} {one.dtype}".encode() + some.to("cpu", torch.float64).numpy().tobytes())
     return sha.hexdigest()[:16]
-
-
-def _function(one: Any) -> str:
-    own = one if hasattr(one, "__qualname__") else type(one)
-    try:
-        source = inspect.getsource(own)
-    except (OSError, TypeError):
-        source = ""
-    return f"{own.__qualname__} {_digest(source)}"  # a script is __main__, and has a name where it is imported
 
 
 def _version(name: str) -> str | None:

@@ -111,7 +111,7 @@ def sweep(
     sampling = {"samples": samples, "max_new_tokens": max_new_tokens, "temperature": Setting.temperature,
                 "top_p": Setting.top_p}  # fmt: skip
     functions = {f"method {name}": one for name, one in methods.items()} | metrics | {"judge": judge}
-    cells = Cells(out, protocol_of(model, plan, texts, functions, sampling))
+    cells = Cells(out, *protocol_of(model, plan, texts, functions, sampling))
     say("screening")
     read = collect_places(
         model, list(data.desired), list(data.undesired), of_layers, positions, queries=None, prepend_bos=None,
