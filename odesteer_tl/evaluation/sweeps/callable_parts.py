@@ -75,17 +75,16 @@ def held_by(one: Any) -> Parts:
         yield from ((f"self.{part.name}", getattr(one, part.name, None)) for part in fields(one))
     else:
         own = copyreg.dispatch_table.get(type(one))
-        how = own(one) if own else one.__reduce_ex__(4)
+        how: Any = own(one) if own else one.__reduce_ex__(4)
         if isinstance(how, str):
             yield "name", how
             return
         _, arguments, state, *items = (*how, None, None)[:5]
         yield "arguments", arguments
-        slots = state[1] if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict) else {}
-        state = (state[0] or {}) if slots else state
-        if isinstance(state, dict):
-            names = sorted(name for name in state | slots if isinstance(name, str) and not _passing(type(one), name))
-            yield from ((f"self.{name}", (state | slots)[name]) for name in names)
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # with slots
+            state = (state[0] or {}) | state[1]
+        if isinstance(state, dict) and all(isinstance(name, str) for name in state):
+            yield from ((f"self.{name}", state[name]) for name in sorted(state) if not _passing(type(one), name))
         else:
             yield "state", state
         yield from (("items", list(part)) for part in items if part is not None)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from odesteer_tl.evaluation.sweeps.callable_parts import installed, parts_of
@@ -64,7 +65,7 @@ class _Walk:
         if isinstance(value, torch.Tensor):
             flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
             return _hash("tensor", str(value.dtype), str(tuple(value.shape)), flat.numpy().tobytes())
-        if type(value).__module__ == "numpy" and getattr(value, "dtype", None) != object and hasattr(value, "tobytes"):
+        if type(value).__module__ == "numpy" and getattr(value, "dtype", None) not in (None, np.dtype(object)):
             return _hash("array", str(value.dtype), str(value.shape), value.tobytes())
         if type(value) is dict:
             pairs = ((f"[{key!r:.40}]", one) for key, own in value.items() for one in (key, own))

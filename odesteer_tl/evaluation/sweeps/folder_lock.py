@@ -14,8 +14,8 @@ BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 def locked(folder: Path) -> IO[bytes]:
-    """The lock, held until the file is closed. Raises ValueError where another process or call holds it; warns where the
-    file system has no locks."""
+    """The lock, held until the file is closed. Raises ValueError where another process or call holds it; warns where
+    the file system has no locks."""
     stream = (folder / LOCK).open("ab")
     try:
         if os.name == "nt":
@@ -33,7 +33,5 @@ def locked(folder: Path) -> IO[bytes]:
             raise ValueError(
                 f"Another sweep is writing {folder}: wait until it ends, or name another folder, out=."
             ) from error
-        warnings.warn(
-            f"{folder} cannot be locked ({error.strerror}): run one sweep at a time there.", stacklevel=2
-        )
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): run one sweep at a time there.", stacklevel=2)
     return stream

@@ -19,17 +19,21 @@ STOP_RULE = (
     "primary metric does not exceed the best one so far, no steering included, by one standard error of the "
     "difference over prompts."
 )
+OWN_UNITS = "in the unit of the method, relative_T where T is a length, else T."
+SHARED_UNIT = "s is relative_T = s where T is a length, else T = s / 0.3 · the method's usual T."
 LIBRARIES = ("odesteer_tl", "torch", "transformers", "transformer_lens", "nnsight")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for. `strengths`: by method. `str` prints it; `cells` and `tokens` are the most that can be run."""
+    """What is asked for. `strengths`: by method, with `own_units` in the unit of its T. `str` prints it;
+    `cells` and `tokens` are the most that can be run."""
 
     methods: tuple[str, ...]
     layers: tuple[int, ...]
     positions: tuple[Position, ...]
     strengths: Mapping[str, tuple[float, ...]]
+    own_units: bool
     measures: tuple[str, ...]
     primary: str
     guardrails: Bounds
@@ -70,6 +74,7 @@ class Plan:
             f"| no steering |{' |' * len(columns)}",
             *(f"| {name}, {value:g} |{' |' * len(columns)}" for name in self.methods for value in self.strengths[name]),
             "",
+            f"Strengths: {OWN_UNITS if self.own_units else SHARED_UNIT}",
             f"At most {self.cells} cells (method × place × strength × seed), {self.tokens} tokens.",
             f"Primary metric: {self.primary}, higher is better. Guardrails: "
             f"{'; '.join(bounds_text(self.guardrails)) or 'none'}.",
@@ -90,6 +95,7 @@ def protocol_of(model: Any, plan: Plan, texts: Mapping[str, Sequence[str]], func
         "texts": {name: _digest("\n\0".join(of)) for name, of in texts.items()},
         "layers": list(plan.layers),
         "positions": list(plan.positions),
+        "own_units": plan.own_units,
         "strengths": {name: list(values) for name, values in plan.strengths.items()},
         "functions": {name: parts for name, (parts, _) in prints.items()},
         "primary": plan.primary,

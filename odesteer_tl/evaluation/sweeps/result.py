@@ -28,15 +28,17 @@ class Screened:
 
 @dataclass(frozen=True)
 class SweptRow:
-    """A method at a place and strength, over all seeds. `unit`: "relative_T" or "T". `measures`: means over seeds, None
+    """A method at a place and strength, over all seeds. `strength` as in the plan; `value` is the same in the method's
+    `unit`, "relative_T" or "T", under the first seed. `measures`: means over seeds, None
     where one is not finite; `scores`: the primary metric [seeds][prompts]; `broken`: guardrails that it breaks; `stop`:
     why no larger strength was run, at the last strength of a place."""
 
     method: str
     layer: int | None
     position: Position | None
-    unit: str
     strength: float
+    unit: str
+    value: float
     measures: dict[str, float | None]
     scores: list[list[float]]
     broken: tuple[str, ...]
@@ -93,10 +95,21 @@ class Sweep:
     def table(self) -> str:
         """All rows in Markdown, with the reasons for which a place stopped."""
         names = [name for name in self.plan.measures if name != self.plan.primary]
-        head = ["method", "layer", "position", "strength", f"{self.plan.primary} (95 %)", *names, "broken", "stop"]
+        head = [
+            "method",
+            "layer",
+            "position",
+            "strength",
+            "as",
+            f"{self.plan.primary} (95 %)",
+            *names,
+            "broken",
+            "stop",
+        ]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in self.rows:
-            place = ["", "", ""] if row.layer is None else [row.layer, row.position, f"{row.unit}={row.strength:g}"]
+            at = [row.layer, row.position, f"{row.strength:g}", f"{row.unit}={row.value:.3g}"]
+            place = [""] * 4 if row.layer is None else at
             low, high = row.interval()
             numbers = ["not finite" if (one := row.measures[name]) is None else f"{one:.3f}" for name in names]
             said = [f"{row.primary:.3f} ({low:.3f} to {high:.3f})", *numbers, "; ".join(row.broken), row.stop or ""]
