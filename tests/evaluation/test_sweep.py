@@ -121,7 +121,7 @@ def test_a_folder_that_is_written_is_refused_and_free_after_a_kill(tmp_path):
 
 
 def test_a_folder_with_cells_is_resumed_with_a_warning_where_something_cannot_be_compared(tmp_path):
-    cell = dict.fromkeys(KEY, 0)
+    cell: dict = dict.fromkeys(KEY, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with Cells(tmp_path, {}, ["self.lock of judge"]) as cells:

@@ -66,8 +66,9 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         raise ValueError('sweep needs two prompts, keep=1 or more, and positions such as "last", one token a text.')
     measures = _measures(judge, primary, metrics, bool(unrelated))
     of_layers = tuple(usual_layers(layers_of(model)) if layers is None else sorted(set(layers)))
-    if not of_layers:
-        raise ValueError("layers names no layer: give block indices, such as [8, 12], or None for about eight.")
+    count = layers_of(model)
+    if not of_layers or not 0 <= of_layers[0] <= of_layers[-1] < count:
+        raise ValueError(f"layers are some of the model's blocks, 0 to {count - 1}, or None; got {list(of_layers)}.")
     walk = strengths if isinstance(strengths, Mapping) else dict.fromkeys(methods, strengths)
     plan = Plan(
         methods=tuple(methods),

@@ -92,6 +92,19 @@ class Sweep:
             raise ValueError("Every steered row breaks a guardrail: give smaller strengths, or other guardrails.")
         return max(good, key=lambda row: (row.primary, -(row.measures.get("kl") or 0.0)))
 
+    def conclusion(self) -> str:
+        """The best row within the guardrails in a sentence, or that there is none."""
+        try:
+            best = self.best()
+        except ValueError as none:
+            return str(none)
+        (low, high), kl = best.interval(), best.measures["kl"]
+        return (
+            f"Best within the guardrails: {best.method} at layer {best.layer}, position {best.position}, strength "
+            f"{best.strength:g} ({best.unit}={best.value:.3g}): {self.plan.primary} {best.primary:.3f} ({low:.3f} to "
+            f"{high:.3f}), {self.rows[0].primary:.3f} without steering, for {kl:.3g} nats of KL."
+        )
+
     def table(self) -> str:
         """All rows in Markdown, with the reasons for which a place stopped."""
         names = [name for name in self.plan.measures if name != self.plan.primary]
