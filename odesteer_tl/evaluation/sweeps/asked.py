@@ -68,7 +68,7 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
     of_layers = tuple(usual_layers(layers_of(model)) if layers is None else sorted(set(layers)))
     count = layers_of(model)
     if not of_layers or not 0 <= of_layers[0] <= of_layers[-1] < count:
-        raise ValueError(f"layers are some of the model's blocks, 0 to {count - 1}, or None; got {list(of_layers)}.")
+        raise ValueError(f"layers are some of the model's blocks, 0 to {count - 1}; got {_span(of_layers)}.")
     walk = strengths if isinstance(strengths, Mapping) else dict.fromkeys(methods, strengths)
     plan = Plan(
         methods=tuple(methods),
@@ -116,6 +116,10 @@ def _rising(name: str, strengths: Mapping[str, Sequence[float]]) -> tuple[float,
     if isinstance(values, (str, int, float)) or not len(values) or not all(0 < one < math.inf for one in values):
         raise ValueError(f"strengths of {name!r} are numbers above 0, such as (0.05, 0.1, 0.2); got {values!r}.")
     return tuple(sorted({float(value) for value in values}))
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}" if layers else "none"
 
 
 def _nothing(texts: Sequence[str]) -> torch.Tensor:

@@ -40,7 +40,9 @@ def sweep(
     out: str | Path | None = ...,
     dry_run: Literal[True],
     progress: Callable[[str], None] | None = ...,
-) -> Plan: ...
+) -> Plan:
+    """The plan alone."""
+    ...
 
 
 @overload
@@ -64,7 +66,9 @@ def sweep(
     out: str | Path | None = ...,
     dry_run: Literal[False] = ...,
     progress: Callable[[str], None] | None = ...,
-) -> Sweep: ...
+) -> Sweep:
+    """The sweep itself."""
+    ...
 
 
 def sweep(
