@@ -190,10 +190,10 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
 
 @contextlib.contextmanager
 def light_work() -> Iterator[None]:
-    """Good models are loaded once, and one small study serves for all."""
+    """Good models are loaded once, and one small study serves for all models of a width."""
     load_model, demo = ot.load_model, ot.load_demo()
     compared, settings_of = demo_module.compared, demo_module.settings_of
-    load_once, found = cache(load_model), []
+    load_once, found = cache(load_model), {}
 
     def loaded(name: str) -> Any:
         return load_once(name) if Path(name).name == "model" else load_model(name)
@@ -208,9 +208,10 @@ def light_work() -> Iterator[None]:
         return settings_of(*given, **options | {"max_new_tokens": 3, "samples": 1, "budgets": (0.1,)})
 
     def once(*given: Any) -> Any:
-        if not found:
-            found.append(compared(*given))
-        return found[0]
+        width = given[0].texts.desired.shape[-1]  # a study's methods are drawn on the texts of a model of their width
+        if width not in found:
+            found[width] = compared(*given)
+        return found[width]
 
     def comparison(*, model: str | None, picture: Path, out: Any, load: Any, **_: Any) -> None:
         check_picture(picture)

@@ -6,7 +6,9 @@ import re
 import threading
 import types
 from dataclasses import dataclass, field
+from typing import Any
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,19 @@ def test_a_value_that_holds_itself_has_a_fingerprint():
         return closing(ring)
 
     assert fingerprint(knot(1)) == fingerprint(knot(1)) != fingerprint(knot(2))
+
+
+def test_a_model_and_a_tokenizer_are_the_same_after_use_and_another_after_training():
+    model: Any = models.hugging_face("llama")
+    tokenizer = models.tokenizer()
+    before = [fingerprint(closing(one)) for one in (model, tokenizer)]
+    read = tokenizer(["the film", "a plot was great"], padding=True, return_tensors="pt")
+    model.generate(read["input_ids"], max_new_tokens=2, pad_token_id=0)
+    model.eval()
+    assert [fingerprint(closing(one)) for one in (model, tokenizer)] == before and not before[0][1] + before[1][1]
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[-1] += 1.0
+    assert fingerprint(closing(model)) != before[0]
 
 
 def test_what_cannot_be_read_is_named_and_does_not_change_the_rest():

@@ -87,11 +87,12 @@ def protocol_of(model: Any, plan: Plan, texts: Mapping[str, Sequence[str]], func
                 sampling: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     """What must be the same for a folder to be resumed, as plain values, and what of the functions cannot be compared.
     Functions stand with all that they hold, see `fingerprints`; of the model's weights 64 numbers a tensor are read."""
+    of_model = _model(model)  # first, as it loads weights that a function may read too
     prints = {name: fingerprint(one) for name, one in functions.items() if one is not None}
     unread = [f"{part} of {name}" for name, (_, parts) in prints.items() for part in parts]
     return {
         "format": 2,
-        "model": _model(model),
+        "model": of_model,
         "texts": {name: _digest("\n\0".join(of)) for name, of in texts.items()},
         "layers": list(plan.layers),
         "positions": list(plan.positions),
