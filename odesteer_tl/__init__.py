@@ -34,6 +34,7 @@ from odesteer_tl.evaluation.calibration import Calibration
 from odesteer_tl.evaluation.choose_layer import choose_layer
 from odesteer_tl.evaluation.compare import compare
 from odesteer_tl.evaluation.layer_choice import LayerChoice
+from odesteer_tl.evaluation.sweeps.run import sweep
 from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.flows.fields import Constant, Gradient, UnitGradient
@@ -88,6 +89,7 @@ __all__ = [
     "save",
     "steering",
     "steering_hook",
+    "sweep",
     "token_map",
     "tune",
 ]

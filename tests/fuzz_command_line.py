@@ -122,7 +122,9 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
     def method() -> str:
         return of(files["methods"], files["hostile methods"] * 3 + files["texts"] + WORDS)
 
-    command = of(["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods"], WORDS)
+    command = of(
+        ["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "sweep"], WORDS
+    )
     options = {
         "fit": {
             "--layer": small, "--model": model, "--method": lambda: of(list(METHODS), WORDS), "--paired": None,
@@ -137,6 +139,15 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
             "--T": lambda: of(["1", "0.5"], NUMBERS), "--relative-T": lambda: of(["0.2"], NUMBERS), "--model": model,
             "--max-new-tokens": lambda: of(["1", "3"], NUMBERS), "--temperature": lambda: of(["0", "0.7"], NUMBERS),
             "--top-p": lambda: of(["0.9", "1"], NUMBERS), "--seed": lambda: of(["3"], NUMBERS),
+        },
+        "sweep": {
+            "--model": model, "--prompts": texts, "--methods": lambda: of(["caa", "caa,iti"], NUMBERS + WORDS),
+            "--layers": lambda: of(["0", "0,1", "0:2", "0:2:1"], [*NUMBERS, *WORDS, "2:1", "0:9:0", "::", "0:99"]),
+            "--positions": lambda: of(["last", "mean,-1"], [*NUMBERS, *WORDS, "all"]), "--json": None,
+            "--strengths": lambda: of(["0.1", "0.1,0.2"], [*NUMBERS, *WORDS, "0.1,", "0.1,x"]), "--dry-run": None,
+            "--keep": lambda: of(["1"], NUMBERS), "--seeds": lambda: of(["1"], NUMBERS),
+            "--samples": lambda: of(["1"], NUMBERS), "--max-new-tokens": lambda: of(["1", "3"], NUMBERS),
+            "--out": output,
         },
         "demo": {
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,
@@ -154,6 +165,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
     line = {
         "fit": [texts, texts, output],
         "calibrate": [method, texts],
+        "sweep": [texts, texts],
         "generate": [method, lambda: of(["the film", "we saw it"], WORDS)],
     }.get(command, [])
     argv = [command, *(each() for each in line)]
@@ -161,6 +173,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         "fit": ["--layer", "--model"],
         "generate": ["--T"],
         "demo": ["--quick"],
+        "sweep": ["--dry-run", "--keep", "--seeds", "--samples", "--max-new-tokens", "--strengths"],
         "calibrate": ["--kl", "--max-new-tokens"],
     }.get(command, [])
     for option, value in options.items():
@@ -177,10 +190,10 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
 
 @contextlib.contextmanager
 def light_work() -> Iterator[None]:
-    """Good models are loaded once, and one small study serves for all."""
+    """Good models are loaded once, and one small study serves for all models of a width."""
     load_model, demo = ot.load_model, ot.load_demo()
     compared, settings_of = demo_module.compared, demo_module.settings_of
-    load_once, found = cache(load_model), []
+    load_once, found = cache(load_model), {}
 
     def loaded(name: str) -> Any:
         return load_once(name) if Path(name).name == "model" else load_model(name)
@@ -195,9 +208,10 @@ def light_work() -> Iterator[None]:
         return settings_of(*given, **options | {"max_new_tokens": 3, "samples": 1, "budgets": (0.1,)})
 
     def once(*given: Any) -> Any:
-        if not found:
-            found.append(compared(*given))
-        return found[0]
+        width = given[0].texts.desired.shape[-1]  # a study's methods are drawn on the texts of a model of their width
+        if width not in found:
+            found[width] = compared(*given)
+        return found[width]
 
     def comparison(*, model: str | None, picture: Path, out: Any, load: Any, **_: Any) -> None:
         check_picture(picture)

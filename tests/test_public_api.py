@@ -17,7 +17,7 @@ PUBLIC = [
     "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "Strength",
     "StepODESteer", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "choose_layer", "collect",
     "collect_layers", "calibrate", "compare", "generate", "integrate", "intervene", "load", "load_demo", "load_model",
-    "plots", "save", "steering", "steering_hook", "token_map", "tune",
+    "plots", "save", "steering", "steering_hook", "sweep", "token_map", "tune",
 ]  # fmt: skip
 
 ORDER = [

@@ -11,6 +11,8 @@ CLI_WORDS = {
     r"(?<!-)\bT=": "--T ",
     r"\blayer=": "--layer ",
     r"\bkl=": "--kl ",
+    r"\bchat=True": "--chat",
+    r"\bout=(?=[,.])": "--out",
     r"type ot\.calibrate\(model, method, prompts\) for this use": "run `odesteer-tl calibrate` for this use",
     r"\btop_p\b": "--top-p",
     r"\bmax_new_tokens\b": "--max-new-tokens",

@@ -13,12 +13,9 @@ from odesteer_tl.cli.outputs import check_output, keep
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.saved_methods import carries_strength, saved_method, was_chat
 from odesteer_tl.cli.streams import command_output
-from odesteer_tl.cli.text_files import check_readable, lines_of
+from odesteer_tl.cli.text_files import PROMPTS, beginnings, check_readable, lines_of
 from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import FEWEST
-
-PROMPTS, FEWEST_WORDS, MOST_WORDS, MOST_CHARACTERS = 12, 3, 8, 80
-"""Of how many texts a side `fit` takes the beginnings as prompts to calibrate on, and how much of each."""
 
 
 @app.command()
@@ -78,7 +75,7 @@ def fit(
         start = f"Now `odesteer-tl generate {out} PROMPT`."
         saved: Any = fitted
         if calibrate:
-            given = prompt_lines or (query_lines or [])[: 2 * PROMPTS] or _beginnings(*sides)
+            given = prompt_lines or (query_lines or [])[: 2 * PROMPTS] or beginnings(*sides)
             try:
                 calibration = ot.calibrate(loaded, fitted, given, kl, chat_template=chat)
             except ValueError as error:
@@ -173,13 +170,6 @@ def generate(
         silent = not all(map(str.strip, [*plain.continuations, *steered.continuations]))
         if silent and not chat and has_template(tokenizer_of(loaded)):
             warnings.warn("A text ended at once. This model answers in a chat template: give --chat.", stacklevel=1)
-
-
-def _beginnings(desired: list[str], undesired: list[str]) -> list[str]:
-    """The first words of some texts of both sides."""
-    words = [text.split() for side in (desired, undesired) for text in side[:PROMPTS]]
-    beginnings = [" ".join(text[: min(max(len(text) // 4, FEWEST_WORDS), MOST_WORDS)]) for text in words]
-    return [beginning[:MOST_CHARACTERS] for beginning in beginnings]  # some languages have no spaces
 
 
 def _learned_from(fitted: Any) -> str:

@@ -176,4 +176,42 @@ Others = Annotated[
     list[Path] | None,
     Option("--with", parser=values.path, metavar="FILE", help="JSON output of another installation, to join."),
 ]
+Methods = Annotated[
+    Any,
+    Option(parser=values.methods, metavar="NAMES", help="Methods, separated by commas, such as caa,odesteer."),
+]
+Layers = Annotated[
+    Any,
+    Option(
+        parser=values.layers,
+        metavar="LAYERS",
+        help="8,12 or 8:24:4, which is 8, 12, 16, 20. Default: about eight, from the first to the last.",
+    ),
+]
+Places = Annotated[Any, Option(parser=values.positions, metavar="WHERE", help="Reading positions, such as last,mean.")]
+Strengths = Annotated[
+    Any,
+    Option(
+        parser=values.strengths,
+        metavar="NUMBERS",
+        help="Separated by commas: relative T where T is a length, else 0.3 is the usual T of the method.",
+    ),
+]
+SweepOut = Annotated[
+    Path | None,
+    Option(
+        "--out",
+        parser=values.output,
+        metavar="FOLDER",
+        help="Folder for finished cells: the same command goes on there.",
+    ),
+]
+SweepSeeds = Annotated[int, Option(parser=values.whole(1, MAX_SEEDS), metavar="INTEGER", help="Number of seeds.")]
+Keep = Annotated[
+    int, Option(parser=values.whole(1, MAX_LAYER), metavar="INTEGER", help="Places of a method that texts come from.")
+]
+Samples = Annotated[
+    int, Option(parser=values.whole(1, MAX_SEEDS), metavar="INTEGER", help="Continuations of a prompt.")
+]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the evaluation plan with its cost, and run nothing.")]
 AsJson = Annotated[bool, Option("--json", help="Print the numbers as JSON and nothing else.")]

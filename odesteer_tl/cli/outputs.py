@@ -11,6 +11,11 @@ def check_output(folder: Path) -> None:
     """Raise ValueError if a fitted method cannot be saved in `folder`: it is a file, a folder of something else (such
     as a model, whose config.json would be lost), or it cannot be made or written."""
     check_target(folder)
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ValueError if nothing can be written into `folder`, or it cannot be made."""
     ancestor = folder.absolute()
     while not ancestor.exists():
         ancestor = ancestor.parent

@@ -9,6 +9,9 @@ from pathlib import Path
 MAX_BYTES = 2**28
 """The largest file that is read; some devices never end."""
 
+PROMPTS, FEWEST_WORDS, MOST_WORDS, MOST_CHARACTERS = 12, 3, 8, 80
+"""Of how many texts a side the beginnings are taken as prompts where none are given, and how much of each."""
+
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 """The byte order marks of other encodings. UTF-32 is first: its little-endian mark begins with that of UTF-16."""
@@ -34,6 +37,13 @@ def lines_of(file: Path, aligned: bool = False) -> list[str]:
             "remove that line from all of them."
         )
     return [line for line in lines if line]
+
+
+def beginnings(*sides: list[str]) -> list[str]:
+    """The first words of some texts of every side."""
+    words = [text.split() for side in sides for text in side[:PROMPTS]]
+    found = [" ".join(text[: min(max(len(text) // 4, FEWEST_WORDS), MOST_WORDS)]) for text in words]
+    return [beginning[:MOST_CHARACTERS] for beginning in found]  # some languages have no spaces
 
 
 def check_readable(*files: Path | None) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 import typer
 
 from odesteer_tl._shapes import Position
-from odesteer_tl.data.tokens import random_count
+from odesteer_tl.data.tokens import random_count, reads_several
 from odesteer_tl.methods.registry import registered
+
+UNPAIRED = ("one side", "both sides")
+MOST, MOST_LAYERS = 1e9, 10_000
+"""The largest strength, which float32 can still add and square, and more blocks than any model has."""
 
 
 def whole(low: int, high: int) -> Callable[[Any], int]:
@@ -65,6 +69,41 @@ def method(given: Any) -> str:
     if given not in method_names():
         raise typer.BadParameter(f"{given!r} is not one of {', '.join(method_names())}.")
     return str(given)
+
+
+def methods(given: Any) -> list[str]:
+    """Reads names, separated by commas, of methods that are fitted to the activations of texts without pairs."""
+    known = [entry.name for entry in registered() if entry.fits_activations and entry.needs in UNPAIRED]
+    names = list(dict.fromkeys(str(given).split(",")))
+    for each in names:
+        if each not in known:
+            raise typer.BadParameter(f"{each!r} is not one of {', '.join(known)}; separate several by commas.")
+    return names
+
+
+def strengths(given: Any) -> list[float]:
+    """Reads numbers above 0, separated by commas."""
+    return [number(0.0, MOST, above=True)(each) for each in str(given).split(",")]
+
+
+def layers(given: Any) -> list[int]:
+    """Reads layers: 8,12 or 8:24:4, which is 8, 12, 16, 20, as a slice of Python's."""
+    read, text = whole(0, MOST_LAYERS), str(given)
+    if ":" not in text:
+        return [read(each) for each in text.split(",")]
+    parts = [read(each) for each in text.split(":")]
+    if len(parts) > 3 or (len(parts) == 3 and parts[2] == 0) or parts[0] >= parts[1]:
+        raise typer.BadParameter(f"{text!r} is not first:end or first:end:step, such as 8:24:4.")
+    return list(range(*parts))
+
+
+def positions(given: Any) -> list[Position]:
+    """Reads reading positions of one token a text, separated by commas."""
+    read = [position(each) for each in str(given).split(",")]
+    for each in read:
+        if reads_several(each):
+            raise typer.BadParameter(f"{each!r} reads several tokens of a text; last, mean and -2 read one activation.")
+    return read
 
 
 def position(given: Any) -> Position:

@@ -35,6 +35,7 @@ WHOLE, REAL = (
 )
 FIT = ["fit", "good.txt", "bad.txt", "out", "--layer", "1", "--no-calibrate"]
 GENERATE = ["generate", "method", "the film", "--T", "1"]
+SWEEP = ["sweep", "good.txt", "bad.txt"]
 OPTIONS = {
     "--layer": (["demo"], WHOLE), "--seed": (["demo"], WHOLE), "--seeds": (["compare"], [*WHOLE, "0", "1001"]),
     "--position": (FIT, ["²", "", "1.5", "first", "--1", "9" * 30]), "--max-new-tokens": (GENERATE, [*WHOLE, "0"]),
@@ -43,6 +44,9 @@ OPTIONS = {
     "--model": (FIT, ["", " ", "\udce9"]), "--queries": (FIT, ["", " "]), "--picture": (["demo"], ["", " ", "-"]),
     "--direction": (["demo"], ["", "up"]), "--remote": (["parity"], ["", "ftp://x", "localhost:5001"]),
     "--with": (["parity"], [""]), "--kl": (FIT, [*REAL, "0", "-1", "1e9"]), "--prompts": (FIT, ["", " "]),
+    "--methods": (SWEEP, ["", "gpt", "caa,", "hpr"]), "--layers": (SWEEP, [*WHOLE, "2:1", "0:9:0", "::", "1,"]),
+    "--positions": (SWEEP, ["", "all", "last,random:3"]), "--strengths": (SWEEP, [*REAL, "0", "0.1,", "-1"]),
+    "--keep": (SWEEP, [*WHOLE, "0"]), "--samples": (SWEEP, [*WHOLE, "0"]), "--out": (SWEEP, ["", " ", "-"]),
     "--quantile": (["calibrate", "method", "good.txt"], [*REAL, "0", "1", "-1"]),
 }  # fmt: skip
 

@@ -52,6 +52,31 @@ def test_fit_then_generate_on_a_local_folder(model_folder, texts, tmp_path):
     assert run.invoke(app, words).output == first.output  # the model of the fit is remembered
 
 
+def test_a_sweep_is_planned_run_and_resumed(texts, tmp_path, monkeypatch):
+    loaded = ot.load_demo()
+    monkeypatch.setattr(ot, "load_demo", lambda: loaded)
+    (tmp_path / "prompts.txt").write_text("The film opens with\nWe saw it\n", encoding="utf-8")
+    small = ["--keep", "1", "--seeds", "1", "--samples", "1", "--max-new-tokens", "3", "--strengths", "0.1"]
+    line = ["sweep", *texts, "--prompts", str(tmp_path / "prompts.txt"), "--methods", "caa", "--layers", "1:4:2"]
+    out = ["--out", str(tmp_path / "cells")]
+    planned = run.invoke(app, [*line, *small, *out, "--dry-run"])
+    assert planned.exit_code == 0 and not (tmp_path / "cells").exists(), planned.output
+    assert "layers 1, 3" in planned.stdout and "At most 2 cells" in planned.stdout and not planned.stderr
+    first = run.invoke(app, [*line, *small, *out])
+    assert first.exit_code == 0, first.output
+    for words in ("| CAA | 1 | last |", "| 0.1 | T=", "no steering", "Best within the guardrails", "of held-out texts"):
+        assert words in first.stdout, first.output
+    assert first.stderr.count(": cell ") == 2 and "Evaluation plan" in first.stderr
+    again = run.invoke(app, [*line, *small, *out])
+    assert again.stdout == first.stdout and ": cell " not in again.stderr
+    found = json.loads(run.invoke(app, [*line, *small, *out, "--json"]).stdout)
+    assert [row["method"] for row in found["rows"]] == ["no steering", "CAA"]
+    other = run.invoke(app, [*line, *small, *out, "--samples", "2"])
+    assert other.exit_code == 2 and "samples: 1 in the folder, 2 now" in other.stderr and "--out" in other.stderr
+    few = run.invoke(app, [*line, *small, "--layers", "1:99"])
+    assert few.exit_code == 2 and "0 to 5; got 1 to 98" in few.stderr
+
+
 def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
     out = str(tmp_path / "caa")
     fitted = run.invoke(app, ["fit", *texts, out, "--layer", "2", "--method", "caa", "--no-calibrate"])

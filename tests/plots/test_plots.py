@@ -19,6 +19,8 @@ from odesteer_tl.control import Bound, Linearity, Tracking
 from odesteer_tl.evaluation.calibration import Measured
 from odesteer_tl.evaluation.layer_choice import Candidate
 from odesteer_tl.evaluation.separation import separations
+from odesteer_tl.evaluation.sweeps.plan import Plan
+from odesteer_tl.evaluation.sweeps.result import Sweep, SweptRow
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.plots.paths import plane_of
 from odesteer_tl.plots.picture import COLOURS, DESIRED, UNDESIRED
@@ -73,6 +75,19 @@ def bounded():
     return Bound((0, 1, 2), one, one, 2 * one, 3 * one)
 
 
+def swept():
+    """Two methods at a layer each, of which the second breaks a guardrail at its second strength."""
+    plan = Plan(
+        ("A", "B"), (2,), ("last",), dict.fromkeys("AB", (0.1, 0.2)), False, ("kl",), "share", {}, (0,), 1, 2, 1, 4
+    )
+    rows = [SweptRow("no steering", None, None, 0.0, "T", 0.0, {"kl": 0.0}, [[0.3, 0.3]], ())]
+    for name, bad in (("A", ()), ("B", ("kl",))):
+        for at in (0.1, 0.2):
+            own = bad if at == 0.2 else ()
+            rows.append(SweptRow(name, 2, "last", at, "T", at, {"kl": at**2}, [[0.3 + at, 0.5 + at]], own))
+    return Sweep(plan, (), tuple(rows))
+
+
 def every(method, path):
     """One of each figure."""
     found = separations([planted(layer=layer) for layer in (1, 2)], {"means": ot.CAA.fit, "linear": ot.ITI.fit})
@@ -85,6 +100,7 @@ def every(method, path):
         "calibration": ot.plots.calibration(calibration()),
         "shift": ot.plots.shift({"CAA": [chosen(), chosen(budget=0.2)]}),
         "shift_by_auc": ot.plots.shift_by_auc({"CAA": chosen(), "ITI": chosen(shift=1.0)}),
+        "sweep": ot.plots.sweep(swept()),
         "by_token": ot.plots.by_token(torch.rand(3, 2), ["a", "b"]),
         "tracking": ot.plots.tracking({"A": tracked(), "B": tracked(0.2)}),
         "linearity": ot.plots.linearity(linear()),
@@ -294,6 +310,19 @@ def test_shift_is_by_budget_in_order_and_shift_by_auc_refuses_several():
         ot.plots.shift_by_auc({"CAA": chosen(), "ITI": chosen(budget=0.2)})
     with pytest.raises(ValueError, match="empty"):
         ot.plots.shift({"CAA": []})
+
+
+def test_sweep_draws_means_with_intervals_costs_and_what_breaks_a_guardrail(figures):
+    primary, cost = figures["sweep"].axes
+    for name in ("A, layer 2", "B, layer 2"):
+        np.testing.assert_allclose(points(primary)[name], [[0.1, 0.5], [0.2, 0.6]])
+        np.testing.assert_allclose(points(cost)[name], [[0.1, 0.01], [0.2, 0.04]])
+        np.testing.assert_allclose(halves(primary)[name], [0.1, 0.1])  # of two prompts: the least and the largest
+    for axes, height in ((primary, 0.6), (cost, 0.04)):
+        (hollow,) = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+        np.testing.assert_allclose(np.column_stack(hollow.get_data()), [[0.2, height]])
+    with pytest.raises(ValueError, match="no"):
+        ot.plots.sweep(replace(swept(), rows=swept().rows[:1]))
 
 
 def test_a_map_of_tokens_shows_its_numbers_and_displacements_are_those_of_the_caches():

@@ -1,0 +1,127 @@
+"""What was asked of a sweep, checked before anything is read: its data, methods and functions, and the plan."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from odesteer_tl._shapes import Position
+from odesteer_tl.backends.model_info import layers_of
+from odesteer_tl.data.tokens import reads_several
+from odesteer_tl.evaluation.choose_layer import usual_layers
+from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting
+from odesteer_tl.evaluation.entries import Entry, entry_of
+from odesteer_tl.evaluation.sweeps import guardrails as guards
+from odesteer_tl.evaluation.sweeps.plan import Plan, protocol_of
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A checked question: the `model`, the `plan`, texts by name, an entry per method, and the functions."""
+
+    model: Any
+    plan: Plan
+    texts: Mapping[str, list[str]]
+    methods: Mapping[str, Any]
+    entries: Mapping[str, Entry]
+    metrics: Mapping[str, guards.Metric]
+    judge: Judge | None
+
+    def protocol(self) -> tuple[dict[str, Any], list[str]]:
+        """See `protocol_of`."""
+        functions = {f"method {name}": one for name, one in self.methods.items()} | dict(self.metrics)
+        sampling = {"samples": self.plan.samples, "max_new_tokens": self.plan.max_new_tokens,
+                    "temperature": Setting.temperature, "top_p": Setting.top_p}  # fmt: skip
+        return protocol_of(self.model, self.plan, self.texts, functions | {"judge": self.judge}, sampling)
+
+    def settings(self) -> list[Setting]:
+        """One per seed, at the first layer."""
+        plan = self.plan
+        return [
+            Setting(
+                self.model, plan.layers[0], self.texts["prompts"], self.texts["validation_prompts"],
+                self.judge or _nothing, plan.samples, None, plan.max_new_tokens, seed=seed,
+            )
+            for seed in plan.seeds
+        ]  # fmt: skip
+
+
+def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, positions: Sequence[Position],
+          strengths: Any, judge: Judge | None, primary: str, guardrails: guards.Bounds,
+          metrics: Mapping[str, guards.Metric], unrelated: Sequence[str], keep: int, seeds: Sequence[int],
+          samples: int, max_new_tokens: int) -> Asked:  # fmt: skip
+    """The question of `sweep`, checked. Raises ValueError as `sweep` does, but for its folder."""
+    missing = [name for name in ("desired", "undesired", "prompts") if not hasattr(data, name)]
+    if missing:
+        raise ValueError(f"sweep takes data with desired, undesired and prompts, as ot.load_demo(); {missing} lacks.")
+    if not isinstance(methods, Mapping) or not methods or UNSTEERED in methods:
+        raise ValueError(f'methods is a dict by name, such as {{"CAA": ot.CAA}}; got {methods!r}.')
+    if isinstance(seeds, int) or not seeds or isinstance(positions, str) or not positions:
+        raise ValueError(f'seeds and positions are sequences, (0, 1) and ("last",); got {seeds!r} and {positions!r}.')
+    if isinstance(unrelated, str):
+        raise ValueError(f"unrelated is a sequence of prompts, ({unrelated!r},); got one text.")
+    if len(data.prompts) < 2 or keep < 1 or any(map(reads_several, positions)):
+        raise ValueError('sweep needs two prompts, keep=1 or more, and positions such as "last", one token a text.')
+    measures = _measures(judge, primary, metrics, bool(unrelated))
+    of_layers = tuple(usual_layers(layers_of(model)) if layers is None else sorted(set(layers)))
+    count = layers_of(model)
+    if not of_layers or not 0 <= of_layers[0] <= of_layers[-1] < count:
+        raise ValueError(f"layers are some of the model's blocks, 0 to {count - 1}; got {_span(of_layers)}.")
+    walk = strengths if isinstance(strengths, Mapping) else dict.fromkeys(methods, strengths)
+    plan = Plan(
+        methods=tuple(methods),
+        layers=of_layers,
+        positions=tuple(positions),
+        strengths={name: _rising(name, walk) for name in methods},
+        own_units=isinstance(strengths, Mapping),
+        measures=measures,
+        primary=primary,
+        guardrails=guards.checked_bounds(guardrails, measures),
+        seeds=tuple(dict.fromkeys(seeds)),
+        keep=keep,
+        prompts=len(data.prompts),
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+    )
+    entries = {name: entry_of(name, method) for name, method in methods.items()}
+    for name, entry in entries.items():
+        if entry.on != "texts":
+            raise ValueError(f"{name!r} is fitted on {entry.on}; sweep fits on texts at every place, as ot.CAA does.")
+    others = getattr(data, "validation_prompts", data.prompts)
+    texts = {"desired": data.desired, "undesired": data.undesired, "prompts": data.prompts,
+             "validation_prompts": others, "unrelated": unrelated}  # fmt: skip
+    return Asked(model, plan, {name: list(of) for name, of in texts.items()}, methods, entries, metrics, judge)
+
+
+def _measures(
+    judge: Judge | None, primary: str, metrics: Mapping[str, guards.Metric], unrelated: bool
+) -> tuple[str, ...]:
+    """The names of all measures. Raises ValueError for a primary one that is not measured, and for a name twice."""
+    if judge is None and primary == "share":
+        raise ValueError("share needs a judge: give judge=, or metrics={name: function} and primary=name.")
+    known = [*guards.MEASURES, *(["unrelated_kl"] if unrelated else []), *(["share"] if judge else [])]
+    if primary != "share" and primary not in metrics:
+        raise ValueError(
+            f"primary is 'share' or one of metrics, {', '.join(metrics) or 'none given'}; got {primary!r}."
+        )
+    if set(metrics) & {*known, "share", "unrelated_kl"}:
+        raise ValueError(f"metrics have names of their own, other than {', '.join(known)}; got {', '.join(metrics)}.")
+    return tuple([*known, *metrics])
+
+
+def _rising(name: str, strengths: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
+    values = strengths.get(name, ())
+    if isinstance(values, (str, int, float)) or not len(values) or not all(0 < one < math.inf for one in values):
+        raise ValueError(f"strengths of {name!r} are numbers above 0, such as (0.05, 0.1, 0.2); got {values!r}.")
+    return tuple(sorted({float(value) for value in values}))
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}" if layers else "none"
+
+
+def _nothing(texts: Sequence[str]) -> torch.Tensor:
+    """In the place of a judge where there is none: its share is not reported."""
+    return torch.zeros(len(texts), device="cpu")

@@ -1,0 +1,144 @@
+"""The folder of a sweep: `protocol.json`, what was asked for, and `cells.jsonl`, one finished cell a line."""
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from odesteer_tl.data.plain_trees import parsed
+from odesteer_tl.evaluation.sweeps.folder_lock import LOCK, locked
+
+PROTOCOL, CELLS = "protocol.json", "cells.jsonl"
+KEY = ("method", "layer", "position", "strength", "seed")
+"""What names a cell."""
+
+
+class Cells:
+    """Finished cells by key; with a `folder`, kept there line by line. One process at a time may write a folder."""
+
+    def __init__(self, folder: str | Path | None, protocol: dict[str, Any], unread: Sequence[str] = ()) -> None:
+        """Open a new folder, or one of the same protocol, and lock it until `close`.
+
+        Raises ValueError for a folder of another protocol, with the difference; for one that holds other files; for one
+        that another process writes; and for a damaged line. A last line without its end, of a run that was killed, is
+        removed. A folder that has cells is resumed with a warning where there is something `unread`, which the protocol
+        cannot compare.
+        """
+        self._found: dict[str, dict[str, Any]] = {}
+        self._file: Path | None = None
+        self._lock: IO[bytes] | None = None
+        if folder is None:
+            return
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file: name a folder for the cells, out=.")
+        kept = folder / PROTOCOL
+        if folder.exists() and not kept.exists() and any(_other(one.name) for one in folder.iterdir()):
+            raise ValueError(f"{folder} holds files, and no {PROTOCOL} of a sweep: name a new or empty folder, out=.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(folder)
+        try:
+            if kept.exists():
+                _check_same(kept, protocol)
+            else:
+                _write_whole(kept, protocol)
+            self._file = folder / CELLS
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+        if self._found and unread:
+            warnings.warn(
+                f"{folder} is resumed, and these cannot be compared with what it was begun with: {'; '.join(unread)}. "
+                "Take another folder, out=, if one of them has changed.",
+                stacklevel=3,
+            )
+
+    def __enter__(self) -> "Cells":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the lock of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """The finished cell of this key, or None."""
+        return self._found.get(_name(key))
+
+    def add(self, cell: dict[str, Any]) -> None:
+        """Keep a finished cell; when this returns it is on the disc."""
+        line = json.dumps(cell, allow_nan=False, ensure_ascii=False) + "\n"
+        if self._file is not None:
+            with self._file.open("ab") as stream:
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        self._found[_name(cell)] = json.loads(line)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def _read(self) -> None:
+        assert self._file is not None
+        data = self._file.read_bytes() if self._file.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):  # killed while the last line was written
+            with self._file.open("rb+") as stream:
+                stream.truncate(len(whole))
+                os.fsync(stream.fileno())
+        for number, line in enumerate(whole.decode(errors="replace").split("\n")[:-1], 1):
+            try:
+                cell = parsed(line)
+                self._found[_name(cell)] = cell
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"Line {number} of {self._file} is damaged: remove it, the cell is run again.") \
+                    from error  # fmt: skip
+
+
+def _other(name: str) -> bool:
+    """Whether a file is none that a sweep killed at its start leaves."""
+    return name not in (LOCK, f"{PROTOCOL}.tmp")
+
+
+def _write_whole(kept: Path, protocol: dict[str, Any]) -> None:
+    unfinished = kept.with_name(f"{PROTOCOL}.tmp")
+    with unfinished.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(protocol, indent=1, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(unfinished, kept)
+
+
+def _name(cell: dict[str, Any]) -> str:
+    return json.dumps([cell[part] for part in KEY])
+
+
+def _check_same(kept: Path, protocol: dict[str, Any]) -> None:
+    try:
+        before = parsed(kept.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{kept} is damaged: name another folder, out=.") from error
+    differences = differing(before, json.loads(json.dumps(protocol)))
+    if differences:
+        raise ValueError(
+            f"{kept.parent} holds a sweep of another protocol: name another folder, out=, or ask for the same.\n"
+            + "\n".join(differences)
+        )
+
+
+def differing(before: Any, now: Any, where: str = "") -> list[str]:
+    """A line for each place where two trees of plain values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = dict.fromkeys([*before, *now])
+        return [
+            line
+            for name in names
+            for line in differing(before.get(name), now.get(name), f"{where}.{name}" if where else name)
+        ]
+    return [] if before == now else [f"  {where}: {before!r} in the folder, {now!r} now"]

@@ -1,0 +1,179 @@
+"""`ot.sweep`: screen all places, generate at the best, walk upwards in strength, stop, and resume."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, overload
+
+from odesteer_tl._shapes import Position
+from odesteer_tl.evaluation.continuations import UNSTEERED, Judge
+from odesteer_tl.evaluation.sweeps.asked import asked
+from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
+from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds, Metric, broken
+from odesteer_tl.evaluation.sweeps.measuring import Measuring
+from odesteer_tl.evaluation.sweeps.plan import Plan
+from odesteer_tl.evaluation.sweeps.result import Sweep, SweptRow
+from odesteer_tl.evaluation.sweeps.screening import Fits, Place
+from odesteer_tl.evaluation.sweeps.walk import walked
+
+
+@overload
+def sweep(
+    model: Any,
+    data: Any,
+    methods: Any,
+    *,
+    layers: Iterable[int] | None = ...,
+    positions: Sequence[Position] = ...,
+    strengths: Sequence[float] | Mapping[str, Sequence[float]] = ...,
+    judge: Judge | None = ...,
+    primary: str = ...,
+    guardrails: Bounds = ...,
+    metrics: Mapping[str, Metric] | None = ...,
+    unrelated: Sequence[str] = ...,
+    keep: int = ...,
+    seeds: Sequence[int] = ...,
+    samples: int = ...,
+    max_new_tokens: int = ...,
+    out: str | Path | None = ...,
+    dry_run: Literal[True],
+    progress: Callable[[str], None] | None = ...,
+) -> Plan:
+    """The plan alone."""
+    ...
+
+
+@overload
+def sweep(
+    model: Any,
+    data: Any,
+    methods: Any,
+    *,
+    layers: Iterable[int] | None = ...,
+    positions: Sequence[Position] = ...,
+    strengths: Sequence[float] | Mapping[str, Sequence[float]] = ...,
+    judge: Judge | None = ...,
+    primary: str = ...,
+    guardrails: Bounds = ...,
+    metrics: Mapping[str, Metric] | None = ...,
+    unrelated: Sequence[str] = ...,
+    keep: int = ...,
+    seeds: Sequence[int] = ...,
+    samples: int = ...,
+    max_new_tokens: int = ...,
+    out: str | Path | None = ...,
+    dry_run: Literal[False] = ...,
+    progress: Callable[[str], None] | None = ...,
+) -> Sweep:
+    """The sweep itself."""
+    ...
+
+
+def sweep(
+    model: Any,
+    data: Any,
+    methods: Any,
+    *,
+    layers: Iterable[int] | None = None,
+    positions: Sequence[Position] = ("last",),
+    strengths: Sequence[float] | Mapping[str, Sequence[float]] = (0.05, 0.1, 0.2, 0.4),
+    judge: Judge | None = None,
+    primary: str = "share",
+    guardrails: Bounds = GUARDRAILS,
+    metrics: Mapping[str, Metric] | None = None,
+    unrelated: Sequence[str] = (),
+    keep: int = 3,
+    seeds: Sequence[int] = (0, 1, 2),
+    samples: int = 4,
+    max_new_tokens: int = 32,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Plan | Sweep:
+    """Every method at every layer and reading position: screened by the cross-validated AUC of h, then generated from
+    at the best `keep` places per method, at rising strengths until the stop rule of the plan ends the walk.
+
+        plan = ot.sweep(model, data, {"ODESteer": ot.ODESteer}, judge=judge, dry_run=True)  # nothing is run
+        found = ot.sweep(model, data, {"ODESteer": ot.ODESteer}, judge=judge, out="sweep")  # resumes, if killed
+        print(found, found.best(), found.pareto())
+
+    `data`: an object with the texts `desired`, `undesired` and `prompts`; KL is measured on greedy continuations of its
+    `validation_prompts`, or else of the prompts. `methods`: by name classes or functions acts → method of one site.
+    `layers` None: about eight, as `choose_layer`. `strengths`: numbers s for all methods, relative_T = s where T is a
+    length, else T = s / 0.3 · `method.usual_T`, so that CAA too moves by s of the usual norm, and a map goes s / 0.3 of
+    its way, up to the largest T there is; or by name numbers in the unit of the method, relative_T or T. The table says
+    both. `judge` as for `compare`: `share` is the share that it calls desired. `primary`: "share", or one of `metrics`,
+    functions of texts that return one number, higher is better. `guardrails`: bounds (low, high) of measures by name,
+    see `odesteer_tl.evaluation.sweeps.guardrails`; `unrelated`: prompts on which the measure unrelated_kl is taken. The
+    seed of a cell sets its fit and its sampling, so that neither order nor interruption changes a figure.
+
+    `out`: a folder; each finished cell is one line there, and the same call resumes. Model, texts, functions with all
+    that they hold, settings and versions must be the same; what a judge holds and cannot be compared, such as a client,
+    is named in a warning. `progress` gets a line before each cell, with the time that is left at most.
+
+    Returns a `Sweep`, or its `Plan` with `dry_run`. Raises ValueError for data, methods, strengths, bounds or metrics
+    of another kind, fewer than two prompts, a folder that another process writes, and one of another protocol, with
+    the difference.
+    """
+    question = asked(
+        model, data, methods, layers=layers, positions=positions, strengths=strengths, judge=judge, primary=primary,
+        guardrails=guardrails, metrics=dict(metrics or {}), unrelated=unrelated, keep=keep, seeds=seeds,
+        samples=samples, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    plan, say = question.plan, progress or (lambda said: None)
+    if dry_run:
+        return plan
+    with Cells(out, *question.protocol()) as cells:
+        say("screening")
+        fits = Fits(question)
+        screening = fits.screened()
+        rows = _Rows(plan, cells, Measuring(fits), say)
+        first = rows.row(UNSTEERED, None, 0.0)
+        walks = [
+            walked(first, plan.strengths[one.method], partial(rows.row, one.method, (one.layer, one.position)))
+            for one in screening
+            if one.kept
+        ]
+    return Sweep(plan, screening, (first, *(row for walk in walks for row in walk)))
+
+
+class _Rows:
+    """Rows of finished cells; a cell that is not there yet is measured and kept, and its turn is said."""
+
+    def __init__(self, plan: Plan, cells: Cells, measuring: Measuring, say: Callable[[str], None]) -> None:
+        self.plan, self.cells, self.measuring, self.say = plan, cells, measuring, say
+        self.seconds, self.asked_for = list[float](), 0
+
+    def row(self, name: str, place: Place | None, strength: float) -> SweptRow:
+        """A method at a place and strength, over all seeds."""
+        layer, position = place or (None, None)
+        found = [self._cell(name, place, strength, seed) for seed in self.plan.seeds]
+        of = {one: [cell["measures"][one] for cell in found] for one in self.plan.measures}
+        means = {one: None if None in values else fmean(values) for one, values in of.items()}
+        bad = () if place is None else broken(means, self.plan.guardrails)
+        scores, unit, value = [cell["scores"] for cell in found], found[0]["unit"], found[0]["value"]
+        return SweptRow(name, layer, position, strength, unit, value, means, scores, bad)
+
+    def _cell(self, name: str, place: Place | None, strength: float, seed: int) -> dict[str, Any]:
+        layer, position = place or (None, None)
+        key: dict[str, Any] = dict(zip(KEY, (name, layer, position, strength, seed), strict=True))
+        self.asked_for += 1
+        if (found := self.cells.get(key)) is not None:
+            return found
+        where = "" if place is None else f", layer {layer}, position {position}, strength {strength:g}"
+        self.say(f"{name}{where}, seed {seed}: cell {self.asked_for} of at most {self.plan.cells}{self._left()}")
+        start = time.perf_counter()
+        self.cells.add(key | self.measuring.cell(name, place, strength, seed))
+        self.seconds.append(time.perf_counter() - start)
+        kept = self.cells.get(key)
+        assert kept is not None  # it was added
+        return kept
+
+    def _left(self) -> str:
+        """How long the rest takes at most, from the cells measured so far."""
+        if not self.seconds:
+            return ""
+        seconds = fmean(self.seconds) * (self.plan.cells - self.asked_for + 1)
+        return f", at most {seconds:.0f} s left" if seconds < 120 else f", at most {seconds / 60:.0f} min left"

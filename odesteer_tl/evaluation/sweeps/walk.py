@@ -1,0 +1,40 @@
+"""The walk upwards in strength, and when it stops: plain rules on finished rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from odesteer_tl.evaluation.sweeps.result import SweptRow
+
+PATIENCE = 2
+"""Strengths in a row without an improvement."""
+
+
+def improves(new: SweptRow, old: SweptRow) -> bool:
+    """Whether the primary metric exceeds that of `old` by one standard error of the difference over prompts, each the
+    mean over seeds."""
+    scores = [torch.tensor(row.scores, dtype=torch.float64, device="cpu").mean(0) for row in (new, old)]
+    gain = scores[0] - scores[1]
+    return float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5
+
+
+def walked(unsteered: SweptRow, strengths: Sequence[float], row_at: Callable[[float], SweptRow]) -> list[SweptRow]:
+    """The rows at rising strengths until one breaks a guardrail, or the primary metric has not improved `PATIENCE`
+    times in a row over the best one so far; the last row says why it is the last."""
+    rows, best, idle = list[SweptRow](), unsteered, 0
+    for strength in strengths:
+        row = row_at(strength)
+        improved = improves(row, best)
+        best, idle = (row, 0) if improved else (best, idle + 1)
+        stop = None
+        if row.broken:
+            stop = f"guardrail: {'; '.join(row.broken)}"
+        elif idle == PATIENCE:
+            stop = f"no improvement beyond noise {PATIENCE} times in a row"
+        elif strength == strengths[-1]:
+            stop = "last strength"
+        rows.append(replace(row, stop=stop))
+        if stop is not None:
+            break
+    return rows
