@@ -93,6 +93,12 @@ def every(method, path):
     }
 
 
+@pytest.fixture(scope="module")
+def figures(method, path):
+    """`every` in the usual style, made once, for tests that only look."""
+    return every(method, path)
+
+
 def points(axes):
     """What is drawn as (x, y) with a label: lines, and the lines of error bars."""
     lines = [(line.get_label(), line) for line in axes.lines]
@@ -113,14 +119,14 @@ def halves(axes):
     return found
 
 
-def test_every_figure_is_in_the_table_and_the_other_way_round(method, path):
+def test_every_figure_is_in_the_table_and_the_other_way_round(figures):
     calls = set(ot.plots.__all__) - {"displacements"}
-    assert calls == set(every(method, path))
+    assert calls == set(figures)
     assert ot.plots.__doc__ is not None and all(f"`ot.plots.{name}(" in ot.plots.__doc__ for name in calls)
 
 
-def test_every_axis_says_what_it_shows_and_lines_have_a_legend(method, path):
-    for name, figure in every(method, path).items():
+def test_every_axis_says_what_it_shows_and_lines_have_a_legend(figures):
+    for name, figure in figures.items():
         shared = bool(figure.axes[0].get_shared_y_axes().get_siblings(figure.axes[0])[1:])
         for number, axes in enumerate(figure.axes):
             is_bar = hasattr(axes, "_colorbar")
@@ -142,8 +148,8 @@ def test_paper_is_white_and_ink_dark_whatever_the_users_style(method, path, styl
                 assert all(max(to_rgb(text.get_color())) < 0.2 for text in texts), name
 
 
-def test_a_figure_is_small_and_needs_no_pyplot(method, path):
-    for name, figure in every(method, path).items():
+def test_a_figure_is_small_and_needs_no_pyplot(figures):
+    for name, figure in figures.items():
         assert len(figure._repr_png_()) < 50_000, name
     assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
 
