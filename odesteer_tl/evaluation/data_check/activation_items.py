@@ -14,14 +14,20 @@ RISE = 0.03
 READ_FIRST = 10
 
 
-def beyond_surface(best: Ranking, trivial: Sequence[Ranking]) -> Item:
-    """h at its best place against the best trivial baseline, on the same held-out texts."""
+def beyond_surface(best: Ranking, trivial: Sequence[Ranking], tried: int) -> Item:
+    """h at the best of the `tried` places against the best trivial baseline, on the same held-out texts.
+
+    The best of many is above ½ by chance: it must be so by as many errors as leave 2.5 % for all places together
+    (Bonferroni).
+    """
+    errors = NormalDist().inv_cdf(1 - 0.025 / tried)
     rival = max(trivial, key=lambda one: one.auc)
     more, error = best.minus(rival)
     numbers = {"auc": best.auc, "baseline": rival.auc, "more": more, "error": error}
     said = f"h at {best.name} has AUC {best.auc:.3f}, {rival.name} {rival.auc:.3f}: {more:+.3f} ± {error:.3f}."
-    if best.auc - 0.5 <= 2 * best.error:
-        return Item("surface", "stop", f"{said} h is not above ½ by two errors, so nothing tells the sides apart.",
+    if best.auc - 0.5 <= errors * best.error:
+        return Item("surface", "stop", f"{said} h is not above ½ by {errors:.1f} errors, as the best of {tried} places "
+                    "by chance may be: nothing is shown to tell the sides apart.",
                     "Check the labels, add texts, or give other layers= and positions=.", numbers)  # fmt: skip
     if more <= 2 * error or more <= 0:
         return Item(

@@ -1,4 +1,4 @@
-"""Trivial baselines: what a logistic regression tells by the length, the words, or the last token of a text alone."""
+"""Trivial baselines: what a logistic regression tells by the length, the words, or one token of a text alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,16 @@ from odesteer_tl.evaluation.data_check.surface import Surface
 
 
 def baselines(surface: Surface, folds: Folds, units: list[int]) -> list[Ranking]:
-    """Length in tokens, bag of words (present or not) and last token, each fitted anew in every fold."""
+    """Length in tokens, bag of words (present or not), first and last token, each fitted anew in every fold."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     lengths = [[float(len(row))] for row in surface.tokens]
-    lasts = [[row[-1]] for row in surface.tokens]
+    firsts, lasts = ([[row[place]] for row in surface.tokens] for place in (0, -1))
     makers: list[tuple[str, Callable[[], Any], list[Any]]] = [
         ("length", StandardScaler, lengths),
         ("bag of words", lambda: CountVectorizer(binary=True, token_pattern=r"\w+|[^\w\s]"), surface.texts),
+        ("first token", lambda: OneHotEncoder(handle_unknown="ignore"), firsts),
         ("last token", lambda: OneHotEncoder(handle_unknown="ignore"), lasts),
     ]
     return [
