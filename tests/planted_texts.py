@@ -39,12 +39,14 @@ def pairs() -> tuple[list[str], list[str]]:
     desired = clean()[0]
     couples = [next(pair for pair in PAIRS if f"film is {pair[0]}," in text) for text in desired]
     turned = [text.replace(a, "#").replace(b, a).replace("#", b) for text, (a, b) in zip(desired, couples, strict=True)]
-    return desired, turned
+    both = zip(fillers()[-SIDE:], fillers()[-2 * SIDE :], fillers()[-3 * SIDE :], strict=False)
+    starts = [f"{' and '.join(three)}. " for three in both]
+    return tuple([a + b for a, b in zip(starts, side, strict=True)] for side in (desired, turned))
 
 
 def check(desired: list[str], undesired: list[str], **options) -> ot.DataCheck:
-    """After both words, with the difference of means, which takes no time to fit."""
-    usual = {"method": ot.CAA, "layers": 2, "positions": -5, "progress": False}
+    """After both words, with a logistic regression, which is quick to fit."""
+    usual = {"method": ot.ITI, "layers": 2, "positions": -5, "progress": False}
     return ot.check_data(model(), desired, undesired, **usual | options)
 
 

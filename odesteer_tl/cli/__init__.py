@@ -1,5 +1,6 @@
-"""`odesteer-tl`: the demo, the comparison, fit, calibrate and generate for your own texts, and the parity table."""
+"""`odesteer-tl`: the demo, the comparison, check, fit, calibrate and generate for your own texts, and the parity table."""
 
+from odesteer_tl.cli import check_command as _check_command  # noqa: F401
 from odesteer_tl.cli import commands as _commands  # noqa: F401 — its commands join the app
 from odesteer_tl.cli import method_commands as _method_commands  # noqa: F401
 from odesteer_tl.cli.app import app, main

@@ -55,6 +55,12 @@ FitLayer = Annotated[
         help="Block whose resid_post is read, from 0. Default: the one that steers most for --kl.",
     ),
 ]
+CheckedLayers = Annotated[
+    Any,  # a list of layers, or None
+    Option(
+        parser=values.layers, metavar="LAYERS", help="As in 2,4 or 8:24:4. Default: about eight, evenly spaced."
+    ),
+]
 Towards = Annotated[Direction, Option(help="Towards praise or towards its opposite.")]
 Seed = Annotated[
     int,
@@ -89,6 +95,9 @@ Queries = Annotated[
         metavar="FILE",
         help="A text file: line i of both files continues its line i. Begin answers with a space.",
     ),
+]
+Page = Annotated[
+    Path | None, Option("--html", parser=values.output, metavar="FILE", help="File for the page, HTML.")
 ]
 Out = Annotated[Path, Argument(parser=values.output, metavar="OUT", help="Folder for the fitted method.")]
 Folder = Annotated[Path, Argument(parser=values.path, metavar="FOLDER", help="Folder that `fit` wrote.")]

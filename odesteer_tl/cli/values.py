@@ -77,6 +77,22 @@ def position(given: Any) -> Position:
     return int(text)
 
 
+def layers(given: Any) -> list[int]:
+    """Reads layers: numbers with commas between them, or first:end:step as in Python, without the end."""
+    text = str(given)
+    numbers = r"[0-9]{1,5}"
+    if re.fullmatch(rf"{numbers}(,{numbers})*", text):
+        found = sorted({int(one) for one in text.split(",")})
+    elif re.fullmatch(rf"{numbers}:{numbers}(:{numbers})?", text):
+        start, end, *step = map(int, text.split(":"))
+        found = [] if step == [0] else list(range(start, end, *step))
+    else:
+        found = []
+    if not found:
+        raise typer.BadParameter(f"{text!r} names no layers, as 2,4 or 8:24:4 do.")
+    return found
+
+
 def text(given: Any) -> str:
     """Reads a text that tokenizers accept. Bytes that are not UTF-8 come as surrogates, and are refused."""
     try:

@@ -3,9 +3,11 @@
 import random
 
 import pytest
+import torch
 from planted_texts import SIDE, check, clean, fillers, model, pairs, verdicts
 
 import odesteer_tl as ot
+from odesteer_tl.backends.base import backend_of
 
 
 def test_clean_data_pass():
@@ -37,7 +39,7 @@ def often_on_both_sides(high, low):
 
 
 def longer(high, low):
-    return [f"{fillers()[-row - 1]} {text}" if row % 4 == 0 else text for row, text in enumerate(high)], low
+    return [f"{fillers()[-row - 1]} {text}" if row % 2 == 0 else text for row, text in enumerate(high)], low
 
 
 def other_ends(high, low):
@@ -53,7 +55,7 @@ def wrong_labels(high, low):
 
 
 def a_word_that_says_it(high, low):
-    return [text.replace("The film", "The splendid film") for text in high], low
+    return [text.replace("The film", "This film") for text in high], low
 
 
 def labels_by_chance(high, low):
@@ -102,7 +104,7 @@ def test_the_rival_of_a_word_that_says_it_is_the_bag_of_words():
 def test_texts_that_are_nearly_one_are_no_data_and_no_auc_is_measured():
     high, low = clean()
     found = check([f"{high[row % 5]} {'.' * (row // 5)}" for row in range(SIDE)], low)
-    assert verdicts(found) == {"duplicates": "look", "effective n": "stop"} | {"last token": "look"} | verdicts(found)
+    assert found["duplicates"].verdict == "look"
     assert found["effective n"].verdict == "stop" and found.best is None and found.areas == ()
 
 
@@ -133,7 +135,7 @@ def test_groups_count_once():
     groups = [row // 4 for row in range(SIDE)], [100 + row // 4 for row in range(SIDE)]
     found = check(*clean(), groups=groups)
     assert found["effective n"].numbers == {"desired": 10, "undesired": 10}
-    assert found["surface"].numbers["error"] > check(*clean())["surface"].numbers["error"]
+    assert verdicts(found) == {"effective n": "look"}
     with pytest.raises(ValueError, match="groups needs one id per text, 40 desired and 40 undesired; got 40 and 39"):
         check(*clean(), groups=(groups[0], groups[1][1:]))
 
@@ -141,13 +143,10 @@ def test_groups_count_once():
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_loud_first_token_is_found_where_it_is_read(keep):
     """A token of fifty times the usual norm, left out of a mean unless it is asked for."""
-    block = model().blocks[2]
+    block = backend_of(model()).decoder_blocks(model(), None)[1]  # before the site that is read
 
     def loud(module, given, value):
-        first = value[0] if isinstance(value, tuple) else value
-        return (first * (1 + 49 * (torch.arange(first.shape[1]) == 0).unsqueeze(-1)), *value[1:])
-
-    import torch
+        return value * (1 + 49 * (torch.arange(value.shape[1]) == 0).unsqueeze(-1))
 
     handle = block.register_forward_hook(loud)
     found = check(*clean(), positions="mean", batch_size=1, keep_sinks=keep)
