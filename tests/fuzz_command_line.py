@@ -122,7 +122,9 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
     def method() -> str:
         return of(files["methods"], files["hostile methods"] * 3 + files["texts"] + WORDS)
 
-    command = of(["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "check"], WORDS)
+    command = of(
+        ["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "check"], WORDS
+    )
     options = {
         "fit": {
             "--layer": small, "--model": model, "--method": lambda: of(list(METHODS), WORDS), "--paired": None,

@@ -106,9 +106,7 @@ def _in_order(parts: list[Reading], order_of_tokens: Int[Tensor, " tokens"]) -> 
 
 def both_sides(sides: Sequence[list[SiteTokens]]) -> list[SiteTokens]:
     """The tokens of all sides together, at each site."""
-    return [
-        SiteTokens(*(torch.cat(part) for part in zip(*parts, strict=True))) for parts in zip(*sides, strict=True)
-    ]
+    return [SiteTokens(*(torch.cat(part) for part in zip(*parts, strict=True))) for parts in zip(*sides, strict=True)]
 
 
 def report_sinks(

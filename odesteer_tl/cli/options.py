@@ -57,9 +57,7 @@ FitLayer = Annotated[
 ]
 CheckedLayers = Annotated[
     Any,  # a list of layers, or None
-    Option(
-        parser=values.layers, metavar="LAYERS", help="As in 2,4 or 8:24:4. Default: about eight, evenly spaced."
-    ),
+    Option(parser=values.layers, metavar="LAYERS", help="As in 2,4 or 8:24:4. Default: about eight, evenly spaced."),
 ]
 Towards = Annotated[Direction, Option(help="Towards praise or towards its opposite.")]
 Seed = Annotated[
@@ -96,9 +94,7 @@ Queries = Annotated[
         help="A text file: line i of both files continues its line i. Begin answers with a space.",
     ),
 ]
-Page = Annotated[
-    Path | None, Option("--html", parser=values.output, metavar="FILE", help="File for the page, HTML.")
-]
+Page = Annotated[Path | None, Option("--html", parser=values.output, metavar="FILE", help="File for the page, HTML.")]
 Out = Annotated[Path, Argument(parser=values.output, metavar="OUT", help="Folder for the fitted method.")]
 Folder = Annotated[Path, Argument(parser=values.path, metavar="FOLDER", help="Folder that `fit` wrote.")]
 Prompts = Annotated[list[str], Argument(parser=values.text, metavar="PROMPT...", help="One or more prompts.")]

@@ -107,7 +107,9 @@ def h_of(name: str, fitted: Any) -> Barrier:
     """The barrier of a method, or the barrier itself, in float64. Raises ValueError for a method without one."""
     barrier = getattr(fitted, "barrier", fitted)
     if barrier is None:
-        raise ValueError(f"{name} has no barrier h, so that it ranks nothing: leave it out, or give a method with an h.")
+        raise ValueError(
+            f"{name} has no barrier h, so that it ranks nothing: leave it out, or give a method with an h."
+        )
     return with_grad(moved(barrier, dtype=torch.float64))
 
 

@@ -17,8 +17,9 @@ LINE = ["check", "good.txt", "bad.txt", "--layers", "2", "--position", "-5", "--
 @pytest.fixture(autouse=True)
 def texts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ot, "load_demo", lambda found=ot.load_demo(model()): found)
     high, low = clean()
+    demo = ot.load_demo(model())
+    monkeypatch.setattr(ot, "load_demo", lambda: demo)
     Path("good.txt").write_text("\n".join(high), encoding="utf-8")
     Path("bad.txt").write_text("\n".join(low), encoding="utf-8")
     Path("same.txt").write_text("\n".join(high[::-1]), encoding="utf-8")

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
+import torch
+
 from odesteer_tl.data.tokens import SiteTokens
 from odesteer_tl.evaluation.data_check.rankings import Ranking
 from odesteer_tl.evaluation.data_check.report import Item, OddText, Verdict
@@ -51,28 +53,31 @@ def learning(curve: Sequence[Ranking], shares: Sequence[float]) -> Item:
 
 
 def labels(best: Ranking, surface: Surface) -> tuple[Item, list[OddText]]:
-    """Texts beyond the median of the other side, against how many two normal distributions would have there.
+    """Texts beyond the middle between both sides, against how many two normal distributions would have there.
 
-    Centre and spread are medians and 1.4826 times the median deviations, which a few wrong labels do not move.
+    Centre and spread are medians and 1.4826 times the median deviations, which a few wrong labels do not move. A wrong
+    label makes a usual text of the other side, so that its placement there is about ½: it is told by h beyond the middle.
     """
     n, h = surface.n_desired, best.scores
-    high, low = h[:n], h[n:]
-    centres = [float(side.median()) for side in (high, low)]
-    expected = wrong = 0.0
-    for side, sign, own, other in ((high, 1, *centres), (low, -1, *reversed(centres))):
+    sides = h[:n], h[n:]
+    centres = [float(side.median()) for side in sides]
+    half = max(centres[0] - centres[1], 0.0) / 2
+    signs = torch.tensor([1.0] * n + [-1.0] * (len(h) - n), dtype=h.dtype, device="cpu")
+    margins = signs * (h - sum(centres) / 2)
+    expected = 0.0
+    for side, own in zip(sides, centres, strict=True):
         spread = 1.4826 * float((side - own).abs().median()) or 1e-12
-        expected += len(side) * NormalDist().cdf(-max(sign * (own - other), 0.0) / spread)
-        wrong += int((sign * (side - other) < 0).sum())
+        expected += len(side) * NormalDist().cdf(-half / spread)
+    wrong = int((margins < 0).sum())
     many = wrong > expected + 3 * (expected + 1) ** 0.5
-    order = sorted(range(len(h)), key=lambda row: (float(best.placements[row]), float(h[row]) * (1 if row < n else -1)))
     odd = [
         OddText("desired" if row < n else "undesired", row if row < n else row - n, float(best.placements[row]),
                 float(h[row]), surface.texts[row])
-        for row in order[:READ_FIRST] if float(best.placements[row]) < 0.5
+        for row in margins.argsort(stable=True).tolist()[:READ_FIRST] if float(margins[row]) < 0
     ]  # fmt: skip
     item = Item(
         "labels", "look" if many else "pass",
-        f"h of {wrong:.0f} held-out texts lies beyond the median of the other side, where {expected:.1f} are expected.",
+        f"h of {wrong} held-out texts lies nearer to the other side, where {expected:.1f} are expected.",
         "Read the texts below (check.texts): they may be ambiguous or on the wrong side." if many else "",
         {"wrong": wrong, "expected": expected},
     )  # fmt: skip

@@ -85,7 +85,9 @@ def check_data(
         lengths(surface, units),
         *end_tokens(surface, units, pairs, seed),
     ]
-    if set(whole.texts[:n]) == set(whole.texts[n:]) or any((i.name, i.verdict) == ("effective n", "stop") for i in items):
+    if set(whole.texts[:n]) == set(whole.texts[n:]) or any(
+        (i.name, i.verdict) == ("effective n", "stop") for i in items
+    ):
         return DataCheck(tuple(items), (), (), None, sides)
     folds = folds_of_units(n, units, seed)
     met: dict[Position, SiteTokens] = {}

@@ -15,9 +15,7 @@ SHARES = (0.25, 0.5, 1.0)
 Fit = Callable[[ContrastiveActivations], object]
 
 
-def h_ranking(
-    name: str, acts: ContrastiveActivations, fit: Fit, folds: Folds, units: Sequence[int]
-) -> Ranking:
+def h_ranking(name: str, acts: ContrastiveActivations, fit: Fit, folds: Folds, units: Sequence[int]) -> Ranking:
     """The ranking by h, fitted anew in every fold."""
     n = len(acts.desired)
     rows = torch.cat([acts.desired, acts.undesired])
