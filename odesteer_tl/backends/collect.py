@@ -143,8 +143,8 @@ def collect_places(
     remote: bool | str = False,
     hear: Callable[[Position, list[SiteTokens]], None] | None = None,
 ) -> list[list[ContrastiveActivations]]:
-    """The result of `collect_layers` for each of `positions`, from the same forward passes. `hear` is told the tokens of
-    both sides for each position, at each layer in ascending order, and no warning is raised of the sinks among them."""
+    """The result of `collect_layers` for each of `positions`, from the same forward passes. `hear` is told, for each
+    position, the tokens of both sides at each layer in ascending order; then no warning is raised of the sinks."""
     wanted_layers = list(layers)
     sites = _sites(model, wanted_layers, site, remote, blocks)
     batch_size = whole_number("batch_size", batch_size)

@@ -1,4 +1,4 @@
-"""`odesteer-tl`: the demo, the comparison, check, fit, calibrate and generate for your own texts, and the parity table."""
+"""`odesteer-tl`: the demo, the comparison, check, fit, calibrate, generate for your own texts, and the parity table."""
 
 from odesteer_tl.cli import check_command as _check_command  # noqa: F401
 from odesteer_tl.cli import commands as _commands  # noqa: F401 — its commands join the app

@@ -55,8 +55,8 @@ def learning(curve: Sequence[Ranking], shares: Sequence[float]) -> Item:
 def labels(best: Ranking, surface: Surface) -> tuple[Item, list[OddText]]:
     """Texts beyond the middle between both sides, against how many two normal distributions would have there.
 
-    Centre and spread are medians and 1.4826 times the median deviations, which a few wrong labels do not move. A wrong
-    label makes a usual text of the other side, so that its placement there is about ½: it is told by h beyond the middle.
+    Centre and spread are medians and 1.4826 times the median deviations, which a few wrong labels do not move. A text
+    with a wrong label is a usual one of the other side, where its placement is about ½: h beyond the middle tells it.
     """
     n, h = surface.n_desired, best.scores
     sides = h[:n], h[n:]

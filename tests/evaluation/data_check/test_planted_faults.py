@@ -8,6 +8,9 @@ from planted_texts import SIDE, check, clean, fillers, model, pairs, verdicts
 
 import odesteer_tl as ot
 from odesteer_tl.backends.base import backend_of
+from odesteer_tl.evaluation.data_check.activation_items import labels
+from odesteer_tl.evaluation.data_check.rankings import Ranking
+from odesteer_tl.evaluation.data_check.surface import Surface
 
 
 def test_clean_data_pass():
@@ -73,7 +76,6 @@ def labels_by_chance(high, low):
         (longer, {"length": "look"}),
         (other_ends, {"last token": "look"}),
         (other_beginnings, {"first token": "look"}),
-        (wrong_labels, {"labels": "look"}),
         (a_word_that_says_it, {"surface": "look"}),
         (labels_by_chance, {"surface": "stop"}),
     ],
@@ -177,3 +179,14 @@ def test_what_has_no_h_is_refused():
         check(*clean(), method="CAA")
     with pytest.raises(ValueError, match="check_data needs layers"):
         check(*clean(), positions="all")
+
+
+@pytest.mark.parametrize(("flipped", "verdict"), [(0, "pass"), (4, "look")])
+def test_more_wrong_labels_than_two_normal_distributions_have_are_told(flipped, verdict):
+    """h of both sides five standard deviations apart, and as many of each side as `flipped` on the wrong one."""
+    h = torch.randn(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h[flipped:40] += 5
+    h[40 : 40 + flipped] += 5
+    item, odd = labels(Ranking("h", h, torch.ones(80), 40, tuple(range(80))), Surface([""] * 80, [[0]] * 80, 40))
+    assert item.verdict == verdict and item.numbers["wrong"] == len(odd) == 2 * flipped
+    assert {one.row for one in odd} == set(range(flipped))

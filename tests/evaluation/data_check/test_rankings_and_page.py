@@ -1,4 +1,4 @@
-"""Rankings against scikit-learn and draws, near-duplicates by brute force, and a page in which every text is escaped."""
+"""Rankings against scikit-learn and draws, near-duplicates by brute force, and a page that escapes every text."""
 
 import pytest
 import torch
