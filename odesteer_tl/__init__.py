@@ -33,6 +33,8 @@ from odesteer_tl.evaluation.calibrate import calibrate
 from odesteer_tl.evaluation.calibration import Calibration
 from odesteer_tl.evaluation.choose_layer import choose_layer
 from odesteer_tl.evaluation.compare import compare
+from odesteer_tl.evaluation.data_check.check_data import check_data
+from odesteer_tl.evaluation.data_check.report import DataCheck
 from odesteer_tl.evaluation.layer_choice import LayerChoice
 from odesteer_tl.evaluation.sweeps.run import sweep
 from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier
@@ -56,6 +58,7 @@ __all__ = [
     "Calibration",
     "Constant",
     "ContrastiveActivations",
+    "DataCheck",
     "Edit",
     "Euler",
     "Flow",
@@ -75,6 +78,7 @@ __all__ = [
     "Tuned",
     "UnitGradient",
     "calibrate",
+    "check_data",
     "choose_layer",
     "collect",
     "collect_layers",

@@ -26,7 +26,7 @@ from hostile_files import hostile_files
 import odesteer_tl as ot
 from odesteer_tl.assets.demo import Demo
 from odesteer_tl.cli import main
-from odesteer_tl.cli.exit_codes import BUG, DONE, EXIT_CODES, REFUSED, WRONG
+from odesteer_tl.cli.exit_codes import BUG, DONE, EXIT_CODES, REFUSED, STOPPED, WRONG
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports import demo as demo_module
 from odesteer_tl.evaluation.reports import paper
@@ -92,7 +92,7 @@ def _checked(argv: list[str]) -> int:
         assert rest[0].isprintable() and not PYTHON.search(rest[0]), shown
     else:
         assert not rest, shown
-    assert code in (DONE, WRONG) or not printed, shown
+    assert code in (DONE, WRONG, STOPPED) or not printed, shown
     if code == DONE and "--json" in argv and "--help" not in argv:
         assert not re.search(r"\b(NaN|Infinity)\b", json.dumps(json.loads(printed))), shown
     return code
@@ -123,7 +123,8 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         return of(files["methods"], files["hostile methods"] * 3 + files["texts"] + WORDS)
 
     command = of(
-        ["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "sweep"], WORDS
+        ["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "sweep", "check"],
+        WORDS,
     )
     options = {
         "fit": {
@@ -157,6 +158,11 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,
             "--seeds": lambda: of(["1"], NUMBERS),
         },
+        "check": {
+            "--model": model, "--layers": lambda: of(["0", "0,1", "0:2"], NUMBERS + WORDS), "--paired": None,
+            "--method": lambda: of(["caa", "iti"], WORDS), "--queries": texts, "--json": None, "--chat": None,
+            "--position": lambda: of(["last", "mean"], NUMBERS + WORDS), "--html": output, "--seed": small,
+        },
         "parity": {
             "--remote": lambda: of(["http://localhost:9"], WORDS), "--json": None,
             "--with": lambda: of(files["cells"], files["hostile texts"] + files["folders"] + WORDS),
@@ -166,6 +172,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         "fit": [texts, texts, output],
         "calibrate": [method, texts],
         "sweep": [texts, texts],
+        "check": [texts, texts],
         "generate": [method, lambda: of(["the film", "we saw it"], WORDS)],
     }.get(command, [])
     argv = [command, *(each() for each in line)]

@@ -104,14 +104,16 @@ def _in_order(parts: list[Reading], order_of_tokens: Int[Tensor, " tokens"]) -> 
     return Reading(of_sites, source[order_of_samples], merged)
 
 
+def both_sides(sides: Sequence[list[SiteTokens]]) -> list[SiteTokens]:
+    """The tokens of all sides together, at each site."""
+    return [SiteTokens(*(torch.cat(part) for part in zip(*parts, strict=True))) for parts in zip(*sides, strict=True)]
+
+
 def report_sinks(
     model: Any, sites: Sequence[Site], position: Position, sides: Sequence[tuple[Tokenised, list[SiteTokens]]]
 ) -> None:
     """Warn once, for all sides and sites, of attention sinks among the tokens that `position` names."""
-    met = [
-        SiteTokens(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        for parts in zip(*(m for _, m in sides), strict=True)
-    ]
+    met = both_sides([tokens for _, tokens in sides])
     ids = torch.cat([texts.tokens[texts.mask] for texts, _ in sides])
     first = torch.cat([(texts.mask.cumsum(1) == 1)[texts.mask] for texts, _ in sides])
 

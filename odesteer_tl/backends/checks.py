@@ -123,3 +123,13 @@ def check_mask_taken(model: Any, mask: TokenMask) -> None:
     the mask and attend to the pads."""
     if not bool(mask.all()):
         need_parameter(backend_of(model).root(model), "attention_mask", "which marks the pads")
+
+
+def check_groups(groups: Any, sides: tuple[int, int]) -> None:
+    """Raises ValueError for another number of ids than of texts, per side."""
+    given = tuple(len(ids) for ids in groups)
+    if given != sides:
+        raise ValueError(
+            f"groups needs one id per text, {sides[0]} desired and {sides[1]} undesired; got "
+            f"{' and '.join(map(str, given))}."
+        )

@@ -1,20 +1,20 @@
 """Collect activations of texts at a site of one or several layers; the result does not depend on batching or
 padding."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odesteer_tl._shapes import Position, Samples
-from odesteer_tl.backends.batches import Skip, read_batches, readable, report_sinks
+from odesteer_tl.backends.batches import Skip, both_sides, read_batches, readable, report_sinks
 from odesteer_tl.backends.chat_templates import ChatTemplate, Systems, Templates, per_side
-from odesteer_tl.backends.checks import check_layer, check_place, check_sites, whole_number
+from odesteer_tl.backends.checks import check_groups, check_layer, check_place, check_sites, whole_number
 from odesteer_tl.backends.model_info import model_name_of, processing_of
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.data.tokens import check_paired, reads_several
+from odesteer_tl.data.tokens import SiteTokens, check_paired, reads_several
 from odesteer_tl.portable.sites import SITES, Site, SiteName
 
 Groups = tuple[Tensor | Sequence[int], Tensor | Sequence[int]]
@@ -141,8 +141,10 @@ def collect_places(
     keep_sinks: bool = False,
     groups: Groups | None = None,
     remote: bool | str = False,
+    hear: Callable[[Position, list[SiteTokens]], None] | None = None,
 ) -> list[list[ContrastiveActivations]]:
-    """The result of `collect_layers` for each of `positions`, from the same forward passes."""
+    """The result of `collect_layers` for each of `positions`, from the same forward passes. `hear` is told, for each
+    position, the tokens of both sides at each layer in ascending order; then no warning is raised of the sinks."""
     wanted_layers = list(layers)
     sites = _sites(model, wanted_layers, site, remote, blocks)
     batch_size = whole_number("batch_size", batch_size)
@@ -174,18 +176,16 @@ def collect_places(
     places = []
     for position, left_read, right_read in zip(positions, left_readings, right_readings, strict=True):
         (left_samples, left_texts, left_met), (right_samples, right_texts, right_met) = left_read, right_read
-        if not keep_sinks:
+        if hear is not None:
+            hear(position, both_sides([left_met, right_met]))
+        elif not keep_sinks:
             report_sinks(model, sites, position, [(left, left_met), (right, right_met)])
         ids = groups
         if ids is None and reads_several(position):
             first, second = (torch.arange(len(side.mask), device="cpu") for side in (left, right))
             ids = first, second if paired else second + len(first)
         if ids is not None:
-            if (len(ids[0]), len(ids[1])) != (len(left.mask), len(right.mask)):
-                raise ValueError(
-                    f"groups needs one id per text, {len(left.mask)} desired and {len(right.mask)} undesired; got "
-                    f"{len(ids[0])} and {len(ids[1])}."
-                )
+            check_groups(ids, (len(left.mask), len(right.mask)))
             ids = torch.as_tensor(ids[0], device="cpu")[left_texts], torch.as_tensor(ids[1], device="cpu")[right_texts]
         by_layer = {
             site_read.layer: ContrastiveActivations(

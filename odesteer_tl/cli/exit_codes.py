@@ -15,12 +15,13 @@ from odesteer_tl.cli.streams import PACKAGE, forget, prepare_streams, warnings_i
 from odesteer_tl.startup.imports import shows_tracebacks, why_not_imported
 from odesteer_tl.startup.interrupts import raised_at_work
 
-DONE, WRONG, REFUSED, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 70, 130, 141
+DONE, WRONG, REFUSED, STOPPED, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 70, 130, 141
 
 EXIT_CODES = {
     DONE: "done",
     WRONG: "parity found a cell that is wrong or empty",
     REFUSED: "not done, for a reason that you can fix; one line on standard error says which",
+    STOPPED: "check found a reason not to fit on these texts, and printed it",
     BUG: "a fault of odesteer_tl; ODESTEER_TL_DEBUG=1 shows the traceback",
     INTERRUPTED: "interrupted by Ctrl-C",
     BROKEN_PIPE: "the reader of the output closed it",

@@ -90,6 +90,7 @@ Queries = Annotated[
         help="A text file: line i of both files continues its line i. Begin answers with a space.",
     ),
 ]
+Page = Annotated[Path | None, Option("--html", parser=values.output, metavar="FILE", help="File for the page, HTML.")]
 Out = Annotated[Path, Argument(parser=values.output, metavar="OUT", help="Folder for the fitted method.")]
 Folder = Annotated[Path, Argument(parser=values.path, metavar="FOLDER", help="Folder that `fit` wrote.")]
 Prompts = Annotated[list[str], Argument(parser=values.text, metavar="PROMPT...", help="One or more prompts.")]
@@ -181,12 +182,8 @@ Methods = Annotated[
     Option(parser=values.methods, metavar="NAMES", help="Methods, separated by commas, such as caa,odesteer."),
 ]
 Layers = Annotated[
-    Any,
-    Option(
-        parser=values.layers,
-        metavar="LAYERS",
-        help="8,12 or 8:24:4, which is 8, 12, 16, 20. Default: about eight, from the first to the last.",
-    ),
+    Any,  # a list of layers, or None
+    Option(parser=values.layers, metavar="LAYERS", help="As in 2,4 or 8:24:4. Default: about eight, evenly spaced."),
 ]
 Places = Annotated[Any, Option(parser=values.positions, metavar="WHERE", help="Reading positions, such as last,mean.")]
 Strengths = Annotated[

@@ -86,17 +86,6 @@ def strengths(given: Any) -> list[float]:
     return [number(0.0, MOST, above=True)(each) for each in str(given).split(",")]
 
 
-def layers(given: Any) -> list[int]:
-    """Reads layers: 8,12 or 8:24:4, which is 8, 12, 16, 20, as a slice of Python's."""
-    read, text = whole(0, MOST_LAYERS), str(given)
-    if ":" not in text:
-        return [read(each) for each in text.split(",")]
-    parts = [read(each) for each in text.split(":")]
-    if len(parts) > 3 or (len(parts) == 3 and parts[2] == 0) or parts[0] >= parts[1]:
-        raise typer.BadParameter(f"{text!r} is not first:end or first:end:step, such as 8:24:4.")
-    return list(range(*parts))
-
-
 def positions(given: Any) -> list[Position]:
     """Reads reading positions of one token a text, separated by commas."""
     read = [position(each) for each in str(given).split(",")]
@@ -114,6 +103,22 @@ def position(given: Any) -> Position:
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
         raise typer.BadParameter(f"{text!r} is not last, mean, all, random:3 or an index such as -2.")
     return int(text)
+
+
+def layers(given: Any) -> list[int]:
+    """Reads layers: numbers with commas between them, or first:end:step as in Python, without the end."""
+    text = str(given)
+    numbers = r"[0-9]{1,5}"
+    if re.fullmatch(rf"{numbers}(,{numbers})*", text):
+        found = sorted({int(one) for one in text.split(",")})
+    elif re.fullmatch(rf"{numbers}:{numbers}(:{numbers})?", text):
+        start, end, *step = map(int, text.split(":"))
+        found = [] if step == [0] else list(range(start, end, *step))
+    else:
+        found = []
+    if not found:
+        raise typer.BadParameter(f"{text!r} names no layers, as 2,4 or 8:24:4 do.")
+    return found
 
 
 def text(given: Any) -> str:

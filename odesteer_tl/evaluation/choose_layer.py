@@ -84,15 +84,8 @@ def choose_layer(
     """
     start = time.perf_counter()
     check_budget(kl, "above 0")
-    fit, depth = _fit_of(method), layers_of(model, blocks)
-    given = [layers] if isinstance(layers, int) else layers
-    wanted = usual_layers(depth) if given is None else sorted({whole_number("layer", layer, 0) for layer in given})
-    positions = (positions,) if isinstance(positions, (str, int)) else tuple(positions)
-    if not wanted or not positions or any(map(reads_several, positions)):
-        raise ValueError(
-            'choose_layer needs layers, and positions that are "last", "mean" or indices, one token a text; got '
-            f"layers={wanted}, positions={positions}."
-        )
+    fit = fit_of(method, "choose_layer")
+    wanted, positions = candidates(model, layers, positions, blocks, "choose_layer")
     pairs = paired or queries is not None
     rows, starts = token_rows(model, desired, undesired, queries, prepend_bos, chat_template, system)
     held = held_out(len(rows[0]), len(rows[1]), pairs, seed)
@@ -134,20 +127,38 @@ def choose_layer(
     return LayerChoice(*best, fit(acts), acts, ordered, float(kl), judged.counts, seconds)
 
 
+def candidates(
+    model: Any, layers: Iterable[int] | int | None, positions: Sequence[Position] | Position, blocks: Any, who: str
+) -> tuple[list[int], tuple[Position, ...]]:
+    """The layers, in ascending order, and the positions to compare. Raises ValueError, in the name of `who`, for none,
+    and for a position that reads several tokens of a text."""
+    given = [layers] if isinstance(layers, int) else layers
+    wanted = usual_layers(layers_of(model, blocks)) if given is None else given
+    wanted = sorted({whole_number("layer", layer, 0) for layer in wanted})
+    positions = (positions,) if isinstance(positions, (str, int)) else tuple(positions)
+    if not wanted or not positions or any(map(reads_several, positions)):
+        raise ValueError(
+            f'{who} needs layers, and positions that are "last", "mean" or indices, one token a text; got '
+            f"layers={wanted}, positions={positions}."
+        )
+    return wanted, positions
+
+
 def usual_layers(depth: int) -> list[int]:
     """About eight layers from a sixth of the way to the last but one."""
     first, step = depth // 6, max(1, round(depth / 10))
     return list(range(first, max(depth - 1, first + 1), step))
 
 
-def _fit_of(method: Any) -> Callable[[ContrastiveActivations], Any]:
-    """What fits the method. Raises ValueError for what is neither a class with a fit of activations nor a function."""
+def fit_of(method: Any, who: str) -> Callable[[ContrastiveActivations], Any]:
+    """What fits the method. Raises ValueError for what is neither a class with a fit of activations nor a function,
+    in the name of `who`."""
     fit = getattr(method, "fit", None) if isinstance(method, type) else method
     view = getattr(method, "view", None) if isinstance(method, type) else None
     if isinstance(method, Method) or not callable(fit) or (view is not None and view.needs == "texts and the model"):
         said = getattr(method, "__name__", type(method).__name__)
         raise ValueError(
-            f"choose_layer takes a class that is fitted on activations of one site, such as ot.ODESteer, or a function "
+            f"{who} takes a class that is fitted on activations of one site, such as ot.ODESteer, or a function "
             f"acts → method; got {said}."
         )
     return fit

@@ -21,7 +21,7 @@ from torch import Tensor
 from odesteer_tl._progress import bar
 from odesteer_tl._shapes import Position
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.flows.barriers import with_grad
+from odesteer_tl.flows.barriers import Barrier, with_grad
 from odesteer_tl.flows.tuning import folds_of
 from odesteer_tl.remote.payloads import moved
 
@@ -96,14 +96,21 @@ def _separation(site: ContrastiveActivations, parts: Any, name: str, fit: Callab
     for rows, held in parts:
         numbers, first = held.groups, 0 if site.paired else len(site.desired)
         fitted = fit(replace(rows, groups=None))
-        barrier = getattr(fitted, "barrier", fitted)
-        if barrier is None:
-            raise ValueError(f"{name} has no barrier h, so that it ranks nothing: leave it out.")
-        h = with_grad(moved(barrier, dtype=torch.float64))
+        h = h_of(name, fitted)
         up, down = h.value(held.desired.double()), h.value(held.undesired.double())
         wins = (up.unsqueeze(1) > down).double() + (up.unsqueeze(1) == down).double() / 2
         high[numbers[0]], low[numbers[1] - first] = wins.mean(1).cpu(), wins.mean(0).cpu()
     return Separation(name, site.layer, site.position, high, low, site.paired)
+
+
+def h_of(name: str, fitted: Any) -> Barrier:
+    """The barrier of a method, or the barrier itself, in float64. Raises ValueError for a method without one."""
+    barrier = getattr(fitted, "barrier", fitted)
+    if barrier is None:
+        raise ValueError(
+            f"{name} has no barrier h, so that it ranks nothing: leave it out, or give a method with an h."
+        )
+    return with_grad(moved(barrier, dtype=torch.float64))
 
 
 def _numbered(acts: ContrastiveActivations) -> ContrastiveActivations:

@@ -118,8 +118,8 @@ def token_page(
     page = Template(template).substitute(
         style=style,
         script=script,
-        style_hash=_hashed(style),
-        script_hash=_hashed(script),
+        style_hash=hashed(style),
+        script_hash=hashed(script),
         how="".join(f"<p>{html.escape(line)}</p>" for line in (*how, *notes)),
         facts="".join(f"<li>{html.escape(line)}</li>" for line in facts),
         texts="".join(_text(text, continuation) for text in texts),
@@ -170,5 +170,6 @@ def _as_data(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _hashed(source: str) -> str:
+def hashed(source: str) -> str:
+    """The hash by which a content security policy names a style or a script."""
     return b64encode(sha256(source.encode()).digest()).decode()

@@ -1,0 +1,71 @@
+"""The command that looks at texts before a fit."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from odesteer_tl.assets.demo import EMBEDDED
+from odesteer_tl.cli import options
+from odesteer_tl.cli.app import app
+from odesteer_tl.cli.exit_codes import STOPPED
+from odesteer_tl.cli.models import check_model, chosen_model
+from odesteer_tl.cli.pairs import check_pairs
+from odesteer_tl.cli.streams import command_output
+from odesteer_tl.cli.text_files import check_readable, lines_of
+from odesteer_tl.data.tokens import reads_several
+from odesteer_tl.evaluation.judged_texts import FEWEST
+
+
+@app.command()
+def check(
+    desired: options.Desired,
+    undesired: options.Undesired,
+    model: options.ModelName = EMBEDDED,
+    layers: options.Layers = None,
+    method: options.MethodName = "odesteer",
+    position: options.Position = None,
+    paired: options.Paired = False,
+    queries: options.Queries = None,
+    chat: options.Chat = False,
+    seed: options.Seed = 0,
+    html: options.Page = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Look at your own texts before a fit: duplicates, balance, lengths, what stands on their surface, labels that look
+    wrong. Says pass, look or stop for each, and ends with 3 at a stop."""
+    with command_output() as say:
+        check_readable(desired, undesired, queries)
+        _check_page(html)
+        check_model(model)
+        if reads_several(position):
+            raise ValueError(f"--position {position} reads several tokens of a text: give last, mean or an index.")
+        aligned = paired or queries is not None
+        query_lines = None if queries is None else lines_of(queries, aligned)
+        sides = lines_of(desired, aligned), lines_of(undesired, aligned)
+        if min(map(len, sides)) < FEWEST:
+            raise ValueError(
+                f"{desired} holds {len(sides[0])} texts and {undesired} {len(sides[1])}: fewer than {FEWEST} on a side "
+                "show nothing. Add texts."
+            )
+        from odesteer_tl.methods.registry import registered
+
+        method_class: Any = next(entry.method for entry in registered() if entry.name == method)
+        check_pairs(method_class.view.name, method_class.view.needs, sides, query_lines, paired)
+        import odesteer_tl as ot
+
+        found = ot.check_data(
+            chosen_model(model), *sides, method_class, layers=layers, queries=query_lines, paired=paired, seed=seed,
+            positions=("last", "mean") if position is None else (position,), chat_template=chat,
+        )  # fmt: skip
+        say(found.to_json() if as_json else str(found))
+        if html is not None:
+            found.to_html(html)
+        if found.verdict == "stop":
+            raise typer.Exit(STOPPED)
+
+
+def _check_page(file: Path | None) -> None:
+    """Raise ValueError for a page that cannot be written: in no folder, or a folder itself."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise ValueError(f"--html {file} cannot be written: it is a folder, or in a folder that does not exist.")
