@@ -26,7 +26,7 @@ from hostile_files import hostile_files
 import odesteer_tl as ot
 from odesteer_tl.assets.demo import Demo
 from odesteer_tl.cli import main
-from odesteer_tl.cli.exit_codes import BUG, DONE, EXIT_CODES, REFUSED, STOPPED, WRONG
+from odesteer_tl.cli.exit_codes import BUG, DONE, EXIT_CODES, REFUSED, WRONG
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports import demo as demo_module
 from odesteer_tl.evaluation.reports import paper
@@ -92,7 +92,7 @@ def _checked(argv: list[str]) -> int:
         assert rest[0].isprintable() and not PYTHON.search(rest[0]), shown
     else:
         assert not rest, shown
-    assert code in (DONE, WRONG, STOPPED) or not printed, shown
+    assert code in (DONE, WRONG) or not printed, shown
     if code == DONE and "--json" in argv and "--help" not in argv:
         assert not re.search(r"\b(NaN|Infinity)\b", json.dumps(json.loads(printed))), shown
     return code
@@ -123,7 +123,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         return of(files["methods"], files["hostile methods"] * 3 + files["texts"] + WORDS)
 
     command = of(
-        ["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "check"], WORDS
+        ["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "sweep"], WORDS
     )
     options = {
         "fit": {
@@ -140,6 +140,15 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
             "--max-new-tokens": lambda: of(["1", "3"], NUMBERS), "--temperature": lambda: of(["0", "0.7"], NUMBERS),
             "--top-p": lambda: of(["0.9", "1"], NUMBERS), "--seed": lambda: of(["3"], NUMBERS),
         },
+        "sweep": {
+            "--model": model, "--prompts": texts, "--methods": lambda: of(["caa", "caa,iti"], NUMBERS + WORDS),
+            "--layers": lambda: of(["0", "0,1", "0:2", "0:2:1"], [*NUMBERS, *WORDS, "2:1", "0:9:0", "::", "0:99"]),
+            "--positions": lambda: of(["last", "mean,-1"], [*NUMBERS, *WORDS, "all"]), "--json": None,
+            "--strengths": lambda: of(["0.1", "0.1,0.2"], [*NUMBERS, *WORDS, "0.1,", "0.1,x"]), "--dry-run": None,
+            "--keep": lambda: of(["1"], NUMBERS), "--seeds": lambda: of(["1"], NUMBERS),
+            "--samples": lambda: of(["1"], NUMBERS), "--max-new-tokens": lambda: of(["1", "3"], NUMBERS),
+            "--out": output,
+        },
         "demo": {
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,
             "--seed": lambda: of(["3"], NUMBERS), "--direction": lambda: of(["negative"], WORDS), "--chat": None,
@@ -147,11 +156,6 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         "compare": {
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,
             "--seeds": lambda: of(["1"], NUMBERS),
-        },
-        "check": {
-            "--model": model, "--layers": lambda: of(["0", "0,1", "0:2"], NUMBERS + WORDS), "--paired": None,
-            "--method": lambda: of(["caa", "iti"], WORDS), "--queries": texts, "--json": None, "--chat": None,
-            "--position": lambda: of(["last", "mean"], NUMBERS + WORDS), "--html": output, "--seed": small,
         },
         "parity": {
             "--remote": lambda: of(["http://localhost:9"], WORDS), "--json": None,
@@ -161,7 +165,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
     line = {
         "fit": [texts, texts, output],
         "calibrate": [method, texts],
-        "check": [texts, texts],
+        "sweep": [texts, texts],
         "generate": [method, lambda: of(["the film", "we saw it"], WORDS)],
     }.get(command, [])
     argv = [command, *(each() for each in line)]
@@ -169,6 +173,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         "fit": ["--layer", "--model"],
         "generate": ["--T"],
         "demo": ["--quick"],
+        "sweep": ["--dry-run", "--keep", "--seeds", "--samples", "--max-new-tokens", "--strengths"],
         "calibrate": ["--kl", "--max-new-tokens"],
     }.get(command, [])
     for option, value in options.items():
@@ -185,10 +190,10 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
 
 @contextlib.contextmanager
 def light_work() -> Iterator[None]:
-    """Good models are loaded once, and one small study serves for all."""
+    """Good models are loaded once, and one small study serves for all models of a width."""
     load_model, demo = ot.load_model, ot.load_demo()
     compared, settings_of = demo_module.compared, demo_module.settings_of
-    load_once, found = cache(load_model), []
+    load_once, found = cache(load_model), {}
 
     def loaded(name: str) -> Any:
         return load_once(name) if Path(name).name == "model" else load_model(name)
@@ -203,9 +208,10 @@ def light_work() -> Iterator[None]:
         return settings_of(*given, **options | {"max_new_tokens": 3, "samples": 1, "budgets": (0.1,)})
 
     def once(*given: Any) -> Any:
-        if not found:
-            found.append(compared(*given))
-        return found[0]
+        width = given[0].texts.desired.shape[-1]  # a study's methods are drawn on the texts of a model of their width
+        if width not in found:
+            found[width] = compared(*given)
+        return found[width]
 
     def comparison(*, model: str | None, picture: Path, out: Any, load: Any, **_: Any) -> None:
         check_picture(picture)
