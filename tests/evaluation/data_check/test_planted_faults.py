@@ -183,10 +183,10 @@ def test_what_has_no_h_is_refused():
 
 @pytest.mark.parametrize(("flipped", "verdict"), [(0, "pass"), (4, "look")])
 def test_more_wrong_labels_than_two_normal_distributions_have_are_told(flipped, verdict):
-    """h of both sides five standard deviations apart, and as many of each side as `flipped` on the wrong one."""
+    """h of both sides eight standard deviations apart, and as many of each side as `flipped` on the wrong one."""
     h = torch.randn(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    h[flipped:40] += 5
-    h[40 : 40 + flipped] += 5
+    h[flipped:40] += 8
+    h[40 : 40 + flipped] += 8
     item, odd = labels(Ranking("h", h, torch.ones(80), 40, tuple(range(80))), Surface([""] * 80, [[0]] * 80, 40))
     assert item.verdict == verdict and item.numbers["wrong"] == len(odd) == 2 * flipped
     assert {one.row for one in odd} == set(range(flipped))
