@@ -12,6 +12,9 @@ CLI_WORDS = {
     r"\blayer=": "--layer ",
     r"\bkl=": "--kl ",
     r"\bchat=True": "--chat",
+    r": pass a Jinja template, or a function of the text, as chat_template=, or plain texts without it": (
+        ": leave out --chat, or give a model with one"
+    ),
     r"\bout=(?=[,.])": "--out",
     r"type ot\.calibrate\(model, method, prompts\) for this use": "run `odesteer-tl calibrate` for this use",
     r"\btop_p\b": "--top-p",

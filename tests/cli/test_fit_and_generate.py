@@ -218,6 +218,15 @@ def test_bad_input_ends_in_its_message(words, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", [["fit", "--layer", "1"], ["demo", "--quick"]], ids=" ".join)
+def test_a_chat_without_a_template_is_refused_in_the_words_of_the_command_line(command, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = [*texts, "out"] if command[0] == "fit" else []
+    said = run.invoke(app, [command[0], *files, *command[1:], "--chat"])
+    assert said.exit_code == 2 and "has no chat template: leave out --chat" in said.output.replace("\n", " ")
+    assert "chat=" not in said.output and "chat_template" not in said.output
+
+
 def test_without_layer_position_and_strength_all_are_found_and_kept(model_folder, texts, tmp_path):
     out, prompts = str(tmp_path / "method"), tmp_path / "prompts.txt"
     fitted = run.invoke(app, ["fit", *texts, out, "--model", model_folder, "--method", "caa", "--kl", "0.05"])
