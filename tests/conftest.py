@@ -16,11 +16,15 @@ import shape_checks
 shape_checks.install()
 
 LONGEST = (
-    "test_fuzz_programs.py", "test_readme.py", "test_parity.py", "test_steering_on_a_server.py",
-    "test_fit_and_generate.py", "test_compare.py", "test_command_line.py", "test_interrupted.py", "test_nnsight.py",
-    "test_planted.py", "test_loopback_server.py", "test_calibrated.py", "test_diagnostics.py", "test_demo_report.py",
-    "test_plots.py", "test_checks_of_payloads.py", "test_owners.py", "test_nnsight_blocks.py", "test_calibrate.py",
-    "test_tuning.py", "test_closed_loop_rows.py", "test_forward_passes.py", "test_precision.py", "test_public_api.py",
+    "test_fuzz_programs.py", "test_readme.py", "test_demo_report.py", "test_fit_and_generate.py",
+    "test_command_line.py", "test_closed_loops.py", "test_paper_report.py", "test_compare.py", "test_sweep.py",
+    "test_planted_faults.py", "test_parity.py", "test_steering_on_a_server.py", "test_plots.py", "test_nnsight.py",
+    "test_truth_flow.py", "test_server_replies.py", "test_calibrating_on_a_server.py", "test_planted.py",
+    "test_fuzz_save_load.py", "test_interrupted.py", "test_calibrate.py", "test_nnsight_blocks.py",
+    "test_progress.py", "test_owners.py", "test_forward_passes.py", "test_server_failures.py",
+    "test_closed_loop_rows.py", "test_tuning.py", "test_barriers.py", "test_generate.py", "test_imports.py",
+    "test_checks_of_payloads.py", "test_jacobians.py", "test_loopback_server.py", "test_huggingface.py",
+    "test_calibrated.py",
 )  # fmt: skip
 
 SERVER = "from server_clients import"
