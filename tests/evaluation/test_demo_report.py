@@ -26,7 +26,7 @@ from odesteer_tl.evaluation.reports.stages import counted
 
 @pytest.fixture(scope="module")
 def acts(demo):
-    return ot.collect(demo.model, demo.desired, demo.undesired, layer=2, position="mean")
+    return ot.collect(demo.model, demo.desired[:150], demo.undesired[:150], layer=2, position="mean")
 
 
 def test_distinct_counts_pooled_ngrams():
@@ -115,7 +115,7 @@ def test_odesteer_moves_the_real_model_and_a_random_direction_does_not(demo, act
     def share(method):
         where = {} if method is None else {"relative_T": 0.2, "layer": 2}
         out = ot.generate(
-            demo.model, [p for p in demo.prompts for _ in range(3)], method, max_new_tokens=24, do_sample=True,
+            demo.model, [p for p in demo.prompts for _ in range(3)], method, max_new_tokens=16, do_sample=True,
             top_p=0.9, **where,
         )  # fmt: skip
         return float((judge.positive_probability(out.continuations) > 0.5).double().mean())

@@ -152,16 +152,19 @@ def test_every_axis_says_what_it_shows_and_lines_have_a_legend(figures):
             assert any(axes.get_legend() for axes in figure.axes), name
 
 
-@pytest.mark.parametrize("style", ["default", "dark_background"])
-def test_paper_is_white_and_ink_dark_whatever_the_users_style(method, path, style):
-    with matplotlib.style.context(style):
-        for name, figure in every(method, path).items():
+def test_paper_is_white_and_ink_dark_whatever_the_users_style(method, path, figures):
+    def check(drawn):
+        for name, figure in drawn.items():
             image = imread(io.BytesIO(figure._repr_png_()))
             assert np.allclose(image[0, :, :3], 1, atol=0.02) and np.allclose(image[:, 0, :3], 1, atol=0.02), name
             assert image.shape[2] == 3 or np.allclose(image[..., 3], 1), name
             for axes in figure.axes:
                 texts = (axes.xaxis.label, axes.yaxis.label, axes.title, *axes.get_xticklabels())
                 assert all(max(to_rgb(text.get_color())) < 0.2 for text in texts), name
+
+    check(figures)
+    with matplotlib.style.context("dark_background"):
+        check(every(method, path))
 
 
 def test_a_figure_is_small_and_needs_no_pyplot(figures):
