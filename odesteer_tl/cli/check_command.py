@@ -12,7 +12,7 @@ from odesteer_tl.cli.exit_codes import STOPPED
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.streams import command_output
-from odesteer_tl.cli.text_files import check_readable, lines_of
+from odesteer_tl.cli.text_files import check_readable, pairs_of
 from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import FEWEST
 
@@ -40,17 +40,15 @@ def check(
         check_model(model)
         if reads_several(position):
             raise ValueError(f"--position {position} reads several tokens of a text: give last, mean or an index.")
-        aligned = paired or queries is not None
-        query_lines = None if queries is None else lines_of(queries, aligned)
-        sides = lines_of(desired, aligned), lines_of(undesired, aligned)
+        sides, query_lines = pairs_of(desired, undesired, queries, paired)
         if min(map(len, sides)) < FEWEST:
             raise ValueError(
                 f"{desired} holds {len(sides[0])} texts and {undesired} {len(sides[1])}: fewer than {FEWEST} on a side "
                 "show nothing. Add texts."
             )
-        from odesteer_tl.methods.registry import registered
+        from odesteer_tl.methods.registry import method_named
 
-        method_class: Any = next(entry.method for entry in registered() if entry.name == method)
+        method_class: Any = method_named(method)
         check_pairs(method_class.view.name, method_class.view.needs, sides, query_lines, paired)
         import odesteer_tl as ot
 

@@ -13,7 +13,7 @@ from odesteer_tl.cli.outputs import check_output, keep
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.saved_methods import carries_strength, saved_method, was_chat
 from odesteer_tl.cli.streams import command_output
-from odesteer_tl.cli.text_files import PROMPTS, beginnings, check_readable, lines_of
+from odesteer_tl.cli.text_files import PROMPTS, beginnings, check_differ, check_readable, lines_of, pairs_of
 from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import FEWEST
 
@@ -42,9 +42,7 @@ def fit(
         check_output(out)
         check_readable(desired, undesired, queries, prompts)
         check_model(model)
-        aligned = paired or queries is not None
-        query_lines = None if queries is None else lines_of(queries, aligned)
-        sides = lines_of(desired, aligned), lines_of(undesired, aligned)
+        sides, query_lines = pairs_of(desired, undesired, queries, paired)
         prompt_lines = None if prompts is None else lines_of(prompts)
         if layer is None and reads_several(position):
             raise ValueError(f"--position {position} needs --layer: layers are compared by one activation per text.")
@@ -53,14 +51,13 @@ def fit(
                 f"{desired} holds {len(sides[0])} texts and {undesired} {len(sides[1])}: fewer than {FEWEST} on a side "
                 "do not show which layer is best. Add texts, or give --layer."
             )
-        if sides[0] == sides[1]:
-            raise ValueError(f"{desired} and {undesired} hold the same texts, which nothing tells apart.")
+        check_differ(desired, undesired, sides)
         import odesteer_tl as ot
         from odesteer_tl.backends.chat_templates import has_template
         from odesteer_tl.backends.model_info import tokenizer_of
-        from odesteer_tl.methods.registry import registered
+        from odesteer_tl.methods.registry import method_named
 
-        method_class: Any = next(entry.method for entry in registered() if entry.name == method)
+        method_class: Any = method_named(method)
         check_pairs(method_class.view.name, method_class.view.needs, sides, query_lines, paired)
         loaded = chosen_model(model)
         chat = (query_lines is not None and has_template(tokenizer_of(loaded))) if chat is None else chat

@@ -9,7 +9,7 @@ from odesteer_tl.cli.app import app
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_writable
 from odesteer_tl.cli.streams import command_output
-from odesteer_tl.cli.text_files import beginnings, check_readable, lines_of
+from odesteer_tl.cli.text_files import beginnings, check_differ, check_readable, lines_of
 
 FEWEST = 5
 """Texts a side: each of five folds holds one out."""
@@ -46,8 +46,7 @@ def sweep(
                 f"{desired} holds {len(sides[0])} texts and {undesired} {len(sides[1])}: a sweep needs at least "
                 f"{FEWEST} on a side, and tells more with hundreds."
             )
-        if sides[0] == sides[1]:
-            raise ValueError(f"{desired} and {undesired} hold the same texts, which nothing tells apart.")
+        check_differ(desired, undesired, sides)
         openings = beginnings(*sides) if prompts is None else lines_of(prompts)
         if len(openings) < 2:
             raise ValueError(f"{prompts} holds one prompt: a sweep needs two or more, whose spread is its noise.")
@@ -55,17 +54,17 @@ def sweep(
         from odesteer_tl.evaluation.json_text import json_text
         from odesteer_tl.evaluation.reports.stages import stages
         from odesteer_tl.evaluation.text_judge import fitted_judge
-        from odesteer_tl.methods.registry import registered
+        from odesteer_tl.methods.registry import method_named
 
         stage = stages()
         judge, accuracy = fitted_judge(*sides)
-        loaded, by_name = chosen_model(model), {entry.name: entry.method for entry in registered()}
+        loaded = chosen_model(model)
         data = SimpleNamespace(desired=sides[0], undesired=sides[1], prompts=openings)
         options_of = dict(
             layers=layers, positions=positions, strengths=strengths, judge=judge.positive_probability, keep=keep,
             seeds=range(seeds), samples=samples, max_new_tokens=max_new_tokens, out=out,
         )  # fmt: skip
-        named = {by_name[name].__name__: by_name[name] for name in methods}
+        named = {one.__name__: one for one in map(method_named, methods)}
         plan = ot.sweep(loaded, data, named, dry_run=True, **options_of)  # type: ignore[call-overload]
         told = f"Judge: words and pairs of words of the two files, right for {100 * accuracy:.0f} % of held-out texts."
         if dry_run:

@@ -9,6 +9,9 @@ from pathlib import Path
 MAX_BYTES = 2**28
 """The largest file that is read; some devices never end."""
 
+Sides = tuple[tuple[list[str], list[str]], list[str] | None]
+"""The texts of both sides, and the queries."""
+
 PROMPTS, FEWEST_WORDS, MOST_WORDS, MOST_CHARACTERS = 12, 3, 8, 80
 """Of how many texts a side the beginnings are taken as prompts where none are given, and how much of each."""
 
@@ -37,6 +40,19 @@ def lines_of(file: Path, aligned: bool = False) -> list[str]:
             "remove that line from all of them."
         )
     return [line for line in lines if line]
+
+
+def pairs_of(desired: Path, undesired: Path, queries: Path | None, paired: bool) -> Sides:
+    """The lines of both sides, and of the queries if there are any; aligned if line i of all belongs together."""
+    aligned = paired or queries is not None
+    query_lines = None if queries is None else lines_of(queries, aligned)
+    return (lines_of(desired, aligned), lines_of(undesired, aligned)), query_lines
+
+
+def check_differ(desired: Path, undesired: Path, sides: tuple[list[str], list[str]]) -> None:
+    """Raise ValueError where both files hold the same texts."""
+    if sides[0] == sides[1]:
+        raise ValueError(f"{desired} and {undesired} hold the same texts, which nothing tells apart.")
 
 
 def beginnings(*sides: list[str]) -> list[str]:

@@ -98,9 +98,15 @@ def _separation(site: ContrastiveActivations, parts: Any, name: str, fit: Callab
         fitted = fit(replace(rows, groups=None))
         h = h_of(name, fitted)
         up, down = h.value(held.desired.double()), h.value(held.undesired.double())
-        wins = (up.unsqueeze(1) > down).double() + (up.unsqueeze(1) == down).double() / 2
-        high[numbers[0]], low[numbers[1] - first] = wins.mean(1).cpu(), wins.mean(0).cpu()
+        of_up, of_down = placements(up, down)
+        high[numbers[0]], low[numbers[1] - first] = of_up.cpu(), of_down.cpu()
     return Separation(name, site.layer, site.position, high, low, site.paired)
+
+
+def placements(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of the other side that each score is on the right side of, ties by half; their mean is the AUC."""
+    wins = (up.unsqueeze(1) > down).double() + (up.unsqueeze(1) == down).double() / 2
+    return wins.mean(1), wins.mean(0)
 
 
 def h_of(name: str, fitted: Any) -> Barrier:

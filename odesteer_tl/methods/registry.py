@@ -90,6 +90,11 @@ def registered() -> tuple[Entry, ...]:
     return tuple(sorted(_ENTRIES.values(), key=lambda entry: (entry.row or last, entry.name)))
 
 
+def method_named(name: str) -> type[Any]:
+    """The class of a registered name, in lower case."""
+    return _ENTRIES[name].method
+
+
 def as_needed(acts: ContrastiveActivations, needs: str | None) -> ContrastiveActivations:
     """The activations as a fit needs them: paired, with the mean of each pair as its query, or unchanged.
 

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl.evaluation.separation import placements
+
 PerText = Float[Tensor, " texts"]
 Folds = list[tuple[Tensor, Tensor]]
 """Masks of all texts: which are fitted on, and which are held out."""
@@ -78,13 +80,11 @@ def ranking(
     name: str, score: Callable[[Tensor, Tensor], Tensor], folds: Folds, n_desired: int, units: Sequence[int]
 ) -> Ranking:
     """`score(fit, held)`: the scores of the held-out texts, in order, after a fit on others; both are masks."""
-    scores, placements = (torch.full((len(units),), torch.nan, dtype=torch.float64, device="cpu") for _ in range(2))
+    scores, placed = (torch.full((len(units),), torch.nan, dtype=torch.float64, device="cpu") for _ in range(2))
     for fit, held in folds:
         own = score(fit, held).double().cpu()
         if not bool(torch.isfinite(own).all()):
             raise ValueError(f"{name} gives NaN or inf on held-out texts: check the model, or give another method=.")
         count = int(held[:n_desired].sum())
-        up, down = own[:count], own[count:]
-        wins = (up.unsqueeze(1) > down).double() + (up.unsqueeze(1) == down).double() / 2
-        scores[held], placements[held] = own, torch.cat([wins.mean(1), wins.mean(0)])
-    return Ranking(name, scores, placements, n_desired, tuple(units))
+        scores[held], placed[held] = own, torch.cat(placements(own[:count], own[count:]))
+    return Ranking(name, scores, placed, n_desired, tuple(units))

@@ -10,12 +10,12 @@ from typing import Any, Literal, overload
 from odesteer_tl._shapes import Position
 from odesteer_tl.evaluation.continuations import UNSTEERED, Judge
 from odesteer_tl.evaluation.sweeps.asked import asked
+from odesteer_tl.evaluation.sweeps.cell_measures import CellMeasures
 from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
+from odesteer_tl.evaluation.sweeps.fits import Fits, Place
 from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds, Metric, broken
-from odesteer_tl.evaluation.sweeps.measuring import Measuring
 from odesteer_tl.evaluation.sweeps.plan import Plan
 from odesteer_tl.evaluation.sweeps.result import Sweep, SweptRow
-from odesteer_tl.evaluation.sweeps.screening import Fits, Place
 from odesteer_tl.evaluation.sweeps.walk import walked
 
 
@@ -129,7 +129,7 @@ def sweep(
         say("screening")
         fits = Fits(question)
         screening = fits.screened()
-        rows = _Rows(plan, cells, Measuring(fits), say)
+        rows = _Rows(plan, cells, CellMeasures(fits), say)
         first = rows.row(UNSTEERED, None, 0.0)
         walks = [
             walked(first, plan.strengths[one.method], partial(rows.row, one.method, (one.layer, one.position)))
@@ -142,8 +142,8 @@ def sweep(
 class _Rows:
     """Rows of finished cells; a cell that is not there yet is measured and kept, and its turn is said."""
 
-    def __init__(self, plan: Plan, cells: Cells, measuring: Measuring, say: Callable[[str], None]) -> None:
-        self.plan, self.cells, self.measuring, self.say = plan, cells, measuring, say
+    def __init__(self, plan: Plan, cells: Cells, measures: CellMeasures, say: Callable[[str], None]) -> None:
+        self.plan, self.cells, self.measures, self.say = plan, cells, measures, say
         self.seconds, self.asked_for = list[float](), 0
 
     def row(self, name: str, place: Place | None, strength: float) -> SweptRow:
@@ -165,7 +165,7 @@ class _Rows:
         where = "" if place is None else f", layer {layer}, position {position}, strength {strength:g}"
         self.say(f"{name}{where}, seed {seed}: cell {self.asked_for} of at most {self.plan.cells}{self._left()}")
         start = time.perf_counter()
-        self.cells.add(key | self.measuring.cell(name, place, strength, seed))
+        self.cells.add(key | self.measures.cell(name, place, strength, seed))
         self.seconds.append(time.perf_counter() - start)
         kept = self.cells.get(key)
         assert kept is not None  # it was added

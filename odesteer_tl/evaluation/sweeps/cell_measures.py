@@ -11,7 +11,7 @@ from odesteer_tl.evaluation.levels import BATCH, Level, unsteered_texts
 from odesteer_tl.evaluation.runs import Base, Run, base_of, prompt_activations, run_at, unsteered
 from odesteer_tl.evaluation.strength_search import Search, search_of, strength_of
 from odesteer_tl.evaluation.sweeps import guardrails as guards
-from odesteer_tl.evaluation.sweeps.screening import Fits, Place
+from odesteer_tl.evaluation.sweeps.fits import Fits, Place
 from odesteer_tl.methods import PointwiseMethod
 
 SHARE = 0.3
@@ -23,7 +23,7 @@ def in_unit_of(method: PointwiseMethod, search: Search, strength: float) -> floa
     return strength if search.sought == "relative_T" else min(strength / SHARE * method.usual_T, search.most)
 
 
-class Measuring:
+class CellMeasures:
     """Measures cells, and keeps what several of them need: the unsteered continuations of each seed, and the texts
     that KL is measured on."""
 
