@@ -145,7 +145,8 @@ class ContrastiveActivations:
         an index as `position`, which then counts columns; or `ot.TokenWeights`. The default is "last". Attention
         sinks are treated as in `ot.collect`; a mask that is False at the first token leaves that token out.
         `provenance` sets `paired`, `groups`, `model_name`, `processing` and the other fields. With "all" and
-        "random:3" each text is a group. Raises ValueError where the site is not in a cache, and where the lengths are missing or do not fit.
+        "random:3" each text is a group. Raises ValueError where the site is not in a cache, and where the lengths are
+        missing or do not fit.
         """
         hook_name = f"blocks.{layer}.hook_resid_post"
         explicit = isinstance(position, int)
