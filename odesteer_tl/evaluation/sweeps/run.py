@@ -8,12 +8,14 @@ from statistics import fmean
 from typing import Any, Literal, overload
 
 from odesteer_tl._shapes import Position
+from odesteer_tl.evaluation.choose_layer import Place
 from odesteer_tl.evaluation.continuations import UNSTEERED, Judge
+from odesteer_tl.evaluation.engine import Engine
 from odesteer_tl.evaluation.sweeps.asked import asked
 from odesteer_tl.evaluation.sweeps.cell_measures import CellMeasures
 from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
-from odesteer_tl.evaluation.sweeps.fits import Fits, Place
 from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds, Metric, broken
+from odesteer_tl.evaluation.sweeps.places import read_places, screened
 from odesteer_tl.evaluation.sweeps.plan import Plan
 from odesteer_tl.evaluation.sweeps.result import Sweep, SweptRow
 from odesteer_tl.evaluation.sweeps.walk import walked
@@ -127,9 +129,9 @@ def sweep(
         return plan
     with Cells(out, *question.protocol()) as cells:
         say("screening")
-        fits = Fits(question)
-        screening = fits.screened()
-        rows = _Rows(plan, cells, CellMeasures(fits), say)
+        places, engine = read_places(question), Engine(question.entries, question.settings(), plan.seeds[0])
+        screening = screened(engine, question, places)
+        rows = _Rows(plan, cells, CellMeasures(question, engine, places), say)
         first = rows.row(UNSTEERED, None, 0.0)
         walks = [
             walked(first, plan.strengths[one.method], partial(rows.row, one.method, (one.layer, one.position)))
