@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from odesteer_tl.evaluation.choose_layer import Place
@@ -19,6 +20,17 @@ SHARE = 0.3
 """The strength at which a method has its `usual_T`: that moves by 0.3 of the activations' norm, or is the whole map."""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """In the place of a strength: what spends `kl` nats."""
+
+    kl: float
+
+
+At = float | Budget
+"""Where on a row's walk a cell lies."""
+
+
 def in_unit_of(method: PointwiseMethod, search: Search, strength: float) -> float:
     """relative_T itself where T is a length; else T = strength / 0.3 · `usual_T`, and no more than the largest T."""
     return strength if search.sought == "relative_T" else min(strength / SHARE * method.usual_T, search.most)
@@ -30,23 +42,27 @@ class CellMeasures:
     def __init__(self, asked: Asked, engine: Engine, places: Mapping[Place, FitData]) -> None:
         self.asked, self.engine, self.places = asked, engine, places
 
-    def cell(self, name: str, place: Place | None, strength: float, seed: int) -> dict[str, Any]:
+    def cell(self, name: str, place: Place | None, strength: At, seed: int) -> dict[str, Any]:
         """The `measures` by name, None where one is not finite, the `scores` of the primary one by prompt, and what the
         strength is in the method's `unit`. `place` None: no steering. The seed sets the fit and the sampling."""
         if place is None:
             costs = dict.fromkeys(["kl", "kl_p95", *self._unrelated], 0.0)
             return {"unit": "T", "value": 0.0} | self._cell(self.engine.unsteered(seed), costs)
-        method = method_at(self.engine, name, self.places[place], seed)
+        key = name, self.places[place], seed
+        method = method_at(self.engine, *key)
         search = search_of(method, None)
-        value = strength if self.asked.plan.own_units else in_unit_of(method, search, strength)
-        kl = self.engine.costs(name, self.places[place], seed, value)
+        if isinstance(strength, Budget):
+            (level,) = self.engine.levels(*key)
+            value = level.strength.value  # type: ignore[union-attr] — a method has a strength
+        else:
+            value = strength if self.asked.plan.own_units else in_unit_of(method, search, strength)
+        kl = self.engine.costs(*key, value)
         costs = {"kl": float(kl.mean()), "kl_p95": float(kl.quantile(0.95))}
         for measure, prompts in self._unrelated.items():
-            costs[measure] = float(self.engine.costs(name, self.places[place], seed, value, prompts).mean())
+            costs[measure] = float(self.engine.costs(*key, value, prompts).mean())
         at = strength_of(search.sought, value)
         level = Level(costs["kl"], costs["kl"], True, at.T, at.relative_T)  # type: ignore[arg-type] — one number
-        run = self.engine.run(name, self.places[place], seed, level)
-        return {"unit": search.sought, "value": value} | self._cell(run, costs)
+        return {"unit": search.sought, "value": value} | self._cell(self.engine.run(*key, level), costs)
 
     @property
     def _unrelated(self) -> dict[str, list[str]]:
