@@ -1,6 +1,7 @@
 """The ablation of a sweep: what spends its budget, and what is written there, by hooks and autograd of this test."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def data(half):
 def swept(half, data, tmp_path_factory):
     """A sweep, the same with its ablation added in the same folder, and once more; what the two said."""
     out, said, again = tmp_path_factory.mktemp("ablation") / "cells", [], []
-    asked = dict(
+    asked: dict[str, Any] = dict(
         layers=[LAYER], strengths=(0.1,), primary="words", metrics={"words": words}, keep=1, seeds=(0, 1), samples=1,
         max_new_tokens=TOKENS, out=out,
     )  # fmt: skip
@@ -92,15 +93,14 @@ def test_every_row_spends_the_budget_by_a_plain_hook_and_one_linear_step_does_wh
         cost = between(unsteered, steered[row.method])
         assert cost == pytest.approx(BUDGET, rel=0.05)
         assert row.measures["kl"] == pytest.approx(cost, rel=2e-3)
-    # along a great circle or its tangent: of second order; a step that differed in first order would cost some .02
+    # along a great circle or along its tangent: a difference of second order, here 3e-5 nats
     alike = between(steered["linear, one step"], steered["linear, ten steps"])
-    print("ALIKE", alike, between(steered["linear, ten steps"], steered["nonlinear, ten steps"]))
-    assert 0 < alike < BUDGET / 50
-    assert between(steered["linear, ten steps"], steered["nonlinear, ten steps"]) > 2 * alike
+    assert 0 < alike < BUDGET / 1000
+    assert between(steered["linear, ten steps"], steered["nonlinear, ten steps"]) > 10 * alike
 
 
 def test_the_scores_are_those_of_texts_that_the_methods_write_at_that_strength(half, data, swept):
-    """By `generate`, with fits of this test: the four rows are the four methods, and no other."""
+    """By `generate`, with fits of this test, seed by seed."""
     acts = ot.collect(half.model, data.desired, data.undesired, layer=LAYER)
     for row in swept[2].ablation.rows:
         for seed, scores in enumerate(row.scores):
@@ -143,12 +143,15 @@ def test_differences_are_paired_by_prompt_and_seed_and_said():
 
 
 def test_a_budget_that_no_strength_spends_is_said_and_names_that_are_taken_are_refused(half, data):
-    asked = dict(layers=[LAYER], strengths=(0.1,), primary="words", metrics={"words": words}, ablation=True)
+    asked: dict[str, Any] = dict(
+        layers=[LAYER], strengths=(0.1,), primary="words", metrics={"words": words}, ablation=True
+    )
     with pytest.raises(ValueError, match=r"rows of the ablation are named linear, one step.*rename linear, ten steps"):
-        ot.sweep(half.model, data, {"linear, ten steps": ot.CAA}, **asked, dry_run=True)  # type: ignore[arg-type]
+        ot.sweep(half.model, data, {"linear, ten steps": ot.CAA}, **asked, dry_run=True)
     with pytest.raises(ValueError, match="kl is a budget in nats, above 0"):
-        ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, kl=0, dry_run=True)  # type: ignore[arg-type]
-    few = dict(seeds=(0,), samples=1, max_new_tokens=2, keep=1)
-    found = ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, **few, kl=1000)  # type: ignore[arg-type]
+        ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, kl=0, dry_run=True)
+    few: dict[str, Any] = dict(seeds=(0,), samples=1, max_new_tokens=2, keep=1)
+    found = ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, **few, kl=1000)
+    assert found.ablation is not None
     assert all(row.stop == "no strength spends 1000 nats: the nearest" for row in found.ablation.rows)
     assert found.ablation.table().count("the nearest") == 4
