@@ -1,5 +1,6 @@
 """The data that a comparison fits its methods on and checks them on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -65,17 +66,17 @@ class Material(FitData):
 def material_of(
     model: Any,
     data: Any,
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
     position: Position | None = None,
     kl: float = 0.1,
     seed: int = 0,
 ) -> Material:
     """Read a `Demo` or a similar object with `model` at `layer` and reading `position`, or split activations.
 
-    What is not given is chosen by `choose_layer` for CAA, the plainest method, at `kl` nats: one place for all rows,
-    and none that was chosen for ODESteer. Of `ContrastiveActivations` a fifth of the rows is held out by `seed`, and
-    `model` is not used. Raises ValueError for data of another kind, for a `layer` or `position` together with
-    activations, which have their own, and as `choose_layer`.
+    What is not given is chosen by `choose_layer` for CAA, the plainest method, at `kl` nats, of several layers one: one
+    place for all rows, and none that was chosen for ODESteer. Of `ContrastiveActivations` a fifth of the rows is held
+    out by `seed`, and `model` is not used. Raises ValueError for data of another kind, for a `layer` or `position`
+    together with activations, which have their own, and as `choose_layer`.
     """
     if isinstance(data, ContrastiveActivations):
         if layer is not None or position is not None:
@@ -94,7 +95,7 @@ def material_of(
             f"compare takes ContrastiveActivations, or a model and data with the fields of ot.load_demo(): {what}."
         )
     sides = list(data.desired), list(data.undesired)
-    if layer is None or position is None:
+    if not isinstance(layer, int) or position is None:
         positions = ("last", "mean") if position is None else position
         choice = choose_layer(model, *sides, CAA, layers=layer, positions=positions, kl=kl, progress=False)
         layer, position, texts = choice.layer, choice.position, choice.acts

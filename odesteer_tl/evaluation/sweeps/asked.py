@@ -9,7 +9,7 @@ import torch
 
 from odesteer_tl._shapes import Position
 from odesteer_tl.backends.model_info import layers_of
-from odesteer_tl.data.tokens import reads_several
+from odesteer_tl.data.tokens import is_weighted, reads_several
 from odesteer_tl.evaluation.choose_layer import usual_layers
 from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting
 from odesteer_tl.evaluation.entries import Entry, entry_of
@@ -65,8 +65,10 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         raise ValueError(f'seeds and positions are sequences, (0, 1) and ("last",); got {seeds!r} and {positions!r}.')
     if isinstance(unrelated, str):
         raise ValueError(f"unrelated is a sequence of prompts, ({unrelated!r},); got one text.")
-    if len(data.prompts) < 2 or keep < 1 or any(map(reads_several, positions)):
-        raise ValueError('sweep needs two prompts, keep=1 or more, and positions such as "last", one token a text.')
+    if len(data.prompts) < 2 or keep < 1 or not all(map(_one_by_name, positions)):
+        raise ValueError(
+            'sweep needs two prompts, keep=1 or more, and positions by name such as "last", one token a text.'
+        )
     check_budget(kl, "above 0")
     if ablation and (taken := set(ENTRIES) & set(methods)):
         raise ValueError(f"The rows of the ablation are named {', '.join(ENTRIES)}: rename {', '.join(sorted(taken))}.")
@@ -100,6 +102,11 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
     texts = {"desired": data.desired, "undesired": data.undesired, "prompts": data.prompts,
              "validation_prompts": others, "unrelated": unrelated}  # fmt: skip
     return Asked(model, plan, {name: list(of) for name, of in texts.items()}, methods, entries, metrics, judge)
+
+
+def _one_by_name(position: object) -> bool:
+    """Whether it reads one activation a text, and its name says how, so that the folder of a sweep can hold it."""
+    return isinstance(position, (str, int)) and not reads_several(position) and not is_weighted(position)
 
 
 def _measures(
