@@ -1,7 +1,7 @@
 """Where to read and steer, at one budget of KL: the whole grid, and what `ot.choose_layer` takes of it.
 
     python scripts/get_smollm2.py smollm2
-    python benchmarks/defaults.py smollm2 --data DATA [--axes sentiment toxicity truthfulness] [--seeds 1]
+    python benchmarks/defaults.py smollm2 --data DATA [--axes sentiment toxicity truthfulness] [--seeds 0 1 2]
 
 `DATA` holds rotten_tomatoes/rt-polarity.{pos,neg}, paradetox/paradetox.tsv and truthfulqa/TruthfulQA.csv. A method is
 fitted at every layer and reading position on the texts of an axis. At the strength that spends the budget on the pairs
@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lower_blocks import lower_blocks_kept
 from scipy.stats import spearmanr
 
 import odesteer_tl as ot
+from odesteer_tl.backends.huggingface.parts import blocks_in
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.evaluation.choose_layer import usual_layers
 from odesteer_tl.evaluation.divergence import SteeredTexts
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", type=int, help="default: those that choose_layer tries first")
     parser.add_argument("--dtype", default="float32", help="of the model; bfloat16 is faster on CPUs that know it")
     parser.add_argument("--kl", type=float, default=0.1)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--json", type=Path, help="where the numbers go")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", "At blocks", UserWarning)  # sinks are left out, and that is said once a call
@@ -156,19 +158,10 @@ def main() -> None:
     setting = f"{args.dtype}, budget {args.kl} nats, {FIT} texts a side, {JUDGED} pairs, torch {torch.__version__}"
     print(f"{args.model}, {setting}")
     results = []
-    for seed in range(args.seeds):
-        for axis_name in args.axes:
-            axis = AXES[axis_name](args.data, random.Random(seed))
-            judge = judge_of(model, axis.judge)
-            read = {}
-            for position in args.positions:
-                fits, held = (
-                    ot.collect_layers(model, *sides, layers, position=position) for sides in (axis.fit, axis.held_out)
-                )
-                read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
-            for name in args.methods:
-                found = grid(model, METHODS[name], name, axis_name, seed, axis, judge, read, args)
-                results.append({"axis": axis_name, "method": name, "seed": seed} | found)
+    with lower_blocks_kept(model, blocks_in(model)):
+        for seed in args.seeds:
+            for axis_name in args.axes:
+                results += grids(model, axis_name, seed, layers, args)
     print("\nreached of the best shift of the grid, by seed; shift there")
     for axis_name in args.axes:
         for name in args.methods:
@@ -181,6 +174,22 @@ def main() -> None:
             print(f"{axis_name:<13} {name:<9} {reached}; {shifts}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
+
+
+def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The grids of an axis under a seed, one for each method."""
+    axis = AXES[axis_name](args.data, random.Random(seed))
+    judge, read = judge_of(model, axis.judge), {}
+    for position in args.positions:
+        fits, held = (
+            ot.collect_layers(model, *sides, layers, position=position) for sides in (axis.fit, axis.held_out)
+        )
+        read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
+    return [
+        {"axis": axis_name, "method": name, "seed": seed}
+        | grid(model, METHODS[name], name, axis_name, seed, axis, judge, read, args)
+        for name in args.methods
+    ]
 
 
 def grid(

@@ -38,6 +38,7 @@ from odesteer_tl.backends import (
 )
 from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
+from odesteer_tl.data.token_weights import TokenWeights
 from odesteer_tl.evaluation.calibrate import calibrate
 from odesteer_tl.evaluation.calibration import Calibration
 from odesteer_tl.evaluation.choose_layer import choose_layer
@@ -82,6 +83,7 @@ __all__ = [
     "Site",
     "State",
     "Strength",
+    "TokenWeights",
     "Tokenised",
     "Trajectory",
     "Tuned",

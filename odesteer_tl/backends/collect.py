@@ -14,6 +14,7 @@ from odesteer_tl.backends.checks import check_groups, check_layer, check_place, 
 from odesteer_tl.backends.model_info import model_name_of, processing_of
 from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.token_weights import TokenWeights, by_name, given_weights
 from odesteer_tl.data.tokens import SiteTokens, check_paired, reads_several
 from odesteer_tl.portable.sites import SITES, Site, SiteName
 
@@ -29,7 +30,7 @@ def collect(
     *,
     queries: Texts | None = None,
     site: SiteName = "resid_post",
-    position: Position = "last",
+    position: Position | TokenWeights = "last",
     batch_size: int = 16,
     skip: Skip = 0,
     keep_sinks: bool = False,
@@ -49,13 +50,14 @@ def collect(
     the output of the block; "z", the outputs of its attention heads side by side [n_heads·d_head]; or "resid_pre"; on
     TransformerLens also "attn_out", "resid_mid" and "mlp_out". A method fitted on the result acts at this site.
     `position`: "last" (the last real token of each text), "mean", "all", an index among the real tokens, or
-    "random:3": three tokens of each text, drawn by its length alone, without the sinks among them; not of pairs.
+    "random:3": three tokens of each text, drawn by its length alone, without the sinks among them; not of pairs; or
+    `ot.TokenWeights`, a mean weighted by numbers of your own.
 
     Attention sinks are tokens with a much larger norm than the others (see `attention_sinks.sinks_among`). "mean",
-    "all" and "random:3" leave them out, and a warning says how many and what to type; "last" and an index read them,
-    with a warning. `keep_sinks=True` reads them without a warning. The BOS, special tokens and those of a template
-    count as tokens of the text, because they are steered like others. `skip=n` leaves out the first n of each text
-    (with `queries`, of each answer), skip="special" all special tokens.
+    "all", "random:3" and weights leave them out, and a warning says how many and what to type; "last" and an index read
+    them, with a warning. `keep_sinks=True` reads them without a warning. The BOS, special tokens and those of a
+    template count as tokens of the text, because they are steered like others. `skip=n` leaves out the first n of each
+    text (with `queries`, of each answer), skip="special" all special tokens.
 
     `prepend_bos`: whether a text begins with the BOS token. None follows the library: TransformerLens uses
     `cfg.default_prepend_bos` (usually True), the others follow the tokenizer. Give it if a method is fitted in one
@@ -93,7 +95,7 @@ def collect_layers(
     *,
     queries: Texts | None = None,
     site: SiteName = "resid_post",
-    position: Position = "last",
+    position: Position | TokenWeights = "last",
     batch_size: int = 16,
     skip: Skip = 0,
     keep_sinks: bool = False,
@@ -126,7 +128,7 @@ def collect_places(
     desired: Texts,
     undesired: Texts,
     layers: Iterable[int],
-    positions: Sequence[Position],
+    positions: Sequence[Position | TokenWeights],
     *,
     queries: Texts | None,
     prepend_bos: bool | None,
@@ -151,11 +153,13 @@ def collect_places(
     query_activations, left_starts, right_starts = [None] * len(sites), None, None
     styles = per_side(prepend_bos, chat_template, system)
     shared = {"batch_size": batch_size, "progress": progress, "remote": remote, "blocks": blocks, "sites": sites}
-    for position in positions if paired else ():
+    weights = list(map(given_weights, positions))
+    names = list(map(by_name, positions))
+    for position in names if paired else ():
         check_paired(position)
     if queries is None:
         left, right = (tokenise(model, side, **style) for side, style in zip((desired, undesired), styles, strict=True))
-    elif any(map(reads_several, positions)):
+    elif any(map(reads_several, names)):
         raise ValueError(
             'With queries= a pair is one row: give position="last", "mean" or an index, not "all" and not "random:3".'
         )
@@ -168,13 +172,16 @@ def collect_places(
         if styles[0] == styles[1]:  # otherwise a pair has two different queries
             asked = tokenise(model, queries, **styles[0])
             query_activations = read_batches(model, asked, positions=["last"], **shared)[0][0]
-    shared |= {"positions": positions, "keep_sinks": keep_sinks}
+    shared |= {"positions": names, "keep_sinks": keep_sinks}
     readable_tokens = readable(model, left, skip, left_starts), readable(model, right, skip, right_starts)
     left_readings = read_batches(model, left, readable=readable_tokens[0], **shared)
     right_readings = read_batches(model, right, readable=readable_tokens[1], **shared)
     name, processing = model_name_of(model), processing_of(model)
     places = []
-    for position, left_read, right_read in zip(positions, left_readings, right_readings, strict=True):
+    for position, own, left_read, right_read in zip(names, weights, left_readings, right_readings, strict=True):
+        if own is not None:
+            left_read = own.mean(left_read, "desired", left.mask, readable_tokens[0], keep_sinks)
+            right_read = own.mean(right_read, "undesired", right.mask, readable_tokens[1], keep_sinks)
         (left_samples, left_texts, left_met), (right_samples, right_texts, right_met) = left_read, right_read
         if hear is not None:
             hear(position, both_sides([left_met, right_met]))

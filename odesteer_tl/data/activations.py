@@ -15,6 +15,7 @@ from odesteer_tl.data.degeneracy import check_apart, warnings_about
 from odesteer_tl.data.field_types import check_fields
 from odesteer_tl.data.origin import Origin, Processing, processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
+from odesteer_tl.data.token_weights import TokenWeights, by_name, given_weights
 from odesteer_tl.data.tokens import (
     SiteTokens,
     Tokenised,
@@ -133,7 +134,7 @@ class ContrastiveActivations:
         undesired_lengths: Int[Tensor, " n_undesired"] | Sequence[int] | None = None,
         desired_mask: Bool[Tensor, "n_desired pos_desired"] | None = None,
         undesired_mask: Bool[Tensor, "n_undesired pos_undesired"] | None = None,
-        position: Position | None = None,
+        position: Position | TokenWeights | None = None,
         keep_sinks: bool = False,
         **provenance: Any,
     ) -> "ContrastiveActivations":
@@ -141,14 +142,16 @@ class ContrastiveActivations:
 
         A cache carries no mask, and lists of texts are right-padded by default, so index -1 of a shorter row is a pad.
         A cache of several rows therefore needs the number of real tokens per row (`*_lengths`, right-padded), masks, or
-        an index as `position`, which then counts columns. The default `position` is "last". Attention sinks are treated
-        as in `ot.collect`; a mask that is False at the first token leaves that token out. `provenance` sets `paired`,
-        `groups`, `model_name`, `processing` and the other fields. With "all" and "random:3" each text is a group.
-        Raises ValueError where the site is not in a cache, and where the lengths are missing or do not fit.
+        an index as `position`, which then counts columns; or `ot.TokenWeights`. The default is "last". Attention
+        sinks are treated as in `ot.collect`; a mask that is False at the first token leaves that token out.
+        `provenance` sets `paired`, `groups`, `model_name`, `processing` and the other fields. With "all" and
+        "random:3" each text is a group. Raises ValueError where the site is not in a cache, and where the lengths are
+        missing or do not fit.
         """
         hook_name = f"blocks.{layer}.hook_resid_post"
         explicit = isinstance(position, int)
-        position = "last" if position is None else position
+        weights = given_weights(position)
+        position = "last" if position is None else by_name(position)
         sides, rows, sites = [], [], []
         for name, cache, lengths, mask in (
             ("desired", desired_cache, desired_lengths, desired_mask),
@@ -165,7 +168,10 @@ class ContrastiveActivations:
             elif mask.shape != values.shape[:2]:
                 raise ValueError(f"{name}_mask is {tuple(mask.shape)}, the cache {tuple(values.shape[:2])}.")
             mask = mask.bool().cpu()
-            (samples,), row, site = read_sites([values], mask, mask, position, keep_sinks)
+            reading = read_sites([values], mask, mask, position, keep_sinks)
+            if weights is not None:
+                reading = weights.mean(reading, name, mask, mask, keep_sinks)
+            (samples,), row, site = reading
             sides.append(samples)
             rows.append(row)
             sites += site

@@ -49,11 +49,18 @@ def reads_several(position: Position | None) -> bool:
     return position == "all" or random_count(position) is not None
 
 
+def is_weighted(position: Any) -> bool:
+    """Whether the position is the name of `TokenWeights`, whose numbers stand elsewhere."""
+    return isinstance(position, str) and re.fullmatch(r"weights(:[\w-]{1,40})?", position) is not None
+
+
 def check_position(position: Any) -> None:
     """Raise ValueError for what names no token of a text."""
     index = isinstance(position, int) and not isinstance(position, bool)
-    if not (index or position in ("last", "mean") or reads_several(position)):
-        raise ValueError(f'position must be "last", "mean", "all", "random:3" or an index, got {position!r}.')
+    if not (index or position in ("last", "mean") or reads_several(position) or is_weighted(position)):
+        raise ValueError(
+            f'position must be "last", "mean", "all", "random:3", an index or ot.TokenWeights, got {position!r}.'
+        )
 
 
 def check_paired(position: Position | None) -> None:
@@ -66,7 +73,8 @@ def check_paired(position: Position | None) -> None:
 
 
 def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
-    """The tokens of `mask` that `position` names: one per row for "last" and an index, all for "mean" and "all".
+    """The tokens of `mask` that `position` names: one per row for "last" and an index, all for "mean", "all" and
+    weights.
 
     "random:n": n of each row, or all where there are fewer; attention sinks among them are left out afterwards. Which
     ones depends on the number of the row's tokens alone, so that neither the batch nor the padding changes them.
@@ -77,7 +85,7 @@ def tokens_at(mask: TokenMask, position: Position) -> TokenMask:
     if (lengths == 0).any():
         raise ValueError(f"Row {int((lengths == 0).nonzero()[0])} holds no real token.")
     check_position(position)
-    if position in ("mean", "all"):
+    if position in ("mean", "all") or is_weighted(position):
         return mask
     count = random_count(position)
     if count is not None:
@@ -174,7 +182,7 @@ def warn_of_sinks(
     place = names[worst] + (f" (and {others} more of the sites read)" if others else "")
     share = f"{int(named_sinks.sum())} of the {int(named.sum())} tokens that position={position!r} names"
     message = f"At {place} {share} are attention sinks{shown(named_sinks, 3)}, {sizes}: "
-    if position == "mean" or reads_several(position):
+    if position == "mean" or is_weighted(position) or reads_several(position):
         n_read = int((named_sinks & read).sum())
         message += "they are left out. " if n_read < counts[worst] else "they are read all the same. "
         message += (

@@ -16,6 +16,7 @@ from odesteer_tl.backends.collect import collect_places
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.token_weights import TokenWeights, by_name
 from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import JUDGED, JudgedTexts, effects_at, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
@@ -39,7 +40,7 @@ def choose_layer(
     method: Any = ODESteer,
     *,
     layers: Iterable[int] | int | None = None,
-    positions: Sequence[Position] | Position = ("last", "mean"),
+    positions: Sequence[Position | TokenWeights] | Position | TokenWeights = ("last", "mean"),
     kl: float = 0.1,
     queries: Texts | None = None,
     paired: bool = False,
@@ -96,7 +97,7 @@ def choose_layer(
         chat_template=chat_template, system=system, prepend_bos=prepend_bos, batch_size=batch_size, remote=remote,
         blocks=blocks,
     )  # fmt: skip
-    for position, of_layers in zip(positions, of_places, strict=True):
+    for position, of_layers in zip(map(by_name, positions), of_places, strict=True):
         read |= {(acts.layer, position): acts for acts in of_layers if acts.layer is not None}
     fitted = {place: _checked(fit(acts._take(~held[0], ~held[1]))) for place, acts in read.items()}
     found = {place: Candidate(*place, *_auc(fitted[place], read[place]._take(*held))) for place in read}
@@ -128,19 +129,26 @@ def choose_layer(
 
 
 def candidates(
-    model: Any, layers: Iterable[int] | int | None, positions: Sequence[Position] | Position, blocks: Any, who: str
-) -> tuple[list[int], tuple[Position, ...]]:
+    model: Any,
+    layers: Iterable[int] | int | None,
+    positions: Sequence[Position | TokenWeights] | Position | TokenWeights,
+    blocks: Any,
+    who: str,
+) -> tuple[list[int], tuple[Position | TokenWeights, ...]]:
     """The layers, in ascending order, and the positions to compare. Raises ValueError, in the name of `who`, for none,
-    and for a position that reads several tokens of a text."""
+    for a position that reads several tokens of a text, and for two weights of one name."""
     given = [layers] if isinstance(layers, int) else layers
     wanted = usual_layers(layers_of(model, blocks)) if given is None else given
     wanted = sorted({whole_number("layer", layer, 0) for layer in wanted})
-    positions = (positions,) if isinstance(positions, (str, int)) else tuple(positions)
-    if not wanted or not positions or any(map(reads_several, positions)):
+    positions = (positions,) if isinstance(positions, (str, int, TokenWeights)) else tuple(positions)
+    names = list(map(by_name, positions))
+    if not wanted or not names or any(map(reads_several, names)):
         raise ValueError(
-            f'{who} needs layers, and positions that are "last", "mean" or indices, one token a text; got '
-            f"layers={wanted}, positions={positions}."
+            f'{who} needs layers, and positions that are "last", "mean", indices or ot.TokenWeights, one activation a '
+            f"text; got layers={wanted}, positions={positions}."
         )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{who} takes each position once, and weights of different names; got {positions}.")
     return wanted, positions
 
 

@@ -58,12 +58,6 @@ class Run:
         return 0.0 if self.level is None else self.level.kl
 
 
-def base_of(setting: Setting) -> Base:
-    """Continue the test prompts without steering."""
-    outcome = continued(setting, setting.prompts, setting.samples, None, None)
-    return Base(setting, outcome, prompt_activations(setting))
-
-
 def prompt_activations(setting: Setting) -> Samples:
     """The activations of the test prompts' last tokens, unsteered, as they are generated from."""
     return read_site(setting.model, setting.prompts, setting.layer, chat_template=setting.chat)

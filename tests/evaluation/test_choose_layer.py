@@ -265,7 +265,7 @@ def test_texts_that_say_nothing_are_told_of():
     ("given", "said"),
     [
         ({"desired": GOOD[:7]}, "needs at least 8 a side, got 7 and 20"),
-        ({"positions": ["all"]}, 'positions that are "last", "mean" or indices'),
+        ({"positions": ["all"]}, 'positions that are "last", "mean", indices or ot.TokenWeights'),
         ({"positions": []}, "needs layers, and positions"),
         ({"layers": []}, "needs layers, and positions"),
         ({"layers": ["1"]}, "layer is a whole number"),

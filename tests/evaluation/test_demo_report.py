@@ -14,6 +14,7 @@ import odesteer_tl as ot
 from odesteer_tl.backends import read_site, token_losses
 from odesteer_tl.evaluation import comparison_plots
 from odesteer_tl.evaluation.continuations import UNSTEERED, Setting, continued
+from odesteer_tl.evaluation.data import material_of
 from odesteer_tl.evaluation.displacement import median_displacement, reach
 from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.evaluation.judge import Judge
@@ -230,3 +231,13 @@ def test_methods_that_take_turns_spend_the_budget_together(demo, acts):
     assert float(torch.cat(spent).mean()) == pytest.approx(level.kl, rel=1e-3)
     assert level.kl == pytest.approx(0.1, rel=0.05)
     assert float(spent[0].mean()) != pytest.approx(float(spent[1].mean()), rel=1e-3)
+
+
+def test_a_quick_run_tries_few_layers_of_a_deep_model_and_all_of_a_shallow_one(demo, monkeypatch):
+    assert demo_report.layers_to_try(demo.model) == list(range(1, demo.model.cfg.n_layers - 1))
+    monkeypatch.setattr(demo_report, "layers_of", lambda model: 30)
+    few = demo_report.layers_to_try(demo.model)
+    assert len(few) == 4 and few == sorted(set(few)) and 5 < few[0] and few[-1] < 29
+    sides = {"desired": demo.desired[:80], "undesired": demo.undesired[:80]}
+    material = material_of(demo.model, replace(demo, pairs=[], **sides), [2, 3])
+    assert material.texts.layer in (2, 3) and "(4 places tried)" in material.place

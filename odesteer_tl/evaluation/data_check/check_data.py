@@ -12,6 +12,7 @@ from odesteer_tl.backends.checks import check_groups
 from odesteer_tl.backends.collect import Groups, collect_places
 from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.data.token_weights import TokenWeights
 from odesteer_tl.data.tokens import SiteTokens
 from odesteer_tl.evaluation.choose_layer import candidates, fit_of
 from odesteer_tl.evaluation.data_check.activation_items import beyond_surface, labels, learning, sinks
@@ -34,7 +35,7 @@ def check_data(
     method: Any = ODESteer,
     *,
     layers: Iterable[int] | int | None = None,
-    positions: Sequence[Position] | Position = ("last", "mean"),
+    positions: Sequence[Position | TokenWeights] | Position | TokenWeights = ("last", "mean"),
     queries: Texts | None = None,
     paired: bool = False,
     groups: Groups | None = None,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from odesteer_tl.assets.demo import Demo, load_demo
 from odesteer_tl.backends import load_model
+from odesteer_tl.backends.model_info import layers_of
+from odesteer_tl.evaluation.choose_layer import usual_layers
 from odesteer_tl.evaluation.compare import check_chat, compared, settings_of
 from odesteer_tl.evaluation.comparison_plots import plot_budgets
 from odesteer_tl.evaluation.continuations import UNSTEERED, Setting
@@ -32,7 +34,9 @@ FURTHER_SAMPLES = 3
 """Continuations of a prompt at the first budget and at each other. The first are enough for rows that hold from seed to
 seed (benchmarks/stability.py), and each random direction and its opposite has its turn in every prompt there."""
 QUICK_TEXTS = 150
-"""Texts a side of a quick run: on a model of 135M parameters, reading 300 + 300 of them takes most of its time."""
+QUICK_LAYERS = 6
+"""Of a quick run: texts a side, and the most layers that are all tried; of more of them every second one is. On a model
+of 135M parameters, choosing the layer takes most of the time."""
 EXAMPLES = 3
 RANDOM = "random direction"
 SHOWN = (UNSTEERED, RANDOM, "CAA", "ODESteer")
@@ -66,7 +70,8 @@ def run_showcase(
     if quick:
         demo = replace(demo, desired=demo.desired[:QUICK_TEXTS], undesired=demo.undesired[:QUICK_TEXTS])
     say(f"reading {len(demo.desired)} + {len(demo.undesired)} texts" + (", choosing the layer" * (layer is None)))
-    material = material_of(demo.model, demo, layer, kl=BUDGETS[0])
+    tried = layers_to_try(demo.model) if quick and layer is None else layer
+    material = material_of(demo.model, demo, tried, kl=BUDGETS[0])
     say(f"fitting at {material.place}")
     judge = Judge.load_embedded()
     options: dict[str, Any] = {
@@ -95,6 +100,12 @@ def run_showcase(
     if not json_output:
         out(f"Picture: {picture}   Time: {time.perf_counter() - start:.0f} s")
     return comparison
+
+
+def layers_to_try(model: Any) -> list[int]:
+    """The layers among which a quick run chooses."""
+    usual = usual_layers(layers_of(model))
+    return usual[1::2] if len(usual) > QUICK_LAYERS else usual
 
 
 def _report(comparison: Comparison, setting: Setting, accuracy: dict[str, float], trained_on: str, heading: str) -> str:
