@@ -84,7 +84,7 @@ def generate(
     texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
     count = len(texts.tokens)
     lengths = None if prompt_lengths is None else lengths_of(prompt_lengths)
-    seeds = torch.Generator().manual_seed(decoding.seed)  # one seed per batch for a server, which has its own generators
+    seeds = torch.Generator().manual_seed(decoding.seed)  # one seed per batch for a server
     check_context(model, texts, decoding.options["max_new_tokens"])
     generated: list[Tensor] = []
     reports: list[Report] = []

@@ -1,4 +1,4 @@
-"""Generate continuations of the same prompts at several strengths, in one batch that shares what the strengths share."""
+"""Generate continuations of the same prompts at several strengths, in one batch that computes the prompts once."""
 
 import warnings
 from collections.abc import Sequence
@@ -106,9 +106,11 @@ def generate_strengths(
                 "blocks": blocks,
             }
             per_row = [(one, strength.mapped(lambda value, parts=parts: value[parts])) for one, strength in pairs]
-            tokens, report = _drawn(model, Tokenised(*map(at, batch)), decoding, per_row, where, cache, generators, parts)
-            for part, rows in enumerate(found):
-                rows.append(tokens[parts == part])
+            tokens, report = _drawn(
+                model, Tokenised(*map(at, batch)), decoding, per_row, where, cache, generators, parts
+            )
+            for part, of_part in enumerate(found):
+                of_part.append(tokens[parts == part])
             reports += [] if report is None else [report]
     report = merged_report(reports)
     if report is not None:

@@ -19,7 +19,7 @@ from odesteer_tl.evaluation.data import FitData, check_place
 from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.evaluation.entries import Entry, Prompted
 from odesteer_tl.evaluation.levels import Costs, Level, levels_of, unsteered_texts
-from odesteer_tl.evaluation.runs import Base, Run, prompt_activations, run_at, unsteered
+from odesteer_tl.evaluation.runs import Base, Run, prompt_activations, run_at, runs_at, unsteered
 from odesteer_tl.methods import Method
 from odesteer_tl.methods.calibrated import without_strength
 
@@ -79,6 +79,12 @@ class Engine:
         """The test prompts continued at the level, and judged."""
         fitted = self.fitted(name, data, seed)
         return run_at(self._base(self._at(data, seed)), fitted.steerer, level, fitted.entry.positions)
+
+    def runs(self, name: str, data: FitData, seed: int, levels: Sequence[Level]) -> list[Run]:
+        """`run` at each of several levels of a method, all from one batch."""
+        fitted = self.fitted(name, data, seed)
+        assert isinstance(fitted.steerer, Method)  # neither a prefix nor methods that take turns
+        return runs_at(self._base(self._at(data, seed)), fitted.steerer, levels, fitted.entry.positions)
 
     def unsteered(self, seed: int) -> Run:
         """The test prompts continued without steering, and judged."""

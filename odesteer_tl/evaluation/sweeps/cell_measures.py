@@ -42,27 +42,40 @@ class CellMeasures:
     def __init__(self, asked: Asked, engine: Engine, places: Mapping[Place, FitData]) -> None:
         self.asked, self.engine, self.places = asked, engine, places
 
-    def cell(self, name: str, place: Place | None, strength: At, seed: int) -> dict[str, Any]:
-        """The `measures` by name, None where one is not finite, the `scores` of the primary one by prompt, and what the
-        strength is in the method's `unit`. `place` None: no steering. The seed sets the fit and the sampling."""
+    def cells(self, name: str, place: Place | None, walk: Sequence[At], seed: int) -> list[dict[str, Any]]:
+        """A cell for each strength of `walk`, all continued in one batch: the `measures` by name, None where one is not
+        finite, the `scores` of the primary one by prompt, and what the strength is in the method's `unit`. `place`
+        None: no steering. The seed sets the fit and the sampling; what shares the batch changes no figure."""
         if place is None:
             costs = dict.fromkeys(["kl", "kl_p95", *self._unrelated], 0.0)
-            return {"unit": "T", "value": 0.0} | self._cell(self.engine.unsteered(seed), costs)
+            return [{"unit": "T", "value": 0.0} | self._cell(self.engine.unsteered(seed), costs)]
         key = name, self.places[place], seed
-        method = method_at(self.engine, *key)
-        search = search_of(method, None)
+        search = search_of(method_at(self.engine, *key), None)
+        values = [self._value(key, search, strength) for strength in walk]
+        costs = [self._costs(key, value) for value in values]
+        levels = [
+            Level(cost["kl"], cost["kl"], True, at.T, at.relative_T)  # type: ignore[arg-type] — one number
+            for cost, at in zip(costs, (strength_of(search.sought, value) for value in values), strict=True)
+        ]
+        return [
+            {"unit": search.sought, "value": value} | self._cell(run, cost)
+            for value, run, cost in zip(values, self.engine.runs(*key, levels), costs, strict=True)
+        ]
+
+    def _value(self, key: tuple[str, FitData, int], search: Search, strength: At) -> float:
+        """The strength in the unit of the method."""
         if isinstance(strength, Budget):
             (level,) = self.engine.levels(*key)
-            value = level.strength.value  # type: ignore[union-attr] — a method has a strength
-        else:
-            value = strength if self.asked.plan.own_units else in_unit_of(method, search, strength)
+            return level.strength.value  # type: ignore[union-attr] — a method has a strength
+        return strength if self.asked.plan.own_units else in_unit_of(method_at(self.engine, *key), search, strength)
+
+    def _costs(self, key: tuple[str, FitData, int], value: float) -> dict[str, float]:
+        """The KL there, by measure."""
         kl = self.engine.costs(*key, value)
         costs = {"kl": float(kl.mean()), "kl_p95": float(kl.quantile(0.95))}
         for measure, prompts in self._unrelated.items():
             costs[measure] = float(self.engine.costs(*key, value, prompts).mean())
-        at = strength_of(search.sought, value)
-        level = Level(costs["kl"], costs["kl"], True, at.T, at.relative_T)  # type: ignore[arg-type] — one number
-        return {"unit": search.sought, "value": value} | self._cell(self.engine.run(*key, level), costs)
+        return costs
 
     @property
     def _unrelated(self) -> dict[str, list[str]]:

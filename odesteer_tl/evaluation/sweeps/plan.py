@@ -22,10 +22,17 @@ STOP_RULE = (
 )
 OWN_UNITS = "in the unit of the method, relative_T where T is a length, else T."
 SHARED_UNIT = "s is relative_T = s where T is a length, else T = s / 0.3 · the method's usual T."
+BATCHES = (
+    "{} strengths of a place are run at once, and then walked one by one: a stop leaves up to {} of them measured and "
+    "unused."
+)
 ABLATION = (
     "h linear or nonlinear × one step or ten, at the place where the AUCs of both h are largest on average, each at "
     "the strength that spends {:g} nats of KL per token; differences are paired by prompt and seed."
 )
+MOST_AT_ONCE, MOST_ROWS = 4, 128
+"""Strengths of a place in one batch, and continuations: more would leave more of them unused where a walk stops, and
+need more memory."""
 LIBRARIES = ("odesteer_tl", "torch", "transformers", "transformer_lens", "nnsight")
 
 
@@ -54,6 +61,18 @@ class Plan:
     def places(self) -> int:
         """At how many places texts are generated, per method."""
         return min(self.keep, len(self.layers) * len(self.positions))
+
+    @property
+    def at_once(self) -> int:
+        """How many strengths of a place are continued in one batch."""
+        return max(1, min(MOST_AT_ONCE, MOST_ROWS // (self.prompts * self.samples)))
+
+    def beside(self, name: str, strength: float) -> tuple[float, ...]:
+        """The strengths that share a batch with this one, itself among them: always the same, so that a resumed sweep
+        computes what it would have."""
+        values = self.strengths[name]
+        first = values.index(strength) // self.at_once * self.at_once
+        return values[first : first + self.at_once]
 
     @property
     def cells(self) -> int:
@@ -93,6 +112,7 @@ class Plan:
             f"Primary metric: {self.primary}, higher is better. Guardrails: "
             f"{'; '.join(bounds_text(self.guardrails)) or 'none'}.",
             f"Stop rule: {STOP_RULE}",
+            *([] if self.at_once == 1 else [f"Batches: {BATCHES.format(self.at_once, self.at_once - 1)}"]),
             *([] if self.ablation is None else [f"Ablation: {ABLATION.format(self.ablation)}"]),
         ]
         return "\n".join(lines)

@@ -154,21 +154,35 @@ class _Rows:
         return SweptRow(name, layer, position, at, unit, value, means, scores, bad)
 
     def _cell(self, name: str, place: Place | None, strength: At, seed: int) -> dict[str, Any]:
-        layer, position = place or (None, None)
-        at = asdict(strength) if isinstance(strength, Budget) else strength
-        key: dict[str, Any] = dict(zip(KEY, (name, layer, position, at, seed), strict=True))
+        walk = [strength] if place is None or isinstance(strength, Budget) else self.plan.beside(name, strength)
+        keys = {one: _key(name, place, one, seed) for one in walk}
         self.asked_for += 1
-        if (found := self.cells.get(key)) is not None:
-            return found
-        how = f"{strength.kl:g} nats" if isinstance(strength, Budget) else f"strength {strength:g}"
-        where = "" if place is None else f", layer {layer}, position {position}, {how}"
-        self.say(f"{name}{where}, seed {seed}: cell {self.asked_for} of at most {self.plan.cells}{self._left()}")
-        start = time.perf_counter()
-        self.cells.add(key | self.measures.cell(name, place, strength, seed))
-        self.seconds.append(time.perf_counter() - start)
-        kept = self.cells.get(key)
-        assert kept is not None  # it was added
-        return kept
+        if any(self.cells.get(key) is None for key in keys.values()):  # a killed sweep may have kept some of them
+            how = ", ".join(f"{one.kl:g} nats" if isinstance(one, Budget) else f"strength {one:g}" for one in walk)
+            where = "" if place is None else f", layer {place[0]}, position {place[1]}, {how}"
+            self.say(f"{name}{where}, seed {seed}: cell {self.asked_for} of at most {self.plan.cells}{self._left()}")
+            self._measure(name, place, strength, seed, keys)
+        found = self.cells.get(keys[strength])
+        assert found is not None  # it was added
+        return found
+
+    def _measure(
+        self, name: str, place: Place | None, strength: At, seed: int, keys: Mapping[At, dict[str, Any]]
+    ) -> None:
+        """Measure the cells of `keys` in one batch, and keep those that are not there yet; where that fails, which may
+        be for a strength at which the walk never arrives, the one that is asked for."""
+        start, walk = time.perf_counter(), list(keys)
+        try:
+            measured = self.measures.cells(name, place, walk, seed)
+        except (ValueError, RuntimeError):
+            if len(walk) == 1:
+                raise
+            walk = [strength]
+            measured = self.measures.cells(name, place, walk, seed)
+        self.seconds += [(time.perf_counter() - start) / len(walk)] * len(walk)
+        for one, cell in zip(walk, measured, strict=True):
+            if self.cells.get(keys[one]) is None:
+                self.cells.add(keys[one] | cell)
 
     def _left(self) -> str:
         """How long the rest takes at most, from the cells measured so far."""
@@ -176,3 +190,9 @@ class _Rows:
             return ""
         seconds = fmean(self.seconds) * (self.plan.cells - self.asked_for + 1)
         return f", at most {seconds:.0f} s left" if seconds < 120 else f", at most {seconds / 60:.0f} min left"
+
+
+def _key(name: str, place: Place | None, strength: At, seed: int) -> dict[str, Any]:
+    """What names the cell in the folder."""
+    at = asdict(strength) if isinstance(strength, Budget) else strength
+    return dict(zip(KEY, (name, *(place or (None, None)), at, seed), strict=True))
