@@ -114,13 +114,14 @@ def continued_at(
 ) -> list[Outcome]:
     """What `continued` gives at each of the strengths, all T or all relative_T, from one batch; each has the seconds of
     the batch over their number."""
-    values = [strength.value for strength in strengths]
+    values, relative = [strength.value for strength in strengths], strengths[0].T is None
     start = time.perf_counter()
     found = generate_strengths(
         setting.model,
         prompts,
         method,
-        **{"relative_T" if strengths[0].T is None else "T": values},
+        None if relative else values,
+        relative_T=values if relative else None,
         samples=samples,
         positions=positions,
         layer=None if method.several else setting.layer,

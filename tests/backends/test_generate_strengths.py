@@ -61,7 +61,7 @@ def test_greedy_tokens_are_those_of_a_plain_hook_and_the_prompts_are_computed_on
                 where = steered_positions("decoding", length, end)
                 assert row[end] == int(logits(hugging_face(family), row[:end], where, METHOD, T)[-1].argmax())
     assert texts is not TEXTS or len({tuple(out.continuations) for out in found}) > 1
-    assert found[0].report.tokens_steered == {LAYER: rows * 6}
+    assert found[0].report and found[0].report.tokens_steered == {LAYER: rows * 6}
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
@@ -137,7 +137,7 @@ def test_what_cannot_be_run_is_refused(loaded):
     model = loaded[-1]
     for wrong in (1.0, [], [[1.0]], ["a"], "ab", torch.zeros(2, 2)):
         with pytest.raises(ValueError, match="holds the strengths, such as T="):
-            ot.generate_strengths(model, TEXTS, METHOD, wrong)
+            ot.generate_strengths(model, TEXTS, METHOD, wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="finite"):
         ot.generate_strengths(model, TEXTS, METHOD, [1.0, float("nan")])
     with pytest.raises(ValueError, match="either T or relative_T"):
