@@ -1,52 +1,107 @@
-"""What a sweep saves: `ot.generate` for several values of T in one batch, over one run for each.
+"""What a sweep saves: several strengths in one batch, over one run for each.
 
-    python benchmarks/sweeping.py
+    python benchmarks/sweeping.py                          # ot.generate_strengths over ot.generate
+    python benchmarks/sweeping.py --model FOLDER           # the same on a real model, and ot.sweep at eight strengths
 
-GPT-2 small's shape with random weights, KV cache, greedy, one thread. One batch holds the prompt once for each T, a
-tensor with one value per row; the runs apart do the same rows one by one, and the tokens must agree.
+GPT-2 small's shape with random weights, KV cache, greedy, one thread. `ot.generate_strengths` computes the prompt once
+and continues it at all strengths; the runs apart do the same rows one by one, and the tokens must agree. Ratios are
+medians with quartiles over paired runs.
 
 The limit: a step of a batch of k reads the weights (497 MB) once instead of k times, so that memory alone would allow
-k×; what the rows compute each, 250 MFLOP a token, does not shrink, and decides for many rows on a slow core.
+k×. What the machine's matrix products make of it is measured too, `products`: those of a step with one row, k times,
+over those of a step with k rows, with nothing else.
 """
 
 import argparse
-from statistics import median
+from collections.abc import Callable
+from statistics import median, quantiles
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from paired import line, timed_in_turn
+from paired import timed_in_turn
 from shapes import fitted, gpt2, libraries, prompts
 
 import odesteer_tl as ot
+from odesteer_tl.evaluation.sweeps import plan
+
+
+def report(name: str, calls: tuple[Callable[[], object], Callable[[], object]], runs: int, more: str = "") -> None:
+    """Print the ratio of the second call's seconds to the first's."""
+    found = timed_in_turn(calls, runs)
+    low, middle, high = quantiles([apart / together for together, apart in found], n=4, method="inclusive")
+    first, second = (median(took[i] for took in found) for i in range(2))
+    print(
+        f"{name} {middle:.3g} ({low:.3g}–{high:.3g}) over {runs} paired runs | {first:.2f} s together, {second:.2f} s "
+        f"apart{more}",
+        flush=True,
+    )
 
 
 @torch.inference_mode()
-def measure(library: str, args: argparse.Namespace) -> None:
-    """Print a line: how many times faster the one batch is."""
-    model, method = gpt2(library), fitted("odesteer", 768, args.layer)
-    one = prompts(1, args.prompt, 50257)
+def products(args: argparse.Namespace) -> None:
+    """The matrix products of one step of GPT-2 small, k times with one row over once with k rows."""
+    shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)] * 12
+    weights, head = [(torch.randn(shape), torch.randn(shape[1])) for shape in shapes], torch.randn(50257, 768)
+    inputs = {rows: {width: torch.randn(rows, width) for width in (768, 3072)} for rows in (1, args.values)}
+
+    def step(rows: int) -> None:
+        for weight, bias in weights:
+            torch.addmm(bias, inputs[rows][len(weight)], weight)
+        torch.nn.functional.linear(inputs[rows][768], head)
+
+    def apart() -> None:
+        for _ in range(args.values):
+            step(1)
+
+    report(f"products {args.values} rows", (lambda: step(args.values), apart), 3 * args.runs)
+
+
+@torch.inference_mode()
+def measure(name: str, model: Any, method: Any, one: Any, args: argparse.Namespace) -> None:
+    """All strengths of one prompt in one batch, over a run for each."""
     strengths = torch.linspace(0.02, 0.3, args.values)
-    own = {"max_new_tokens": args.tokens, "stop_at_eos": False, "do_sample": False}
+    own: dict[str, Any] = {"max_new_tokens": args.tokens, "stop_at_eos": False, "do_sample": False}
 
     def together() -> torch.Tensor:
-        return ot.generate(model, one.expand(args.values, -1), method, relative_T=strengths, **own).tokens
+        return torch.cat([out.tokens for out in ot.generate_strengths(model, one, method, relative_T=strengths, **own)])
 
     def apart() -> torch.Tensor:
-        runs = [ot.generate(model, one, method, relative_T=float(T), **own) for T in strengths]
-        return torch.cat([run.tokens for run in runs])
+        return torch.cat([ot.generate(model, one, method, relative_T=float(T), **own).tokens for T in strengths])
 
-    same = (together() == apart()).float().mean()
-    found = timed_in_turn([together, apart], args.runs)
-    each = [median(took[i] for took in found) for i in range(2)]
-    told = f"{each[0]:.2f} s in one batch, {each[1]:.2f} s apart; {100 * same:.1f} % of the tokens are the same"
-    print(line(f"sweep {library} {args.values} values", [took[1] / took[0] for took in found], told), flush=True)
+    same = 100 * float((together() == apart()).float().mean())
+    report(
+        f"sweep {name}, {args.values} strengths", (together, apart), args.runs, f"; {same:.1f} % of the tokens the same"
+    )
+
+
+def sweep(model: Any, args: argparse.Namespace) -> None:
+    """The whole of `ot.sweep`, with as many strengths at once as it takes, over one at a time."""
+    demo, strengths = ot.load_demo(), torch.linspace(0.02, 0.3, args.values).tolist()
+    data = SimpleNamespace(desired=demo.desired[:40], undesired=demo.undesired[:40], prompts=demo.prompts[:4])
+
+    def run(at_once: int) -> object:
+        most, plan.MOST_AT_ONCE = plan.MOST_AT_ONCE, at_once
+        try:
+            return ot.sweep(
+                model, data, {"ODESteer": ot.ODESteer}, layers=[args.layer], strengths=strengths, primary="words",
+                metrics={"words": lambda texts: sum(len(text.split()) for text in texts) / len(texts)}, guardrails={},
+                keep=1, seeds=(0,), samples=1, max_new_tokens=args.tokens,
+            )  # fmt: skip
+        finally:
+            plan.MOST_AT_ONCE = most
+
+    for at_once in (plan.MOST_AT_ONCE, args.values):
+        report(f"ot.sweep, {at_once} strengths at once", (lambda k=at_once: run(k), lambda: run(1)), args.runs)
 
 
 def main() -> None:
     """Read the options and measure every library that is installed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", nargs="+", default=libraries(), choices=libraries())
-    parser.add_argument("--values", type=int, default=8, help="of T")
-    parser.add_argument("--prompt", type=int, default=8, help="tokens of the prompt")
+    parser.add_argument("--model", metavar="FOLDER", help="a real model in place of GPT-2's shape")
+    parser.add_argument("--values", type=int, default=8, help="strengths")
+    parser.add_argument("--prompt", type=int, nargs="+", default=[8, 64], help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=32, help="new tokens of each row")
     parser.add_argument("--layer", type=int, default=6)
     parser.add_argument("--runs", type=int, default=7)
@@ -54,11 +109,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(
-        f"GPT-2 small's shape, float32, {args.tokens} new tokens after {args.prompt}, {args.threads} CPU thread(s), "
-        f"torch {torch.__version__}; goal: at least 4"
+        f"float32, {args.tokens} new tokens, {args.threads} CPU thread(s), torch {torch.__version__}; goal: at least 4"
     )
-    for library in args.library:
-        measure(library, args)
+    if args.model is None:
+        products(args)
+    for library in args.library if args.model is None else ["huggingface"]:
+        model = gpt2(library) if args.model is None else ot.load_model(args.model, library=library)
+        width, words = (768, 50257) if args.model is None else (model.config.hidden_size, model.config.vocab_size)
+        method = fitted("odesteer", width, args.layer)
+        for prompt in args.prompt:
+            measure(f"{library}, prompt of {prompt}", model, method, prompts(1, prompt, words), args)
+        if args.model is not None:
+            sweep(model, args)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,16 @@ from odesteer_tl.startup import interrupts as _interrupts  # noqa: F401
 from odesteer_tl import methods as _methods
 from odesteer_tl import plots as plots
 from odesteer_tl.assets.demo import load_demo
-from odesteer_tl.backends import collect, collect_layers, generate, intervene, load_model, steering, steering_hook
+from odesteer_tl.backends import (
+    collect,
+    collect_layers,
+    generate,
+    generate_strengths,
+    intervene,
+    load_model,
+    steering,
+    steering_hook,
+)
 from odesteer_tl.control import ALQR, SPID
 from odesteer_tl.data.activations import ContrastiveActivations, Tokenised
 from odesteer_tl.data.token_weights import TokenWeights
@@ -86,6 +95,7 @@ __all__ = [
     "collect_layers",
     "compare",
     "generate",
+    "generate_strengths",
     "integrate",
     "intervene",
     "load",

@@ -148,7 +148,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
             "--strengths": lambda: of(["0.1", "0.1,0.2"], [*NUMBERS, *WORDS, "0.1,", "0.1,x"]), "--dry-run": None,
             "--keep": lambda: of(["1"], NUMBERS), "--seeds": lambda: of(["1"], NUMBERS),
             "--samples": lambda: of(["1"], NUMBERS), "--max-new-tokens": lambda: of(["1", "3"], NUMBERS),
-            "--out": output,
+            "--out": output, "--ablation": None, "--kl": lambda: of(["0.1"], NUMBERS),
         },
         "demo": {
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,

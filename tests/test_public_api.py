@@ -16,8 +16,9 @@ PUBLIC = [
     "LayerChoice", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial",
     "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "Strength",
     "StepODESteer", "TokenWeights", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "check_data",
-    "choose_layer", "collect", "collect_layers", "calibrate", "compare", "generate", "integrate", "intervene", "load",
-    "load_demo", "load_model", "plots", "save", "steering", "steering_hook", "sweep", "token_map", "tune",
+    "choose_layer", "collect", "collect_layers", "calibrate", "compare", "generate", "generate_strengths", "integrate",
+    "intervene", "load", "load_demo", "load_model", "plots", "save", "steering", "steering_hook", "sweep", "token_map",
+    "tune",
 ]  # fmt: skip
 
 ORDER = [

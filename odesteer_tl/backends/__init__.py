@@ -2,6 +2,7 @@
 
 from odesteer_tl.backends.collect import collect, collect_layers, read_site
 from odesteer_tl.backends.generate import generate
+from odesteer_tl.backends.generate_strengths import generate_strengths
 from odesteer_tl.backends.model_info import load_model, processing_of
 from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.score import token_losses
@@ -16,6 +17,7 @@ __all__ = [
     "collect",
     "collect_layers",
     "generate",
+    "generate_strengths",
     "intervene",
     "load_model",
     "processing_of",

@@ -126,9 +126,15 @@ class Backend(Protocol):
         """The logits of every real token, at its row and column, float32."""
         ...
 
-    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    def prompt_cache(self, model: Any, batch: Tokenised, copies: int) -> Any:
+        """The keys and values of a batch, each row `copies` times, next to one another, in the class that the library
+        itself uses. None where they cannot be copied by rows."""
+        ...
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
         """Prompts and continuations, by the library's own generate, without the checkpoint's generation settings.
-        `options` are those of `ot.generate`."""
+        `options` are those of `ot.generate`. `cache`: the `prompt_cache` of all columns but the last, which are then
+        not computed again."""
         ...
 
     def generate_remotely(

@@ -1,27 +1,25 @@
 """Generate continuations of prompts, steered or not, reproducibly."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odesteer_tl._shapes import Time, TimeOrStrength, TokenIds
-from odesteer_tl.backends.base import backend_of
+from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.batches import of_rows
-from odesteer_tl.backends.checks import check_mask_taken, check_place, real_number, warn_of_other_use, whole_number
-from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
+from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use, whole_number
+from odesteer_tl.backends.decoding import batch_continued, decoding_of, merged_report, seeded
+from odesteer_tl.backends.model_info import device_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned
-from odesteer_tl.backends.steer import attached, check_report, edit_runner_for, warn_of_limit
+from odesteer_tl.backends.steer import check_report
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions, PromptLengths
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.method_list import pairs_of
-from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.token_rules import lengths_of
 
 
@@ -78,39 +76,20 @@ def generate(
     if method is not None:
         pairs = pairs_of(method, T, relative_T, layer)
         warn_of_other_use(model, method, T, relative_T, positions, layer)
-    max_new_tokens, num_beams = whole_number("max_new_tokens", max_new_tokens), whole_number("num_beams", num_beams)
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
-    temperature, seed = real_number("temperature", temperature), whole_number("seed", seed, -(2**63))
-    top_k = None if top_k is None else whole_number("top_k", top_k)
-    top_p = None if top_p is None else real_number("top_p", top_p)
-    if seed >= 2**63 or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"top_p must lie in (0, 1] and seed below 2**63, got {top_p} and {seed}.")
-    backend_of(model).check_generates(model, num_beams)
-    if do_sample is None:
-        do_sample = temperature not in (0.0, 1.0) or top_k is not None or top_p is not None
-    eos = eos_ids_of(model) if stop_at_eos else []
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "stop_at_eos": bool(eos),
-        "do_sample": do_sample and temperature > 0,
-        "use_past_kv_cache": use_past_kv_cache,
-        "return_type": "tokens",
-    }
-    if eos:
-        options["eos_token_id"] = eos if len(eos) > 1 else eos[0]
-    if options["do_sample"]:
-        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    if num_beams > 1:
-        options["num_beams"] = num_beams
+    decoding = decoding_of(
+        model, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p,
+        stop_at_eos=stop_at_eos, seed=seed, num_beams=num_beams, use_past_kv_cache=use_past_kv_cache,
+    )  # fmt: skip
     texts = tokenise(model, prompts, prepend_bos=prepend_bos, chat_template=chat_template, system=system)
     count = len(texts.tokens)
     lengths = None if prompt_lengths is None else lengths_of(prompt_lengths)
-    seeds = torch.Generator().manual_seed(seed)  # one seed per batch for a server, which has its own generators
-    check_context(model, texts, max_new_tokens)
+    seeds = torch.Generator().manual_seed(decoding.seed)  # one seed per batch for a server
+    check_context(model, texts, decoding.options["max_new_tokens"])
     generated: list[Tensor] = []
     reports: list[Report] = []
     ownership = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
-    with ownership, _seeded(device_of(model), seed):
+    with ownership, seeded(device_of(model), decoding.seed):
         for chosen in torch.arange(count, device="cpu").split(batch_size or count):
             rows_of_batch = partial(of_rows, rows=chosen, count=count)
             batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
@@ -125,55 +104,12 @@ def generate(
             }
             batch_seed = int(torch.randint(2**62, (), generator=seeds, device="cpu"))
             check_mask_taken(model, batch.mask)
-            tokens, report = _continued(model, batch, options, batch_pairs, intervene_args, remote, batch_seed)
+            tokens, report = batch_continued(
+                model, batch, decoding.options, batch_pairs, intervene_args, remote, batch_seed
+            )
             generated.append(tokens)
             reports += [] if report is None else [report]
-    report = _merged_report(reports)
+    report = merged_report(reports)
     if report is not None:
         check_report(report, positions)
-    return finished(model, texts, generated, eos, report)
-
-
-def _continued(
-    model: Any,
-    batch: Tokenised,
-    options: dict[str, Any],
-    pairs: list[tuple[Any, Strength]],
-    intervene_args: dict[str, Any],
-    remote: bool | str,
-    seed: int,
-) -> tuple[TokenIds, Report | None]:
-    """Generate one batch by the library's own generate; `seed` is for a server."""
-    backend, beams = backend_of(model), options.get("num_beams", 1)
-    runner = edit_runner_for(model, pairs, **intervene_args, beams=beams) if pairs else None
-    if remote:  # making the runner has checked that the method fits; the server does the steering
-        written = () if runner is None else runner.tokens_steered
-        tokens, report = backend.generate_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
-        if runner is not None and report is not None:
-            report.tokens_steered = runner.tokens_steered | report.tokens_steered
-        return tokens, report
-    if runner is None:
-        return backend.generate(model, batch, options), None
-    with attached(model, runner, intervene_args["blocks"]) as report:
-        tokens = backend.generate(model, batch, options)
-    warn_of_limit(runner, stacklevel=4)
-    return tokens, report
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Inside the block random numbers on the CPU and on `device` start from `seed`; afterwards the global generators
-    continue as before."""
-    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
-
-
-def _merged_report(reports: list[Report]) -> Report | None:
-    if not reports:
-        return None
-    layers = {layer: sum(report.tokens_steered[layer] for report in reports) for layer in reports[0].tokens_steered}
-    return Report(layers, any(report.hooks_removed for report in reports))
+    return finished(model, texts, generated, decoding.eos, report)

@@ -108,6 +108,11 @@ def check_free(model: Any) -> None:
         owner.wait()
 
 
+def steered_around(model: Any) -> str | None:
+    """That a block is open on the model, in words; None if there is none."""
+    return "a steering block is open on this model, and steers the prompts too" if _open_on(model) else None
+
+
 def _open_on(model: Any) -> list[Owner]:
     """The open blocks that steer the model."""
     root = backend_of(model).root(model)

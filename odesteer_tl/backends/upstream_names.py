@@ -66,6 +66,10 @@ _UNREAD = "ValueError: the cache does not say its length (kv_caches.py)"
 NAMES = (
     Name("transformers", "cache_utils.DynamicCache", "get_seq_length layers", _UNREAD),
     Name("transformers", "cache_utils.DynamicLayer", "get_seq_length", "ValueError: no layer says how much it holds"),
+    Name("transformers", "cache_utils.DynamicCache", "batch_repeat_interleave",
+         "AttributeError: several strengths cannot share a prompt"),
+    Name("transformers", "cache_utils", "DynamicLayer DynamicSlidingWindowLayer", _LOUD),
+    Name("transformers", "generation.utils", "GenerateDecoderOnlyOutput", _LOUD),
     Name("transformers", "cache_utils.StaticLayer", "max_cache_len", "ValueError: the mask is wider than the cache"),
     Name("transformers", "cache_utils.LinearAttentionLayer", "has_previous_state", "ValueError: no layer says"),
     Name("transformers", "cache_utils.EncoderDecoderCache", "self_attention_cache", _UNREAD),

@@ -210,5 +210,17 @@ Keep = Annotated[
 Samples = Annotated[
     int, Option(parser=values.whole(1, MAX_SEEDS), metavar="INTEGER", help="Continuations of a prompt.")
 ]
+Ablation = Annotated[
+    bool, Option("--ablation", help="Also h linear or nonlinear, in one step or ten, at equal KL (--kl).")
+]
+AblationBudget = Annotated[
+    float | None,
+    Option(
+        "--kl",
+        parser=values.number(0.0, MAX_BUDGET, above=True),
+        metavar="NATS",
+        help="What each row of the ablation spends, KL(unsteered ‖ steered) per token. Default: 0.1.",
+    ),
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the evaluation plan with its cost, and run nothing.")]
 AsJson = Annotated[bool, Option("--json", help="Print the numbers as JSON and nothing else.")]

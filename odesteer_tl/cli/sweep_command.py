@@ -29,6 +29,8 @@ def sweep(
     seeds: options.SweepSeeds = 3,
     samples: options.Samples = 4,
     max_new_tokens: options.MaxNewTokens = 32,
+    ablation: options.Ablation = False,
+    kl: options.AblationBudget = None,
     out: options.SweepOut = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -38,6 +40,8 @@ def sweep(
     with command_output() as say:
         if out is not None:
             check_writable(out)
+        if kl is not None and not ablation:
+            raise ValueError("--kl is the budget of the ablation: add --ablation, or leave --kl out.")
         check_readable(desired, undesired, prompts)
         check_model(model)
         sides = lines_of(desired), lines_of(undesired)
@@ -63,6 +67,7 @@ def sweep(
         options_of = dict(
             layers=layers, positions=positions, strengths=strengths, judge=judge.positive_probability, keep=keep,
             seeds=range(seeds), samples=samples, max_new_tokens=max_new_tokens, out=out,
+            ablation=ablation, kl=0.1 if kl is None else kl,
         )  # fmt: skip
         named = {one.__name__: one for one in map(method_named, methods)}
         plan = ot.sweep(loaded, data, named, dry_run=True, **options_of)  # type: ignore[call-overload]

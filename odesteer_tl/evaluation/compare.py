@@ -1,6 +1,5 @@
 """`ot.compare`: fit the methods, check them on held-out activations, and judge the texts that they generate."""
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -8,19 +7,14 @@ from odesteer_tl._shapes import Position
 from odesteer_tl.backends.chat_templates import has_template
 from odesteer_tl.backends.model_info import tokenizer_of
 from odesteer_tl.control.base import FeedbackController
-from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.checks import closed_conditions_of, conditions_of
-from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting, Steerer, first_of, pointwise
-from odesteer_tl.evaluation.data import Material, Source, check_place, material_of
-from odesteer_tl.evaluation.divergence import SteeredTexts
+from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting, first_of, pointwise
+from odesteer_tl.evaluation.data import Material, material_of
+from odesteer_tl.evaluation.engine import Engine
 from odesteer_tl.evaluation.entries import LITERATURE, LOOPS, Entry, Prompted, controls, entry_of
-from odesteer_tl.evaluation.levels import levels_of, unsteered_texts
 from odesteer_tl.evaluation.results import ComparedRow
-from odesteer_tl.evaluation.runs import Base, base_of, run_at, unsteered
 from odesteer_tl.evaluation.strength_search import check_budget
 from odesteer_tl.evaluation.tables import Comparison
-from odesteer_tl.methods import Method
-from odesteer_tl.methods.calibrated import without_strength
 
 
 def compare(
@@ -138,16 +132,16 @@ def compared(
     fit of `seed`. There is one run per setting and budget, and settings differ in their seed alone. Raises ValueError
     where the material lacks the data that an entry is fitted on.
     """
-    bases, texts = [], None
-    if settings:
+    engine, rows = Engine(entries, settings, seed), list[ComparedRow]()
+    seeds = [setting.seed for setting in settings]
+    if seeds:
         progress(UNSTEERED)
-        texts, bases = unsteered_texts(settings[0]), [base_of(setting) for setting in settings]
-    rows = [ComparedRow(UNSTEERED, "nothing", None, 0.0, None, tuple(map(unsteered, bases)))] if bases else []
-    for name, entry in entries.items():
+        rows = [ComparedRow(UNSTEERED, "nothing", None, 0.0, None, tuple(map(engine.unsteered, seeds)))]
+    for name in entries:
         if name not in left_out:
             progress(name)
             try:
-                rows.append(_row(name, entry, material, seed, bases, texts))
+                rows.append(_row(name, engine, material, seeds))
             except (ValueError, RuntimeError) as error:
                 if name not in optional:
                     raise
@@ -166,51 +160,18 @@ def _not_served(entries: Mapping[str, Entry], material: Material) -> dict[str, s
     return reasons
 
 
-def _row(
-    name: str, entry: Entry, material: Material, seed: int, bases: Sequence[Base], texts: SteeredTexts | None
-) -> ComparedRow:
-    try:
-        acts = material.on(entry.on)
-    except ValueError as missing:
-        raise ValueError(f"{name!r} cannot be fitted: {missing}.") from missing
-    start = time.perf_counter()
-    steerer = _fitted(name, entry, acts, material, seed)
-    seconds = None if entry.on == "elsewhere" else time.perf_counter() - start
-    runs, levels = [], []
-    for base in bases:
-        assert texts is not None  # they come with the bases
-        own = steerer
-        if entry.by_chance and base.setting.seed != seed:
-            own = _fitted(name, entry, acts, material, base.setting.seed)
-        if not levels or entry.by_chance:
-            levels = levels_of(texts, base.setting, own, entry.positions)
-        runs += [run_at(base, own, level, entry.positions) for level in levels]
-    if isinstance(steerer, Prompted):
-        return ComparedRow(name, "words", None, seconds, None, tuple(runs))
-    method = first_of(steerer)
-    source, site = material.source, material.texts.layer
+def _row(name: str, engine: Engine, material: Material, seeds: Sequence[int]) -> ComparedRow:
+    fitted = engine.fitted(name, material, engine.seed)
+    entry, seconds = fitted.entry, fitted.seconds
+    runs = tuple(
+        engine.run(name, material, seed, level) for seed in seeds for level in engine.levels(name, material, seed)
+    )
+    if isinstance(fitted.steerer, Prompted):
+        return ComparedRow(name, "words", None, seconds, None, runs)
+    method, source, site = first_of(fitted.steerer), material.source, material.texts.layer
     if isinstance(method, FeedbackController):
-        assert source is not None and site is not None  # _fitted has checked that
+        assert source is not None and site is not None  # the engine has checked that
         conditions = closed_conditions_of(method, source.model, source.held_out, site, entry.positions)
     else:
         conditions = conditions_of(pointwise(method), material.held_out)
-    return ComparedRow(name, entry.on, method, seconds, conditions, tuple(runs))
-
-
-def _fitted(
-    name: str, entry: Entry, acts: ContrastiveActivations | Source, material: Material, seed: int
-) -> Steerer | Prompted:
-    """Fit `entry`. Raises ValueError, with the row's name, where it cannot be fitted or compared."""
-    try:
-        steerer = entry.fit(acts, seed)
-        steerer = tuple(map(without_strength, steerer)) if isinstance(steerer, tuple) else without_strength(steerer)
-        for method in steerer if isinstance(steerer, tuple) and steerer else (steerer,):
-            if isinstance(method, Method):
-                check_place(method, material)
-                if isinstance(method, FeedbackController) and method is not steerer:
-                    raise ValueError("closed loops cannot take turns, as they act even at T = 0: name each on its own")
-            elif not isinstance(method, Prompted):
-                raise ValueError(f"its function returns a fitted method, this one {method!r}")
-    except ValueError as error:
-        raise ValueError(f"{name!r} cannot be compared: {error}") from error
-    return steerer
+    return ComparedRow(name, entry.on, method, seconds, conditions, runs)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl.backends import Generation, generate, token_losses, tokenise
+from odesteer_tl.backends import Generation, generate, generate_strengths, token_losses, tokenise
 from odesteer_tl.evaluation.metrics import distinct
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method, PointwiseMethod
@@ -101,10 +101,49 @@ def continued(
         seed=setting.seed,
         chat_template=setting.chat,
     )
-    seconds = time.perf_counter() - start
-    losses, counted = token_losses(setting.model, after_prompts(setting, repeated, out) if prefix else out)
+    return _outcome(setting, repeated, samples, out, time.perf_counter() - start, bool(prefix))
+
+
+def continued_at(
+    setting: Setting,
+    prompts: Sequence[str],
+    samples: int,
+    method: Method,
+    strengths: Sequence[Strength],
+    positions: Positions = "decoding",
+) -> list[Outcome]:
+    """What `continued` gives at each of the strengths, all T or all relative_T, from one batch; each has the seconds of
+    the batch over their number."""
+    values, relative = [strength.value for strength in strengths], strengths[0].T is None
+    start = time.perf_counter()
+    found = generate_strengths(
+        setting.model,
+        prompts,
+        method,
+        None if relative else values,
+        relative_T=values if relative else None,
+        samples=samples,
+        positions=positions,
+        layer=None if method.several else setting.layer,
+        max_new_tokens=setting.max_new_tokens,
+        do_sample=True,
+        temperature=setting.temperature,
+        top_p=setting.top_p,
+        seed=setting.seed,
+        chat_template=setting.chat,
+    )
+    seconds = (time.perf_counter() - start) / len(found)
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    return [_outcome(setting, repeated, samples, out, seconds) for out in found]
+
+
+def _outcome(
+    setting: Setting, repeated: list[str], samples: int, out: Generation, seconds: float, prefixed: bool = False
+) -> Outcome:
+    """The scores of the continuations of `repeated` prompts, which the model read after a prefix if `prefixed`."""
+    losses, counted = token_losses(setting.model, after_prompts(setting, repeated, out) if prefixed else out)
     return Outcome(
-        desired=(_judged(setting.judge, out.continuations) > 0.5).double().reshape(len(prompts), samples),
+        desired=(_judged(setting.judge, out.continuations) > 0.5).double().reshape(-1, samples),
         perplexity=float((losses.sum() / counted.sum()).exp()),
         distinct2=distinct(out.continuations),
         tokens_per_second=int(counted.sum()) / seconds,

@@ -29,16 +29,14 @@ class Source(NamedTuple):
     held_out: list[str]
 
 
-@dataclass(frozen=True, eq=False)
-class Material:
-    """Activations at one site: `texts` to fit on, `held_out` to check on, and `pairs` if there are any; `source` is the
-    model with its texts, or None if the data were activations. `place`: where they were read, and why, in words."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FitData:
+    """What methods are fitted on at one site: activations of `texts`, of `pairs` if there are any, and `source`, the
+    model with its texts, or None if the data were activations."""
 
     texts: ContrastiveActivations
-    held_out: ContrastiveActivations
-    pairs: ContrastiveActivations | None
+    pairs: ContrastiveActivations | None = None
     source: Source | None = None
-    place: str = ""
 
     def on(self, what: On) -> ContrastiveActivations | Source:
         """The activations, or the model and texts, for a method that is fitted on `what`. Raises ValueError where they
@@ -54,6 +52,15 @@ class Material:
         if what == "queries" and self.pairs.queries is None:
             raise ValueError("it is fitted on pairs with their queries, but the data have no queries")
         return self.pairs
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Material(FitData):
+    """Beside what methods are fitted on, `held_out` activations to check them on. `place`: where they were read, and
+    why, in words."""
+
+    held_out: ContrastiveActivations
+    place: str = ""
 
 
 def material_of(
@@ -80,7 +87,7 @@ def material_of(
                 f"{given.removesuffix(' is')}."
             )
         fit, held_out = data.split(seed)
-        return Material(fit, held_out, fit if fit.paired else None)
+        return Material(texts=fit, held_out=held_out, pairs=fit if fit.paired else None)
     missing = [name for name in PARTS if not hasattr(data, name)]
     if missing or model is None:
         what = f"{type(data).__name__} lacks {', '.join(missing)}" if missing else "reading them needs a model"
@@ -97,11 +104,11 @@ def material_of(
         texts, why = collect(model, *sides, layer, position=position, progress=False), "as asked"
     held = data.validation_desired, data.validation_undesired
     return Material(
-        texts,
-        collect(model, *held, layer, position=position, progress=False),
-        pairs_of(model, data.pairs, layer, position) if data.pairs else None,
-        Source(model, *sides, list(data.validation_undesired)),
-        f"layer {layer}, position {position!r}, {why}",
+        texts=texts,
+        held_out=collect(model, *held, layer, position=position, progress=False),
+        pairs=pairs_of(model, data.pairs, layer, position) if data.pairs else None,
+        source=Source(model, *sides, list(data.validation_undesired)),
+        place=f"layer {layer}, position {position!r}, {why}",
     )
 
 
@@ -112,25 +119,25 @@ def pairs_of(model: Any, pairs: list[dict[str, str]], layer: int, position: Posi
     return collect(model, desired, undesired, layer, queries=queries, position=position, progress=False)
 
 
-def check_place(method: Method, material: Material) -> None:
+def check_place(method: Method, data: FitData) -> None:
     """Raise ValueError for a method of another site or of several sites, as it cannot be checked on these activations;
     and for a closed loop without a model, or one that acts only after the site.
 
     If the layer of the method or of the data is unknown, nothing is checked.
     """
     if isinstance(method, FeedbackController):
-        if material.source is None:
+        if data.source is None:
             raise ValueError("it steers a model over its layers, but there is none: pass a model, and data with texts")
-        if min(method.layers) > (material.texts.layer or 0):
+        if min(method.layers) > (data.texts.layer or 0):
             raise ValueError(
-                f"it acts from layer {min(method.layers)} on, but the data are read at layer {material.texts.layer}, "
+                f"it acts from layer {min(method.layers)} on, but the data are read at layer {data.texts.layer}, "
                 "before it has an effect: pass a later layer"
             )
     elif method.several:
         raise ValueError(
             "it acts at several sites, but a comparison reads one: compare each of its parts at its own site"
         )
-    acts = material.texts
+    acts = data.texts
     data_site, method_site = ((origin.layer, site_name(origin.hook_name)) for origin in (acts.origin, method.origin))
     if None not in (data_site[0], method_site[0]) and data_site != method_site:
         raise ValueError(f"it was fitted at {method.origin.hook_name}, but the data are read at {acts.hook_name}")

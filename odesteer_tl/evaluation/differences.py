@@ -1,17 +1,23 @@
-"""Differences between two rows of a comparison, and whether they are more than noise."""
+"""Differences between two rows of a comparison or a sweep, and whether they are more than noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from odesteer_tl.evaluation.metrics import bootstrap_interval
 from odesteer_tl.evaluation.results import ComparedRow, over, spread
 
+Scores = Sequence[Float[Tensor, " prompts"]]
+"""By seed the mean score of each prompt."""
+
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of the judged shares of two rows at one budget of KL: `mean` and `sd` over the seeds, and the 95 %
-    `interval` over prompts, all seeds pooled."""
+    """The difference of the scores of two rows, such as judged shares, at one budget of KL: `mean` and `sd` over the
+    seeds, and the 95 % `interval` over prompts, all seeds pooled."""
 
     mean: float
     sd: float | None
@@ -31,7 +37,12 @@ class Difference:
 
 def difference(more: ComparedRow, less: ComparedRow, budget: float | None = None) -> Difference:
     """The share of `more` minus that of `less` at the budget (None: the first), paired by prompt and seed."""
-    pairs = zip(more.at(budget), less.at(budget), strict=True)  # the numbers of samples may differ
-    differences = [one.desired.mean(1, keepdim=True) - other.desired.mean(1, keepdim=True) for one, other in pairs]
-    means = [float(of_seed.mean()) for of_seed in differences]
-    return Difference(*over(means), bootstrap_interval(torch.cat(differences, 1)))
+    return paired(*([run.desired.mean(1) for run in row.at(budget)] for row in (more, less)))
+
+
+def paired(more: Scores, less: Scores) -> Difference:
+    """The mean score of `more` minus that of `less`, paired by prompt and seed."""
+    differences = [one - other for one, other in zip(more, less, strict=True)]
+    return Difference(
+        *over([float(of_seed.mean()) for of_seed in differences]), bootstrap_interval(torch.stack(differences, 1))
+    )

@@ -7,16 +7,17 @@ from itertools import zip_longest
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.control.base import FeedbackController
-from odesteer_tl.evaluation.continuations import Setting, Steerer, after_prompts
+from odesteer_tl.evaluation.continuations import Setting, Steerer, after_prompts, first_of
 from odesteer_tl.evaluation.divergence import SteeredTexts, divergence_between
 from odesteer_tl.evaluation.entries import Prompted
 from odesteer_tl.evaluation.root_search import first_crossing, near_crossing, spends
-from odesteer_tl.evaluation.strength_search import Search, search_of, strength_of
+from odesteer_tl.evaluation.strength_search import search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
-from odesteer_tl.methods import Method
 from odesteer_tl.portable.strength import Strength
 
 Tried = TypeVar("Tried", float, str)
@@ -51,35 +52,64 @@ def unsteered_texts(setting: Setting) -> SteeredTexts:
     return SteeredTexts.of(setting.model, written)
 
 
+class Costs:
+    """What steering costs on texts that the model wrote unsteered, by the value of the strength. Methods that take
+    turns have one strength, and take turns over the texts too."""
+
+    def __init__(self, texts: SteeredTexts, layer: int, steerer: Steerer, positions: Positions = "decoding") -> None:
+        """`layer`: where methods of one site steer."""
+        methods = steerer if isinstance(steerer, tuple) else (steerer,)
+        turns = methods[: len(texts.named)]  # there may be fewer texts than methods
+        self._parts = [
+            (_turn(texts, None if method.several else layer, turn, len(turns), positions), search_of(method, None))
+            for turn, method in enumerate(turns)
+        ]
+        self.search = self._parts[0][1]
+
+    def at(self, values: Sequence[float]) -> Float[Tensor, "strengths tokens"]:
+        """KL(unsteered ‖ steered) in nats at every steered token."""
+        return torch.cat([own.divergences(search.pairs, values, BATCH) for own, search in self._parts], dim=1)
+
+
+def _turn(texts: SteeredTexts, layer: int | None, turn: int, turns: int, positions: Positions) -> SteeredTexts:
+    """The texts on which it is one method's turn."""
+    if turns == 1 and isinstance(positions, str) and positions == texts.positions:
+        return replace(texts, layer=layer)  # what the unsteered model says to them is computed once
+    every = texts.texts
+    own = replace(
+        every,
+        tokens=every.tokens[turn::turns],
+        mask=every.mask[turn::turns],
+        prompt_lengths=every.prompt_lengths[turn::turns],
+    )
+    return SteeredTexts.of(texts.model, own, positions, layer)
+
+
 def levels_of(
     texts: SteeredTexts, setting: Setting, steerer: Steerer | Prompted, positions: Positions = "decoding"
 ) -> list[Level]:
     """One level for each budget of the setting: a strength that spends it, or else the one that comes nearest, as of a
     map that is too weak, or a closed loop, which acts at T = 0 too.
 
-    Methods that take turns have one strength, and take turns over the texts here too. The search begins where the cost
-    of the budget before says, as costs grow as the square of a small strength; where it fails, and for closed loops,
-    the smallest strength is sought as by `calibrate`.
+    The search begins where the cost of the budget before says, as costs grow as the square of a small strength; where
+    it fails, and for closed loops, the smallest strength is sought as by `calibrate`.
     """
     if isinstance(steerer, Prompted):
         return _prefix_levels(texts, setting, steerer)
-    methods = steerer if isinstance(steerer, tuple) else (steerer,)
-    turns = methods[: len(texts.named)]  # there may be fewer texts than methods
-    parts = [_turn(texts, setting, method, turn, len(turns), positions) for turn, method in enumerate(turns)]
-    search = parts[0][1]
+    spent = Costs(texts, setting.layer, steerer, positions)
     costs: dict[float, float] = {}
 
     def measure(values: Sequence[float]) -> list[float]:
         new = [value for value in values if value not in costs]
         if new:
-            spent = torch.cat([own.divergences(search.pairs, new, BATCH) for own, search in parts], dim=1)
-            costs.update(zip(new, spent.mean(1).tolist(), strict=True))
+            costs.update(zip(new, spent.at(new).mean(1).tolist(), strict=True))
         return [costs[value] for value in values]
 
+    search = spent.search
     levels, guess = list[Level](), search.guess
     for budget, following in zip_longest(setting.budgets, setting.budgets[1:]):
         value = None
-        if not isinstance(methods[0], FeedbackController):
+        if not isinstance(first_of(steerer), FeedbackController):
             value = near_crossing(lambda one: measure([one])[0], budget, guess, search.most)
         if value is None:
             found = first_crossing(measure, budget, search.guess, search.most)
@@ -89,20 +119,6 @@ def levels_of(
         if reached and following is not None:
             guess = value * (following / costs[value]) ** 0.5
     return levels
-
-
-def _turn(
-    texts: SteeredTexts, setting: Setting, method: Method, turn: int, turns: int, positions: Positions
-) -> tuple[SteeredTexts, Search]:
-    """The texts on which it is the method's turn, and the search for its strength."""
-    layer, all_of = None if method.several else setting.layer, texts.texts
-    own = replace(
-        all_of,
-        tokens=all_of.tokens[turn::turns],
-        mask=all_of.mask[turn::turns],
-        prompt_lengths=all_of.prompt_lengths[turn::turns],
-    )
-    return SteeredTexts.of(texts.model, own, positions, layer), search_of(method, None)
 
 
 def _prefix_levels(texts: SteeredTexts, setting: Setting, prompted: Prompted) -> list[Level]:

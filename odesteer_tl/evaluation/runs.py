@@ -1,5 +1,6 @@
 """One row under one seed: the test prompts continued at the strengths that spend the budgets, and judged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -8,13 +9,13 @@ from torch import Tensor
 from odesteer_tl._shapes import Samples
 from odesteer_tl.backends import read_site
 from odesteer_tl.control.diagnostics.record import recorded
-from odesteer_tl.evaluation.continuations import Outcome, Setting, Steerer, continued, first_of
+from odesteer_tl.evaluation.continuations import Outcome, Setting, Steerer, continued, continued_at, first_of
 from odesteer_tl.evaluation.displacement import displacements
 from odesteer_tl.evaluation.entries import Prompted
 from odesteer_tl.evaluation.levels import Level
 from odesteer_tl.evaluation.metrics import bootstrap_interval, distinct
 from odesteer_tl.interventions.positions import Positions
-from odesteer_tl.methods import PointwiseMethod
+from odesteer_tl.methods import Method, PointwiseMethod
 from odesteer_tl.portable.sites import Site
 
 
@@ -58,12 +59,6 @@ class Run:
         return 0.0 if self.level is None else self.level.kl
 
 
-def base_of(setting: Setting) -> Base:
-    """Continue the test prompts without steering."""
-    outcome = continued(setting, setting.prompts, setting.samples, None, None)
-    return Base(setting, outcome, prompt_activations(setting))
-
-
 def prompt_activations(setting: Setting) -> Samples:
     """The activations of the test prompts' last tokens, unsteered, as they are generated from."""
     return read_site(setting.model, setting.prompts, setting.layer, chat_template=setting.chat)
@@ -80,6 +75,17 @@ def run_at(base: Base, steerer: Steerer | Prompted, level: Level, positions: Pos
     samples = setting.samples_at(level.budget)
     outcome = continued(setting, setting.prompts, samples, method, level.strength, level.prefix, positions)
     return _run(base, outcome, level, None if method is None else _moved(base, method, level, positions))
+
+
+def runs_at(base: Base, method: Method, levels: Sequence[Level], positions: Positions = "decoding") -> list[Run]:
+    """`run_at` at each level of one budget's samples, none of them a prefix, all from one batch."""
+    setting, strengths = base.setting, [level.strength for level in levels]
+    samples = setting.samples_at(levels[0].budget)
+    outcomes = continued_at(setting, setting.prompts, samples, method, strengths, positions)  # type: ignore[arg-type]
+    return [
+        _run(base, outcome, level, _moved(base, method, level, positions))
+        for outcome, level in zip(outcomes, levels, strict=True)
+    ]
 
 
 def _moved(base: Base, steerer: Steerer, level: Level, positions: Positions) -> float:

@@ -1,6 +1,6 @@
 """Sweeps: killed and resumed, stopped, bounded, refused; the embedded model writes."""
 
-import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +13,8 @@ from instances import without_shape_checks
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation.sweeps import folder_lock
+from odesteer_tl.evaluation.sweeps import plan as plan_module
+from odesteer_tl.evaluation.sweeps.cell_measures import CellMeasures
 from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
 from odesteer_tl.evaluation.sweeps.guardrails import broken, checked_bounds, repetition
 from odesteer_tl.evaluation.sweeps.plan import Plan
@@ -45,7 +47,7 @@ def killed(out, demo, after):
 
 if __name__ == "__main__":
     demo, pids = ot.load_demo(), []
-    for after in (1, 3, 4):  # while it screens, after one cell, after two more
+    for after in (1, 3, 3):  # while it screens, after the unsteered cell, after two strengths in one batch
         pids.append(os.fork())
         if not pids[-1]:
             killed(sys.argv[1], demo, after)
@@ -85,8 +87,7 @@ def test_a_sweep_killed_three_times_gives_the_same_table_and_another_protocol_is
     resumed, once = run(out, said.append, demo), run(whole, demo=demo)
     assert (out / "cells.jsonl").read_bytes() == (whole / "cells.jsonl").read_bytes()
     assert str(resumed) == str(once) and resumed.to_json() == once.to_json()
-    assert len(said) == 1 + len(resumed.rows) - done  # one seed: a cell a row
-    assert re.search(r"cell \d of at most 5, at most \d+ s left", said[-1])
+    assert len(said) == 1 + 1 and "random, layer" in said[1] and "strength 0.1, strength 0.6" in said[1]
     plan = run(None, demo=demo, dry_run=True)
     assert plan == resumed.plan and "At most 5 cells" in str(plan)
     for changed, message in (
@@ -103,6 +104,54 @@ def test_a_sweep_killed_three_times_gives_the_same_table_and_another_protocol_is
     norms = torch.cat([acts.desired, acts.undesired]).norm(dim=1)
     assert moved.norm(dim=1).mean() == pytest.approx(0.1 * float(norms.median()), rel=0.1)
     assert {row.unit for row in once.rows if row.method == "random"} == {"relative_T"}
+
+
+@without_shape_checks()
+def test_neither_a_kill_nor_what_shares_a_batch_changes_a_figure(asked, demo, tmp_path, monkeypatch):
+    run, whole, cut = asked[0], tmp_path / "whole", tmp_path / "cut"
+    own = {"demo": demo, "seeds": (0, 1), "guardrails": {"kl": (None, 1e-9)}, "layers": [3], "samples": 2}
+    once = run(whole, **own)
+    assert [(row.method, row.strength) for row in once.rows[1:]] == [("CAA", 0.1), ("random", 0.1)]  # it stopped there
+    lines = (whole / "cells.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2 + 2 * 4  # and the strength that shared its batch is in the folder
+    for kept in (3, 5, 8):  # in the middle of a batch, and of a line
+        shutil.copytree(whole, cut)
+        (cut / "cells.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:30])
+        assert run(cut, **own).to_json() == once.to_json()
+        assert (cut / "cells.jsonl").read_bytes() == b"".join(lines)
+        shutil.rmtree(cut)
+    together = run(None, **own | {"guardrails": {}})
+    monkeypatch.setattr(plan_module, "MOST_AT_ONCE", 1)
+    assert run(None, **own).rows == once.rows
+    assert run(None, **own | {"guardrails": {}}).rows == together.rows and len(together.rows) == 5
+    alone = run(None, **own | {"guardrails": {}, "strengths": (0.6,)})
+    assert [row.measures for row in alone.rows[1:]] == [row.measures for row in together.rows[2::2]]
+
+
+@without_shape_checks()
+def test_a_strength_that_fails_does_not_take_those_before_it_along(asked, demo, monkeypatch):
+    run, own = asked[0], {"demo": demo, "guardrails": {"kl": (None, 1e-9)}, "layers": [3]}
+    expected = run(None, **own)
+    cells = CellMeasures.cells
+
+    def fails(self, name, place, walk, seed):
+        if 0.6 in walk:
+            raise ValueError("no finite number at 0.6")
+        return cells(self, name, place, walk, seed)
+
+    monkeypatch.setattr(CellMeasures, "cells", fails)
+    assert run(None, **own).rows == expected.rows
+    with pytest.raises(ValueError, match=r"no finite number at 0\.6"):
+        run(None, **own | {"guardrails": {}})
+
+
+def test_the_plan_says_how_many_strengths_share_a_batch():
+    walk = replace(PLAN, strengths={"m": (1.0, 2.0, 3.0, 4.0, 5.0)})
+    assert walk.at_once == 4 and "4 strengths of a place are run at once" in str(walk)
+    assert walk.beside("m", 2.0) == (1.0, 2.0, 3.0, 4.0) and walk.beside("m", 5.0) == (5.0,)
+    many = replace(walk, prompts=40, samples=4)
+    assert many.at_once == 1 and "at once" not in str(many) and many.beside("m", 2.0) == (2.0,)
+    assert replace(walk, prompts=16, samples=4).at_once == 2
 
 
 def test_a_folder_that_is_written_is_refused_and_free_after_a_kill(tmp_path):

@@ -14,7 +14,14 @@ from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
 from odesteer_tl.backends.huggingface.parts import blocks_in, module_at, needed_tokenizer, root_of, tokenizer_of
-from odesteer_tl.backends.huggingface.run import activations_of, continued, edited, logits_of, warn_of_dropout
+from odesteer_tl.backends.huggingface.run import (
+    activations_of,
+    continued,
+    edited,
+    logits_of,
+    prompt_cache,
+    warn_of_dropout,
+)
 from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformers_settings import (
     begins_with_bos,
@@ -133,8 +140,11 @@ class _HuggingFace:
         _check_decoder_only(model)
         return logits_of(model, batch)
 
-    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-        return continued(model, batch, options)
+    def prompt_cache(self, model: Any, batch: Tokenised, copies: int) -> Any:
+        return prompt_cache(model, batch, copies)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
+        return continued(model, batch, options, cache)
 
     def generate_remotely(self, model: Any, *what: Any) -> Any:
         raise NotImplementedError

@@ -17,6 +17,7 @@ from odesteer_tl.backends.model_info import device_of, pad_id_of
 from odesteer_tl.backends.owners import owned
 from odesteer_tl.backends.tokenize import right_padded
 from odesteer_tl.backends.torch_hooks import edit_hook, removal, replacing
+from odesteer_tl.backends.transformers_caches import cache_options, copied, name_in_generate
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
 from odesteer_tl.data.tokens import Reading, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
@@ -123,8 +124,18 @@ def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"
     return logits
 
 
-def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """Prompts and continuations, by the model's own generate."""
+def prompt_cache(model: Any, batch: Tokenised, copies: int) -> Any:
+    """`Backend.prompt_cache`, from the model's own generate, which knows its positions and the class of its cache."""
+    return copied(_generated(model, batch, cache_options())[name_in_generate()], batch.tokens.shape[1], copies)
+
+
+def continued(model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
+    """Prompts and continuations, by the model's own generate; with a `cache` of all columns but the last."""
+    own = {} if cache is None else {name_in_generate(): cache}
+    return _generated(model, batch, generation_options(options, pad_id_of(model)) | own).cpu()
+
+
+def _generated(model: Any, batch: Tokenised, own: dict[str, Any]) -> Any:
     warn_of_dropout(model)
     device = device_of(model)
     with ExitStack() as stack:
@@ -132,9 +143,8 @@ def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds
             if "generation_config" in vars(part):  # an adapter uses the model's, unless it was given its own
                 stack.enter_context(settings_put_aside(part))
         return model.generate(
-            input_ids=batch.tokens.to(device), attention_mask=batch.mask.long().to(device),
-            **generation_options(options, pad_id_of(model)),
-        ).cpu()  # fmt: skip
+            input_ids=batch.tokens.to(device), attention_mask=batch.mask.long().to(device), **own
+        )  # fmt: skip
 
 
 def warn_of_dropout(model: Any) -> None:

@@ -130,10 +130,15 @@ class _Nnsight:
 
         return logits_of(model, batch)
 
-    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    def prompt_cache(self, model: Any, batch: Tokenised, copies: int) -> Any:
+        from odesteer_tl.backends.nnsight.run import prompt_cache
+
+        return prompt_cache(model, batch, copies)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
         from odesteer_tl.backends.nnsight.run import continued
 
-        return continued(model, batch, options)
+        return continued(model, batch, options, cache)
 
     def generate_remotely(
         self,

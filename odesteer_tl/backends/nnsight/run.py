@@ -22,6 +22,7 @@ from odesteer_tl.backends.nnsight.replies import (
 )
 from odesteer_tl.backends.nnsight.server_errors import server_request
 from odesteer_tl.backends.tokenize import right_padded
+from odesteer_tl.backends.transformers_caches import cache_options, copied, name_in_generate
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
 from odesteer_tl.data.tokens import Reading, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
@@ -102,11 +103,19 @@ def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], To
     return {"input_ids": tokens, "attention_mask": mask.long()}, mask
 
 
-def continued(model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-    """Prompts and continuations, by Hugging Face's generate under nnsight on this machine. Edits on the model act in
-    every pass."""
+def prompt_cache(model: Any, batch: Tokenised, copies: int) -> Any:
+    """`Backend.prompt_cache`, from Hugging Face's generate under nnsight. Edits on the model act in it."""
     with settings_put_aside(model._module):
-        settings = generation_options(options, pad_id_of(model))
+        out = model.generate(batch.tokens, attention_mask=batch.mask.long(), **cache_options())
+    return copied(out[name_in_generate()], batch.tokens.shape[1], copies)
+
+
+def continued(model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
+    """Prompts and continuations, by Hugging Face's generate under nnsight on this machine; with a `cache` of all
+    columns but the last. Edits on the model act in every pass."""
+    own = {} if cache is None else {name_in_generate(): cache}
+    with settings_put_aside(model._module):
+        settings = generation_options(options, pad_id_of(model)) | own
         return model.generate(batch.tokens, attention_mask=batch.mask.long(), **settings).cpu()
 
 

@@ -18,6 +18,12 @@ from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.transformer_lens.cache_names import rename_permanently
 from odesteer_tl.backends.transformer_lens.hooked_passes import hooked_watched
 from odesteer_tl.backends.transformer_lens.hooks import hooked
+from odesteer_tl.backends.transformer_lens.prompt_caches import (
+    bridge_cache,
+    bridge_started,
+    hooked_cache,
+    hooked_started,
+)
 from odesteer_tl.backends.transformer_lens.run import (
     activations_of,
     bridge_continued,
@@ -137,7 +143,10 @@ class _TransformerLens:
     def logits(self, model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
         return logits_of(model, batch)
 
-    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
+    def prompt_cache(self, model: Any, batch: Tokenised, copies: int) -> Any:
+        raise NotImplementedError
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
         raise NotImplementedError
 
     def generate_remotely(self, model: Any, *what: Any) -> Any:
@@ -160,8 +169,12 @@ class _Hooked(_TransformerLens):
     def watched(self, model: Any, runner: EditRunner, owner: Owner, blocks: Any) -> AbstractContextManager[None]:
         return hooked_watched(model, runner, owner)
 
-    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-        return hooked_continued(model, batch, options)
+    def prompt_cache(self, model: Any, batch: Tokenised, copies: int) -> Any:
+        return hooked_cache(model, batch, copies)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
+        with hooked_started(model, cache):
+            return hooked_continued(model, batch, options)
 
 
 class _Bridge(_TransformerLens):
@@ -177,8 +190,12 @@ class _Bridge(_TransformerLens):
         with no_logits(model, max(site.layer for site in sites)):
             return super().activations(model, batch, sites, *how)
 
-    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any]) -> TokenIds:
-        return bridge_continued(model, batch, options)
+    def prompt_cache(self, model: Any, batch: Tokenised, copies: int) -> Any:
+        return bridge_cache(model, batch, copies)
+
+    def generate(self, model: Any, batch: Tokenised, options: dict[str, Any], cache: Any = None) -> TokenIds:
+        with bridge_started(model, cache):
+            return bridge_continued(model, batch, options)
 
 
 HOOKED, BRIDGE = _Hooked(), _Bridge()

@@ -1,7 +1,7 @@
 """The paper's Table 3 in small: linear against nonlinear h, one step against ten, at its values and at tuned ones.
 
-Linear means φ(a) = a/‖a‖ with the same fit, field and steps. Tuned means that C, and for the nonlinear h also degree, γ
-and c₀, are chosen by cross-validated AUC on the texts that methods are fitted on.
+Linear, and the paper's values, are those of `evaluation.ablation`. Tuned means that C, and for the nonlinear h also
+degree, γ and c₀, are chosen by cross-validated AUC on the texts that methods are fitted on.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import torch
 
 from odesteer_tl._shapes import Samples
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.evaluation.ablation import FEATURES, STEPS, climbing
 from odesteer_tl.evaluation.data import Material
 from odesteer_tl.evaluation.differences import Difference, difference
 from odesteer_tl.evaluation.entries import Entry
@@ -20,9 +21,7 @@ from odesteer_tl.evaluation.results import ComparedRow, spread
 from odesteer_tl.evaluation.tables import Comparison, wrapped
 from odesteer_tl.flows.features import Linear, Polynomial, Recipe
 from odesteer_tl.flows.tuning import Trial, tune
-from odesteer_tl.methods import Method, ODESteer, PointwiseMethod, StepODESteer
-
-STEPS = {"one step": StepODESteer, "ten steps": ODESteer}
+from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,18 @@ def barriers_of(acts: ContrastiveActivations, seed: int = 0) -> tuple[Barriers, 
     """The barriers at the paper's values, which are among the candidates, and the tuned ones; folds by `seed`."""
     linear, nonlinear = tune(acts, features=[Linear()], seed=seed), tune(acts, seed=seed)
     return (
-        Barriers("paper", linear.trial(Linear(), 1.0), nonlinear.trial(Polynomial(), 1.0)),
+        Barriers("paper", linear.trial(FEATURES["linear"], 1.0), nonlinear.trial(FEATURES["nonlinear"], 1.0)),
         Barriers("tuned", *(tuned.trial(tuned.features, tuned.C) for tuned in (linear, nonlinear))),
     )
 
 
 def entries_of(barriers: tuple[Barriers, ...], present: Mapping[str, Entry]) -> dict[str, Entry]:
     """The entries of the cells that are not yet `present`."""
-
-    def entry(kind: Any, trial: Trial) -> Entry:
-        return Entry(lambda acts, seed: kind.fit(acts, features=trial.features, C=trial.C))
-
     rows = {
-        pair.row(kind, steps): entry(method, getattr(pair, kind))
+        pair.row(kind, steps): climbing(steps, getattr(pair, kind).features, getattr(pair, kind).C)
         for pair in barriers
-        for kind in ("linear", "nonlinear")
-        for steps, method in STEPS.items()
+        for kind in FEATURES
+        for steps in STEPS
     }
     return {name: row for name, row in rows.items() if name not in present}
 

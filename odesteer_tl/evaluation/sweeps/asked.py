@@ -13,13 +13,15 @@ from odesteer_tl.data.tokens import is_weighted, reads_several
 from odesteer_tl.evaluation.choose_layer import usual_layers
 from odesteer_tl.evaluation.continuations import UNSTEERED, Judge, Setting
 from odesteer_tl.evaluation.entries import Entry, entry_of
+from odesteer_tl.evaluation.strength_search import check_budget
 from odesteer_tl.evaluation.sweeps import guardrails as guards
+from odesteer_tl.evaluation.sweeps.ablated import ENTRIES
 from odesteer_tl.evaluation.sweeps.plan import Plan, protocol_of
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A checked question: the `model`, the `plan`, texts by name, an entry per method, and the functions."""
+    """A checked question: the `model`, the `plan`, texts by name, an entry per row, and the functions."""
 
     model: Any
     plan: Plan
@@ -43,6 +45,7 @@ class Asked:
             Setting(
                 self.model, plan.layers[0], self.texts["prompts"], self.texts["validation_prompts"],
                 self.judge or _nothing, plan.samples, None, plan.max_new_tokens, seed=seed,
+                budgets=Setting.budgets if plan.ablation is None else (plan.ablation,),
             )
             for seed in plan.seeds
         ]  # fmt: skip
@@ -51,7 +54,7 @@ class Asked:
 def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, positions: Sequence[Position],
           strengths: Any, judge: Judge | None, primary: str, guardrails: guards.Bounds,
           metrics: Mapping[str, guards.Metric], unrelated: Sequence[str], keep: int, seeds: Sequence[int],
-          samples: int, max_new_tokens: int) -> Asked:  # fmt: skip
+          samples: int, max_new_tokens: int, ablation: bool, kl: float) -> Asked:  # fmt: skip
     """The question of `sweep`, checked. Raises ValueError as `sweep` does, but for its folder."""
     missing = [name for name in ("desired", "undesired", "prompts") if not hasattr(data, name)]
     if missing:
@@ -66,6 +69,9 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         raise ValueError(
             'sweep needs two prompts, keep=1 or more, and positions by name such as "last", one token a text.'
         )
+    check_budget(kl, "above 0")
+    if ablation and (taken := set(ENTRIES) & set(methods)):
+        raise ValueError(f"The rows of the ablation are named {', '.join(ENTRIES)}: rename {', '.join(sorted(taken))}.")
     measures = _measures(judge, primary, metrics, bool(unrelated))
     of_layers = tuple(usual_layers(layers_of(model)) if layers is None else sorted(set(layers)))
     count = layers_of(model)
@@ -86,8 +92,9 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         prompts=len(data.prompts),
         samples=samples,
         max_new_tokens=max_new_tokens,
+        ablation=float(kl) if ablation else None,
     )
-    entries = {name: entry_of(name, method) for name, method in methods.items()}
+    entries = {name: entry_of(name, method) for name, method in methods.items()} | (ENTRIES if ablation else {})
     for name, entry in entries.items():
         if entry.on != "texts":
             raise ValueError(f"{name!r} is fitted on {entry.on}; sweep fits on texts at every place, as ot.CAA does.")

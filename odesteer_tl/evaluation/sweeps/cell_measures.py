@@ -2,20 +2,33 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
-from odesteer_tl.evaluation.continuations import Setting
-from odesteer_tl.evaluation.divergence import SteeredTexts
-from odesteer_tl.evaluation.levels import BATCH, Level, unsteered_texts
-from odesteer_tl.evaluation.runs import Base, Run, base_of, prompt_activations, run_at, unsteered
+from odesteer_tl.evaluation.choose_layer import Place
+from odesteer_tl.evaluation.data import FitData
+from odesteer_tl.evaluation.engine import Engine
+from odesteer_tl.evaluation.levels import Level
+from odesteer_tl.evaluation.runs import Run
 from odesteer_tl.evaluation.strength_search import Search, search_of, strength_of
 from odesteer_tl.evaluation.sweeps import guardrails as guards
-from odesteer_tl.evaluation.sweeps.fits import Fits, Place
+from odesteer_tl.evaluation.sweeps.asked import Asked
+from odesteer_tl.evaluation.sweeps.places import method_at
 from odesteer_tl.methods import PointwiseMethod
 
 SHARE = 0.3
 """The strength at which a method has its `usual_T`: that moves by 0.3 of the activations' norm, or is the whole map."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """In the place of a strength: what spends `kl` nats."""
+
+    kl: float
+
+
+At = float | Budget
+"""Where on a row's walk a cell lies."""
 
 
 def in_unit_of(method: PointwiseMethod, search: Search, strength: float) -> float:
@@ -24,49 +37,49 @@ def in_unit_of(method: PointwiseMethod, search: Search, strength: float) -> floa
 
 
 class CellMeasures:
-    """Measures cells, and keeps what several of them need: the unsteered continuations of each seed, and the texts
-    that KL is measured on."""
+    """Measures cells by the engine."""
 
-    def __init__(self, fits: Fits) -> None:
-        self.fits, self.asked = fits, fits.asked
-        self.settings = {setting.seed: setting for setting in self.asked.settings()}
-        self._bases: dict[tuple[int, int], Base] = {}
-        self._texts: dict[str, SteeredTexts] = {}
+    def __init__(self, asked: Asked, engine: Engine, places: Mapping[Place, FitData]) -> None:
+        self.asked, self.engine, self.places = asked, engine, places
 
-    def cell(self, name: str, place: Place | None, strength: float, seed: int) -> dict[str, Any]:
-        """The `measures` by name, None where one is not finite, the `scores` of the primary one by prompt, and what the
-        strength is in the method's `unit`. `place` None: no steering. The seed sets the fit and the sampling."""
-        several = ["validation_prompts", *(["unrelated"] if self.asked.texts["unrelated"] else [])]
+    def cells(self, name: str, place: Place | None, walk: Sequence[At], seed: int) -> list[dict[str, Any]]:
+        """A cell for each strength of `walk`, all continued in one batch: the `measures` by name, None where one is not
+        finite, the `scores` of the primary one by prompt, and what the strength is in the method's `unit`. `place`
+        None: no steering. The seed sets the fit and the sampling; what shares the batch changes no figure."""
         if place is None:
-            base = self._base(self.settings[seed], self.asked.plan.layers[0])
-            costs = dict.fromkeys(["kl", "kl_p95", "unrelated_kl"][: 1 + len(several)], 0.0)
-            return {"unit": "T", "value": 0.0} | self._cell(unsteered(base), costs)
-        method = self.fits.of(name, place, seed)
-        search = search_of(method, None)
-        value = strength if self.asked.plan.own_units else in_unit_of(method, search, strength)
-        kl, *others = (self._texts_on(which).divergences(search.pairs, [value], BATCH)[0] for which in several)
+            costs = dict.fromkeys(["kl", "kl_p95", *self._unrelated], 0.0)
+            return [{"unit": "T", "value": 0.0} | self._cell(self.engine.unsteered(seed), costs)]
+        key = name, self.places[place], seed
+        search = search_of(method_at(self.engine, *key), None)
+        values = [self._value(key, search, strength) for strength in walk]
+        costs = [self._costs(key, value) for value in values]
+        levels = [
+            Level(cost["kl"], cost["kl"], True, at.T, at.relative_T)  # type: ignore[arg-type] — one number
+            for cost, at in zip(costs, (strength_of(search.sought, value) for value in values), strict=True)
+        ]
+        return [
+            {"unit": search.sought, "value": value} | self._cell(run, cost)
+            for value, run, cost in zip(values, self.engine.runs(*key, levels), costs, strict=True)
+        ]
+
+    def _value(self, key: tuple[str, FitData, int], search: Search, strength: At) -> float:
+        """The strength in the unit of the method."""
+        if isinstance(strength, Budget):
+            (level,) = self.engine.levels(*key)
+            return level.strength.value  # type: ignore[union-attr] — a method has a strength
+        return strength if self.asked.plan.own_units else in_unit_of(method_at(self.engine, *key), search, strength)
+
+    def _costs(self, key: tuple[str, FitData, int], value: float) -> dict[str, float]:
+        """The KL there, by measure."""
+        kl = self.engine.costs(*key, value)
         costs = {"kl": float(kl.mean()), "kl_p95": float(kl.quantile(0.95))}
-        if others:
-            costs["unrelated_kl"] = float(others[0].mean())
-        at = strength_of(search.sought, value)
-        level = Level(costs["kl"], costs["kl"], True, at.T, at.relative_T)  # type: ignore[arg-type] — one number
-        run = run_at(self._base(self.settings[seed], place[0]), method, level)
-        return {"unit": search.sought, "value": value} | self._cell(run, costs)
+        for measure, prompts in self._unrelated.items():
+            costs[measure] = float(self.engine.costs(*key, value, prompts).mean())
+        return costs
 
-    def _base(self, setting: Setting, layer: int) -> Base:
-        key, first = (setting.seed, layer), (setting.seed, self.asked.plan.layers[0])
-        if first not in self._bases:
-            self._bases[first] = base_of(setting)
-        if key not in self._bases:
-            here = replace(setting, layer=layer)
-            self._bases[key] = Base(here, self._bases[first].outcome, prompt_activations(here))
-        return self._bases[key]
-
-    def _texts_on(self, which: str) -> SteeredTexts:
-        if which not in self._texts:
-            setting = self.settings[self.asked.plan.seeds[0]]
-            self._texts[which] = unsteered_texts(replace(setting, validation_prompts=self.asked.texts[which]))
-        return self._texts[which]
+    @property
+    def _unrelated(self) -> dict[str, list[str]]:
+        return {"unrelated_kl": prompts} if (prompts := self.asked.texts["unrelated"]) else {}
 
     def _cell(self, run: Run, costs: Mapping[str, float]) -> dict[str, Any]:
         texts, plan, metrics = run.continuations, self.asked.plan, self.asked.metrics

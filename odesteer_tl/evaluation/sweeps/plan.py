@@ -11,6 +11,7 @@ import torch
 from odesteer_tl._shapes import Position
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import device_of, dtype_of, load_weights, model_name_of, processing_of
+from odesteer_tl.evaluation.sweeps.ablated import ENTRIES
 from odesteer_tl.evaluation.sweeps.fingerprints import fingerprint
 from odesteer_tl.evaluation.sweeps.guardrails import Bounds, bounds_text
 
@@ -21,13 +22,25 @@ STOP_RULE = (
 )
 OWN_UNITS = "in the unit of the method, relative_T where T is a length, else T."
 SHARED_UNIT = "s is relative_T = s where T is a length, else T = s / 0.3 · the method's usual T."
+BATCHES = (
+    "{} strengths of a place are run at once, and then walked one by one: a stop leaves up to {} of them measured and "
+    "unused."
+)
+ABLATION = (
+    "h linear or nonlinear × one step or ten, at the place where the AUCs of both h are largest on average, each at "
+    "the strength that spends {:g} nats of KL per token; differences are paired by prompt and seed."
+)
+MOST_AT_ONCE, MOST_ROWS = 4, 128
+"""Strengths of a place in one batch, and continuations: more would leave more of them unused where a walk stops, and
+need more memory."""
 LIBRARIES = ("odesteer_tl", "torch", "transformers", "transformer_lens", "nnsight")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for. `strengths`: by method, with `own_units` in the unit of its T. `str` prints it;
-    `cells` and `tokens` are the most that can be run."""
+    """What is asked for. `strengths`: by method, with `own_units` in the unit of its T. `ablation`: the budget of KL at
+    which h linear or nonlinear × one step or ten are run too. `str` prints it; `cells` and `tokens` are the most that
+    can be run."""
 
     methods: tuple[str, ...]
     layers: tuple[int, ...]
@@ -42,6 +55,7 @@ class Plan:
     prompts: int
     samples: int
     max_new_tokens: int
+    ablation: float | None = None
 
     @property
     def places(self) -> int:
@@ -49,14 +63,32 @@ class Plan:
         return min(self.keep, len(self.layers) * len(self.positions))
 
     @property
+    def at_once(self) -> int:
+        """How many strengths of a place are continued in one batch."""
+        return max(1, min(MOST_AT_ONCE, MOST_ROWS // (self.prompts * self.samples)))
+
+    def beside(self, name: str, strength: float) -> tuple[float, ...]:
+        """The strengths that share a batch with this one, itself among them: always the same, so that a resumed sweep
+        computes what it would have."""
+        values = self.strengths[name]
+        first = values.index(strength) // self.at_once * self.at_once
+        return values[first : first + self.at_once]
+
+    @property
     def cells(self) -> int:
-        """The most cells: a method at a place, a strength and a seed, and the unsteered model once a seed."""
-        return len(self.seeds) * (1 + self.places * sum(len(self.strengths[name]) for name in self.methods))
+        """The most cells: a method at a place, a strength and a seed; once a seed the unsteered model, and each row of
+        the ablation."""
+        swept = self.places * sum(len(self.strengths[name]) for name in self.methods)
+        return len(self.seeds) * (1 + swept + len(self._ablated))
 
     @property
     def tokens(self) -> int:
         """The most tokens that the cells generate."""
         return self.cells * self.prompts * self.samples * self.max_new_tokens
+
+    @property
+    def _ablated(self) -> tuple[str, ...]:
+        return () if self.ablation is None else tuple(ENTRIES)
 
     def __str__(self) -> str:
         columns = [self.primary, *(name for name in self.measures if name != self.primary)]
@@ -73,12 +105,15 @@ class Plan:
             "|---" * (len(columns) + 1) + "|",
             f"| no steering |{' |' * len(columns)}",
             *(f"| {name}, {value:g} |{' |' * len(columns)}" for name in self.methods for value in self.strengths[name]),
+            *(f"| {name}, {self.ablation:g} nats |{' |' * len(columns)}" for name in self._ablated),
             "",
             f"Strengths: {OWN_UNITS if self.own_units else SHARED_UNIT}",
             f"At most {self.cells} cells (method × place × strength × seed), {self.tokens} tokens.",
             f"Primary metric: {self.primary}, higher is better. Guardrails: "
             f"{'; '.join(bounds_text(self.guardrails)) or 'none'}.",
             f"Stop rule: {STOP_RULE}",
+            *([] if self.at_once == 1 else [f"Batches: {BATCHES.format(self.at_once, self.at_once - 1)}"]),
+            *([] if self.ablation is None else [f"Ablation: {ABLATION.format(self.ablation)}"]),
         ]
         return "\n".join(lines)
 

@@ -1,74 +1,24 @@
 """What a sweep found: rows, the Pareto front, and the best row within the guardrails."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from odesteer_tl._shapes import Position
 from odesteer_tl.evaluation.continuations import UNSTEERED
 from odesteer_tl.evaluation.json_text import json_text
+from odesteer_tl.evaluation.sweeps.ablated import Ablated
 from odesteer_tl.evaluation.sweeps.plan import Plan
-
-
-@dataclass(frozen=True)
-class Screened:
-    """The cross-validated AUC of h at a place, with its standard error. `by`: whose h; CAA's for a method without one.
-    `kept`: whether texts were generated there."""
-
-    method: str
-    layer: int
-    position: Position
-    auc: float
-    error: float
-    by: str
-    kept: bool
-
-
-@dataclass(frozen=True)
-class SweptRow:
-    """A method at a place and strength, over all seeds. `strength` as in the plan; `value` is the same in the method's
-    `unit`, "relative_T" or "T", under the first seed. `measures`: means over seeds, None
-    where one is not finite; `scores`: the primary metric [seeds][prompts]; `broken`: guardrails that it breaks; `stop`:
-    why no larger strength was run, at the last strength of a place."""
-
-    method: str
-    layer: int | None
-    position: Position | None
-    strength: float
-    unit: str
-    value: float
-    measures: dict[str, float | None]
-    scores: list[list[float]]
-    broken: tuple[str, ...]
-    stop: str | None = None
-
-    @property
-    def primary(self) -> float:
-        """The mean of the scores."""
-        return float(torch.tensor(self.scores, dtype=torch.float64, device="cpu").mean())
-
-    def interval(self, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """95 % percentile bootstrap of `primary`: seeds and prompts are both drawn with replacement."""
-        scores = torch.tensor(self.scores, dtype=torch.float64, device="cpu")
-        generator = torch.Generator().manual_seed(seed)
-        n, m = scores.shape
-        rows = torch.randint(n, (resamples, n), generator=generator, device="cpu")
-        columns = torch.randint(m, (resamples, m), generator=generator, device="cpu")
-        means = scores[rows.unsqueeze(2), columns.unsqueeze(1)].mean((1, 2))
-        low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu")).tolist()
-        return low, high
+from odesteer_tl.evaluation.sweeps.rows import Screened, SweptRow, rows_table
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The result of `ot.sweep`: its `plan`, the `screening`, and `rows`, the unsteered model first. `str` prints the
-    table."""
+    """The result of `ot.sweep`: its `plan`, the `screening`, `rows`, the unsteered model first, and the `ablation` if
+    that was asked for. `str` prints the tables."""
 
     plan: Plan
     screening: tuple[Screened, ...]
     rows: tuple[SweptRow, ...]
+    ablation: Ablated | None = None
 
     def pareto(self) -> list[SweptRow]:
         """The rows that no other one dominates, cheapest first: none has as much of the primary metric, or more, at as
@@ -107,27 +57,7 @@ class Sweep:
 
     def table(self) -> str:
         """All rows in Markdown, with the reasons for which a place stopped."""
-        names = [name for name in self.plan.measures if name != self.plan.primary]
-        head = [
-            "method",
-            "layer",
-            "position",
-            "strength",
-            "as",
-            f"{self.plan.primary} (95 %)",
-            *names,
-            "broken",
-            "stop",
-        ]
-        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for row in self.rows:
-            at = [row.layer, row.position, f"{row.strength:g}", f"{row.unit}={row.value:.3g}"]
-            place = [""] * 4 if row.layer is None else at
-            low, high = row.interval()
-            numbers = ["not finite" if (one := row.measures[name]) is None else f"{one:.3f}" for name in names]
-            said = [f"{row.primary:.3f} ({low:.3f} to {high:.3f})", *numbers, "; ".join(row.broken), row.stop or ""]
-            lines.append(f"| {' | '.join(map(str, [row.method, *place, *said]))} |")
-        return "\n".join(lines)
+        return rows_table(self.rows, self.plan.primary, self.plan.measures)
 
     def screening_table(self) -> str:
         """All places with their AUC in Markdown."""
@@ -141,13 +71,11 @@ class Sweep:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        return f"{self.screening_table()}\n\n{self.table()}"
+        tables = [self.screening_table(), self.table(), *([] if self.ablation is None else [self.ablation.table()])]
+        return "\n\n".join(tables)
 
     def to_json(self) -> str:
-        """Plan, screening and rows as JSON, with intervals."""
-        rows: Sequence[dict[str, Any]] = [
-            asdict(row) | {"primary": row.primary, "interval": row.interval()} for row in self.rows
-        ]
-        return json_text(
-            {"plan": asdict(self.plan), "screening": [asdict(one) for one in self.screening], "rows": rows}
-        )
+        """Plan, screening, rows and ablation as JSON, with intervals."""
+        of: dict[str, Any] = {"plan": asdict(self.plan), "screening": [asdict(one) for one in self.screening]}
+        of["rows"] = [row.as_json() for row in self.rows]
+        return json_text(of if self.ablation is None else of | {"ablation": self.ablation.as_json()})
