@@ -117,16 +117,17 @@ def _measured(
     count: int,
 ) -> tuple[Tensor, Tensor]:
     """`next_tokens.likelihoods` of one batch. Raises RuntimeError unless `count` tokens are steered at each layer."""
-    backend, at = backend_of(model), asked.nonzero(as_tuple=True)
+    backend = backend_of(model)
+    rows, columns = asked.nonzero(as_tuple=True)
     runner = edit_runner_for(model, pairs, **where) if pairs else None
     if remote:  # making the runner has checked that the method fits
         written = [] if runner is None else list(runner.tokens_steered)
         return backend.likelihoods_remotely(model, batch, asked, following, pairs, where, remote, written, count)
     if runner is None:
-        return likelihoods_in(backend.logits(model, batch), *at, following)
+        return likelihoods_in(backend.logits(model, batch), rows, columns, following)
     with attached(model, runner, where["blocks"]) as report:
         logits = backend.logits(model, batch)
     warn_of_limit(runner)
     if any(found != count for found in report.tokens_steered.values()):
         raise RuntimeError(f"{count} tokens were to be steered, and {report.tokens_steered} (by layer) were.")
-    return likelihoods_in(logits, *at, following)
+    return likelihoods_in(logits, rows, columns, following)
