@@ -18,6 +18,7 @@ from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.method_list import pairs_of
 from odesteer_tl.portable.next_tokens import likelihoods as likelihoods_in
+from odesteer_tl.portable.next_tokens import log_probabilities
 from odesteer_tl.portable.token_rules import checked, chosen_by
 
 
@@ -33,6 +34,8 @@ class Likelihoods:
     tokens: list[Float[Tensor, " continuation"]]
     greedy: list[Bool[Tensor, " continuation"]]
     steered: PerRow
+    likeliest: list[tuple[Tensor, Tensor]] | None = None
+    """log p of the `top` likeliest tokens at each place and their ids, both [continuation, top]; None unless asked."""
 
 
 @torch.no_grad()
@@ -46,6 +49,7 @@ def likelihoods(
     relative_T: float | None = None,
     positions: Positions = "decoding",
     layer: int | None = None,
+    top: int = 0,
     batch_size: int = 16,
     remote: bool | str = False,
     blocks: Any = None,
@@ -55,11 +59,12 @@ def likelihoods(
 
     Steered by `method` as a generation of the same text would be: "decoding" steers the last token of the context and
     every token after it. The last token of a text predicts nothing, so the model does not see it, and it is not
-    steered. Texts of similar length share a pass; results do not depend on that. Arguments as for `ot.generate`.
+    steered. Texts of similar length share a pass; results do not depend on that. `top`: the number of likeliest tokens
+    to find at each place. Other arguments as for `ot.generate`.
 
     A text of which `positions` names no token is computed unsteered, and its entry in `steered` is 0. Raises ValueError
-    for a context without tokens or as long as its text, for a text longer than the model's context, and as `steering`
-    does; ConnectionError and RuntimeError for a server, as `ot.generate` does.
+    for a context without tokens or as long as its text, for a text longer than the model's context, for `top` on a
+    server, and as `steering` does; ConnectionError and RuntimeError for a server, as `ot.generate` does.
     """
     check_place(model, remote, blocks)
     if not remote:
@@ -67,7 +72,9 @@ def likelihoods(
     lengths = texts.mask.sum(1)
     if bool((context_lengths < 1).any()) or bool((context_lengths >= lengths).any()):
         raise ValueError("Each text is a context of at least one token and a continuation of at least one more.")
-    batch_size = whole_number("batch_size", batch_size)
+    batch_size, top = whole_number("batch_size", batch_size), whole_number("top", top, 0)
+    if top and remote:
+        raise ValueError("top= needs the logits, which stay on the server: leave it out with remote=.")
     seen = Tokenised(texts.tokens[:, :-1], texts.mask[:, :-1])
     check_context(model, seen)
     index = seen.mask.long().cumsum(1) - 1
@@ -78,7 +85,7 @@ def likelihoods(
         warn_of_other_use(model, method, T, relative_T, positions, layer)
     else:
         named = torch.zeros_like(named)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    found: dict[int, list[Tensor]] = {}
     for rows in bar(_batches(lengths, named.any(1), batch_size), label="Log-likelihoods", progress=progress):
         batch = trimmed(Tokenised(seen.tokens[rows], seen.mask[rows]))
         width = batch.mask.shape[1]
@@ -87,12 +94,12 @@ def likelihoods(
         check_mask_taken(model, batch.mask)
         where = {"positions": _of_rows(positions, rows), "prompt_lengths": context_lengths[rows], "layer": layer}
         count, steered = int(named[rows].sum()), pairs if bool(named[rows].any()) else []
-        values, greedy = _measured(model, batch, asked, following, steered, where | {"blocks": blocks}, remote, count)
-        counts = asked.sum(1).tolist()
-        for row, *of_row in zip(rows.tolist(), values.split(counts), greedy.split(counts), strict=True):
-            found[row] = (of_row[0], of_row[1])
-    values, greedy = zip(*(found[row] for row in range(len(lengths))), strict=True)
-    return Likelihoods(list(values), list(greedy), named.sum(1))
+        parts = _measured(model, batch, asked, following, steered, where | {"blocks": blocks}, remote, count, top)
+        of_rows = zip(*(part.split(asked.sum(1).tolist()) for part in parts), strict=True)
+        found |= {row: list(own) for row, own in zip(rows.tolist(), of_rows, strict=True)}
+    values, greedy, *best = zip(*(found[row] for row in range(len(lengths))), strict=True)
+    likeliest = list(zip(*best, strict=True)) if top else None
+    return Likelihoods(list(values), list(greedy), named.sum(1), likeliest)
 
 
 def _batches(lengths: PerRow, steered: Bool[Tensor, " batch"], batch_size: int) -> list[Tensor]:
@@ -115,8 +122,10 @@ def _measured(
     where: dict[str, Any],
     remote: bool | str,
     count: int,
-) -> tuple[Tensor, Tensor]:
-    """`next_tokens.likelihoods` of one batch. Raises RuntimeError unless `count` tokens are steered at each layer."""
+    top: int,
+) -> tuple[Tensor, ...]:
+    """`next_tokens.likelihoods` of one batch, and the `top` likeliest tokens where there are to be any. Raises
+    RuntimeError unless `count` tokens are steered at each layer."""
     backend = backend_of(model)
     rows, columns = asked.nonzero(as_tuple=True)
     runner = edit_runner_for(model, pairs, **where) if pairs else None
@@ -124,10 +133,12 @@ def _measured(
         written = [] if runner is None else list(runner.tokens_steered)
         return backend.likelihoods_remotely(model, batch, asked, following, pairs, where, remote, written, count)
     if runner is None:
-        return likelihoods_in(backend.logits(model, batch), rows, columns, following)
-    with attached(model, runner, where["blocks"]) as report:
         logits = backend.logits(model, batch)
-    warn_of_limit(runner)
-    if any(found != count for found in report.tokens_steered.values()):
-        raise RuntimeError(f"{count} tokens were to be steered, and {report.tokens_steered} (by layer) were.")
-    return likelihoods_in(logits, rows, columns, following)
+    else:
+        with attached(model, runner, where["blocks"]) as report:
+            logits = backend.logits(model, batch)
+        warn_of_limit(runner)
+        if any(found != count for found in report.tokens_steered.values()):
+            raise RuntimeError(f"{count} tokens were to be steered, and {report.tokens_steered} (by layer) were.")
+    found = likelihoods_in(logits, rows, columns, following)
+    return (*found, *log_probabilities(logits, rows, columns).topk(top)) if top else found

@@ -64,7 +64,9 @@ class SteeredModel:
             raise ValueError("The method carries no strength: give kl=0.1, T= or relative_T=.")
         tried = self.strength or (Strength(0.0) if self.budget is not None and carried is None else None)
         pairs = pairs_of(self.method, tried, None, self.layer)
-        self.layers = sorted(edit_runner_for(self.model, pairs, self.positions, None, self.layer, self.blocks).tokens_steered)
+        self.layers = sorted(
+            edit_runner_for(self.model, pairs, self.positions, None, self.layer, self.blocks).tokens_steered
+        )
 
     @classmethod
     def of(
@@ -87,8 +89,8 @@ class SteeredModel:
         batch_size: int = 16,
         chat_template: bool = False,
     ) -> "SteeredModel":
-        """Load what a command line names. With `kl` and `prompts` (a file) the strength is found at once; `chat_template`
-        says whether these prompts stand in the template. Raises ValueError for wrong arguments, and as `ot.load`,
+        """Load what a command line names. With `kl` and `prompts` (a file) the strength is found at once; these prompts
+        stand in `chat_template`. Raises ValueError for wrong arguments, and as `ot.load`,
         `ot.load_model` and `ot.calibrate` do."""
         strength = None if T is None and relative_T is None else Strength.of(T, relative_T)
         library = "nnsight" if remote and library == "transformer_lens" and isinstance(pretrained, str) else library

@@ -89,3 +89,15 @@ def test_edits_that_do_not_run_are_an_error(loaded, monkeypatch):
     monkeypatch.setattr(module, "attached", lambda *what: nullcontext(Report({LAYER: 3})))
     with pytest.raises(RuntimeError, match="12 tokens were to be steered"):
         likelihoods(loaded[1], TEXTS, LENGTHS, Stub(32), T)
+
+
+def test_the_likeliest_tokens_are_those_of_a_hook(loaded):
+    family, model = loaded
+    found = likelihoods(model, TEXTS, LENGTHS, Stub(32), T, top=3, batch_size=2)
+    for row, (context, answer) in enumerate(zip(CONTEXTS, ANSWERS, strict=True)):
+        tokens = (context + answer)[:-1]
+        where = steered_positions("decoding", len(context), len(tokens))
+        after = logits(hugging_face(family), tokens, where, Stub(32), T)[len(context) - 1 :].log_softmax(-1).topk(3)
+        values, ids = found.likeliest[row]
+        assert (values - after.values).abs().max() <= TOLERANCE and ids.equal(after.indices)
+    assert likelihoods(model, TEXTS, LENGTHS).likeliest is None
