@@ -87,7 +87,7 @@ class SteeredModel:
         device: str | None = None,
         dtype: str = "float32",
         batch_size: int = 16,
-        chat_template: bool = False,
+        chat_template: bool | str = False,
     ) -> "SteeredModel":
         """Load what a command line names. With `kl` and `prompts` (a file) the strength is found at once; these prompts
         stand in `chat_template`. Raises ValueError for wrong arguments, and as `ot.load`,

@@ -85,9 +85,8 @@ def test_batches_are_made_and_hold_what_is_alike(monkeypatch):
     assert model.api.max_connections() == 4
 
     async def both():
-        return await asyncio.gather(*(
-            model.generate(question, config=GenerateConfig(max_tokens=most)) for question in QUESTIONS for most in (3, 4)
-        ))  # fmt: skip
+        asked = [(question, GenerateConfig(max_tokens=most)) for question in QUESTIONS for most in (3, 4)]
+        return await asyncio.gather(*(model.generate(question, config=config) for question, config in asked))
 
     sizes.clear()
     answers = asyncio.run(both())
@@ -177,10 +176,9 @@ def test_wrong_arguments_say_what_to_type(how, config, told):
 def test_kept_answers_are_of_one_method():
     """Inspect's own cache knows neither model arguments nor methods."""
     model = model_of("bridge", "llama")
-    answers = [
-        asyncio.run(provided(model, *given, **how).generate("the film is", cache=True, config=GenerateConfig(max_tokens=9)))
-        for given, how in (((), {}), ((fitted(),), {"T": 60.0}), ((fitted(),), {"T": -60.0}), ((), {}))
-    ]  # fmt: skip
+    config = GenerateConfig(max_tokens=9)
+    given = [{}, {"method": fitted(), "T": 60.0}, {"method": fitted(), "T": -60.0}, {}]
+    answers = [asyncio.run(provided(model, **how).generate("the film is", cache=True, config=config)) for how in given]
     texts = [answer.completion for answer in answers]
     assert len(set(texts[:3])) == 3 and texts[0] == texts[3]
 

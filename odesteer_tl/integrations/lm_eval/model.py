@@ -181,7 +181,7 @@ class ODESteerLM(TemplateLM):
         """Continuations up to a stop string. Raises ValueError for settings that are not known here."""
         prompts, settings = [], []
         for context, given in [request.args for request in requests]:
-            own = dict(normalize_gen_kwargs(given, self.max_gen_toks))
+            own: dict[str, Any] = dict(normalize_gen_kwargs(given, self.max_gen_toks))
             until, most = own.pop("until", None) or [], int(own.pop("max_gen_toks"))
             until = [until] if isinstance(until, str) else until
             if most >= self.max_length:
