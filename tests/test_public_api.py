@@ -23,7 +23,8 @@ PUBLIC = [
 
 ORDER = [
     "_progress", "startup", "_memory", "portable", "_shapes", "data", "remote", "flows",
-    "interventions", "methods", "backends", "control", "save_load", "assets", "evaluation", "plots", "parity", "cli",
+    "interventions", "methods", "backends", "control", "save_load", "assets", "evaluation", "plots", "parity",
+    "integrations", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own folder and from those before it."""
 
@@ -108,6 +109,20 @@ def test_only_backends_and_their_comparison_import_a_model_library():
     for path in MODULES:
         if place(path) not in ("backends", "parity"):
             assert {module.split(".")[0] for module in imports(path)}.isdisjoint(MODEL_LIBRARIES), named(path)
+
+
+HARNESSES = {"lm_eval", "inspect_ai"}
+
+
+def test_a_harness_is_imported_by_its_own_folder_alone():
+    """They are extras: nothing else needs them, and what loads a folder is asked for it."""
+    for path in MODULES:
+        harnesses = {module.split(".")[0] for module in imports(path)} & HARNESSES
+        assert harnesses <= {{"lm_eval": "lm_eval", "inspect": "inspect_ai"}.get(path.parent.name)}, named(path)
+        if place(path) == "integrations":
+            continue
+        asked = [module for module in imports(path) if module.startswith("odesteer_tl.integrations.")]
+        assert not asked or named(path) == "cli/lm_eval_command.py", named(path)
 
 
 LIBRARIES = sorted(path.parent.name for path in PACKAGE.glob("backends/*/backend.py"))

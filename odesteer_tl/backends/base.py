@@ -172,6 +172,23 @@ class Backend(Protocol):
         Called only if `check_place` accepted `remote`."""
         ...
 
+    def likelihoods_remotely(
+        self,
+        model: Any,
+        batch: Tokenised,
+        asked: TokenMask,
+        following: Tensor,
+        pairs: list[tuple[Any, Strength]],
+        intervene_args: dict[str, Any],
+        remote: bool | str,
+        written: Iterable[int],
+        count: int,
+    ) -> tuple[Tensor, Tensor]:
+        """`next_tokens.likelihoods` at the tokens of `asked`, computed on a server, steered there by the methods of
+        `pairs`. At each of the layers `written`, `count` tokens are. `intervene_args` are those of
+        `generate_remotely`. Called only if `check_place` accepted `remote`."""
+        ...
+
 
 _BACKENDS = {
     "HookedTransformer": ("transformer_lens", "HOOKED"),

@@ -29,6 +29,10 @@ from odesteer_tl.portable.strength import Strength
 _SMALLEST_RELATIVE_T = 0.02
 
 
+class NothingSteered(ValueError):
+    """A block or a generation with a method steered no token."""
+
+
 @contextmanager
 def steering(
     model: Any,
@@ -186,7 +190,7 @@ def check_report(report: Report, positions: Positions, stacklevel: int = 3) -> N
             stacklevel=stacklevel,
         )
     if not any(report.tokens_steered.values()):
-        raise ValueError(
+        raise NothingSteered(
             f"No token was steered (positions={positions!r}): "
             + ("reset_hooks() or clear_edits() removed the steering, " if report.hooks_removed else "")
             + "the model did not run inside the block, or positions= chose none of its tokens."

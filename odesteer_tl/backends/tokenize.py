@@ -1,5 +1,6 @@
 """Texts to left-padded tokens, the same for reading and for generating, never with two BOS."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,6 +138,23 @@ def _token_text(tokenizer: Any, number: int) -> str:
     if spelled.startswith("▁") and not text.startswith(" "):
         return f" {text}"  # sentencepiece drops the space at the beginning of what it decodes
     return spelled if not text or _NO_TEXT in text else text
+
+
+def plain_tokenizer(model: Any) -> Any:
+    """The tokenizer as its checkpoint has it. TransformerLens changes the one that it loads to begin every text with
+    the BOS; where that cannot be read again, it is returned, with a warning. Raises ValueError if there is none."""
+    tokenizer = backend_of(model).need_tokenizer(model)
+    if backend_of(model).library != "transformer_lens":
+        return tokenizer
+    try:
+        return type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    except (OSError, ValueError):
+        warnings.warn(
+            f"The tokenizer of {tokenizer.name_or_path or 'this model'} cannot be read again, so texts begin as "
+            "TransformerLens lets them, with the BOS: give add_bos_token=False if the checkpoint's do not.",
+            stacklevel=2,
+        )
+        return tokenizer
 
 
 def check_context(model: Any, texts: Tokenised, more: int = 0) -> None:

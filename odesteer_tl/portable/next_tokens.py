@@ -47,5 +47,15 @@ def effects(
     return costs, gains, lifts
 
 
+def likelihoods(logits: Tensor, rows: Tensor, columns: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of the token x that follows each token at (rows, columns) of [batch, pos, d_vocab], float32 [tokens], and
+    whether no token is likelier, bool [tokens]; both on the CPU. `following` [tokens] are the x."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for part in zip(rows.split(_AT_ONCE), columns.split(_AT_ONCE), following.split(_AT_ONCE), strict=True):
+        p, x = log_probabilities(logits, *part[:2]), part[2].to(logits.device)
+        found.append((p.gather(1, x.unsqueeze(1)).squeeze(1).cpu(), (p.argmax(1) == x).cpu()))
+    return torch.cat([one for one, _ in found]), torch.cat([other for _, other in found])
+
+
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1).clamp_min(0)

@@ -152,6 +152,9 @@ class _HuggingFace:
     def effects_remotely(self, model: Any, *what: Any) -> Any:
         raise NotImplementedError
 
+    def likelihoods_remotely(self, model: Any, *what: Any) -> Any:
+        raise NotImplementedError
+
 
 def _check_decoder_only(model: Any) -> None:
     """Raises ValueError for an encoder-decoder, whose decoder gets other tokens than the model."""

@@ -160,5 +160,10 @@ class _Nnsight:
 
         return effects_remotely(model, *what)
 
+    def likelihoods_remotely(self, model: Any, *what: Any) -> tuple[Tensor, Tensor]:
+        from odesteer_tl.backends.nnsight.run import likelihoods_remotely
+
+        return likelihoods_remotely(model, *what)
+
 
 NNSIGHT = _Nnsight()

@@ -138,6 +138,18 @@ def effects_in(value: Any, shapes: list[tuple[int, int]], refused: Refused) -> t
     return value
 
 
+def likelihoods_in(value: Any, count: int, refused: Refused) -> tuple[Tensor, Tensor]:
+    """log p of `count` tokens, float32, finite, none above 0, and whether each is the likeliest, bool. Raises the error
+    of `refused` for anything else."""
+    if type(value) is not tuple or len(value) != 2 or not _floats(value[0]) or type(value[1]) is not Tensor:
+        raise refused("something else than log-probabilities in float32 and whether they are the largest")
+    if value[1].dtype != torch.bool or any(tuple(part.shape) != (count,) for part in value):
+        raise refused(f"log-probabilities of shape {tuple(value[0].shape)}, where {count} were asked for")
+    if not bool(torch.isfinite(value[0]).all()) or bool((value[0] > 0).any()):
+        raise refused("log-probabilities that are not finite, or above 0")
+    return value
+
+
 def _floats(value: Any, dtype: torch.dtype = torch.float32) -> bool:
     return type(value) is Tensor and value.dtype == dtype
 

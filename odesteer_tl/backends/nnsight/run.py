@@ -16,6 +16,7 @@ from odesteer_tl.backends.nnsight.replies import (
     check_means,
     check_norms,
     effects_in,
+    likelihoods_in,
     report_in,
     tokens_in,
     width_at,
@@ -26,7 +27,7 @@ from odesteer_tl.backends.transformers_caches import cache_options, copied, name
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
 from odesteer_tl.data.tokens import Reading, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
-from odesteer_tl.portable.nnsight.gather import averaged_at, effects_at, picked_at
+from odesteer_tl.portable.nnsight.gather import averaged_at, effects_at, likelihoods_at, picked_at
 from odesteer_tl.portable.nnsight.intervene import intervene
 from odesteer_tl.portable.strength import Strength
 
@@ -210,6 +211,40 @@ def effects_remotely(
     found, steered = server.named("found", "steered")
     report_in(steered, written, copies * len(rows), copies * len(rows), server.refused)
     return effects_in(found, shapes, server.refused)
+
+
+def likelihoods_remotely(
+    model: Any,
+    batch: Tokenised,
+    asked: TokenMask,
+    following: Tensor,
+    pairs: list[tuple[Any, Strength]],
+    intervene_args: dict[str, Any],
+    remote: bool | str,
+    written: Iterable[int],
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """`likelihoods` (see `next_tokens`) at the tokens of `asked`, from a server, steered there by `intervene(model,
+    pairs, **intervene_args)` in the same pass. The logits stay there.
+
+    Raises as `ServerRequest` does, and RuntimeError for a reply that is not what was asked; `count` tokens are steered
+    at each of the layers `written`.
+    """
+    inputs, mask = _right_padded(model, batch)
+    rows, columns = torch.zeros_like(mask).masked_scatter(mask, asked[batch.mask]).nonzero(as_tuple=True)
+    remote_args = {name: _per_row(value, 1) for name, value in intervene_args.items()}
+    found, steered, steer = None, None, bool(pairs)
+    server = server_request(model, remote, _OVERHEAD_BYTES + 16 * len(rows))
+    with model.trace(**inputs, use_cache=False, remote=remote, backend=server):
+        steered = nnsight.save(intervene(model, pairs, **remote_args) if steer else {})
+        found = nnsight.save(likelihoods_at(model, rows, columns, following))
+    if server is None:
+        if found is None:
+            raise RuntimeError("The trace saved no likelihoods.")
+        return found
+    found, steered = server.named("found", "steered")
+    report_in(steered, written, count, count, server.refused)
+    return likelihoods_in(found, len(rows), server.refused)
 
 
 def _per_row(value: Any, beams: int) -> Any:

@@ -155,6 +155,9 @@ class _TransformerLens:
     def effects_remotely(self, model: Any, *what: Any) -> Any:
         raise NotImplementedError
 
+    def likelihoods_remotely(self, model: Any, *what: Any) -> Any:
+        raise NotImplementedError
+
 
 class _Hooked(_TransformerLens):
     """`HookedTransformer`: its generate calls only the modules of the embedding and of the blocks."""

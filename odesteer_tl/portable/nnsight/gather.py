@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from odesteer_tl.portable.next_tokens import effects, log_probabilities
+from odesteer_tl.portable.next_tokens import effects, likelihoods, log_probabilities
 from odesteer_tl.portable.nnsight.blocks import blocks_of
 from odesteer_tl.portable.nnsight.sites import value_at
 from odesteer_tl.portable.token_values import averaged, picked
@@ -39,3 +39,8 @@ def effects_at(
     logits = model.output.logits
     p = log_probabilities(logits[:texts], rows, columns)
     return effects(p, logits[texts:], rows, columns, following, texts, words)
+
+
+def likelihoods_at(model: Any, rows: Tensor, columns: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+    """`likelihoods` in the running trace."""
+    return likelihoods(model.output.logits, rows, columns, following)
