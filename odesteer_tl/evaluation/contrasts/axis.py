@@ -30,7 +30,8 @@ def axis_of(name: Any, desired: Any, undesired: Any, ambiguous: Any) -> Axis:
                 f"answer …', as in desired='is polite: it thanks and never insults'; got {text!r}."
             )
     cases = _lines("ambiguous", ambiguous)
-    found = Axis(*(" ".join(text.split()).rstrip(" .") for text in (name, desired, undesired)), tuple(cases))
+    words, good, bad = (" ".join(text.split()).rstrip(" .") for text in (name, desired, undesired))
+    found = Axis(words, good, bad, tuple(cases))
     if found.desired.casefold() == found.undesired.casefold():
         raise ValueError(f"desired and undesired are both {found.desired!r}: say what tells the sides apart.")
     return found

@@ -22,8 +22,8 @@ def questions_of(
     if isinstance(given, int) and not isinstance(given, bool):
         found = _written_questions(given, axis, write, batch_size, progress, known)
     else:
-        lines = QUESTIONS if given is None else given
-        if isinstance(lines, str) or not all(isinstance(one, str) for one in lines):
+        lines: Any = QUESTIONS if given is None else given
+        if isinstance(lines, (str, bool)) or not all(isinstance(one, str) for one in lines):
             raise ValueError(f"questions is a list of texts, or how many shall be written; got {given!r}.")
         found = fresh([" ".join(one.split()) for one in lines if one.strip()], known)
     if len(found) < 2:
@@ -42,7 +42,7 @@ def _written_questions(
         chats = [question_prompt(axis, turn + number) for number in range(count - len(found))]
         turn += len(chats)
         texts = written(write, chats, batch_size, "Writing questions", progress)
-        new = [text.partition("?")[0].strip(" \"'-*0123456789.") + "?" for text in texts if "?" in text]
+        new = [text.partition("?")[0].lstrip(" \"'-*0123456789.)") + "?" for text in texts if "?" in text]
         found += fresh([one for one in new if len(one.split()) >= 3], [*known, *found])
         if len(found) >= count:
             break

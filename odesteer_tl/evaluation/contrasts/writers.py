@@ -62,7 +62,8 @@ def writer_of(writer: Any, max_new_tokens: int, seed: int) -> tuple[Writer, str,
             raise ValueError(
                 f"The writer is a model, or a function of a list of chats; got a {type(writer).__name__}."
             ) from None
-        return writer, getattr(writer, "__name__", type(writer).__name__), False
+        function: Any = writer  # whether it keeps to that is seen when it has written
+        return function, getattr(writer, "__name__", type(writer).__name__), False
     model = ModelWriter(writer, max_new_tokens, seed)
     return model, model.name or type(writer).__name__, model.chats
 

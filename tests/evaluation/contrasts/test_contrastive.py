@@ -1,5 +1,7 @@
 """Contrasts: what a writer is asked, what is kept of what it writes, and what is refused."""
 
+import hashlib
+
 import pytest
 from instances import without_shape_checks
 from models import load
