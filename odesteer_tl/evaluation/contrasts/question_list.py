@@ -10,7 +10,7 @@ from odesteer_tl.evaluation.contrasts.sifting import fresh
 from odesteer_tl.evaluation.contrasts.templates import question_prompt
 from odesteer_tl.evaluation.contrasts.writers import Writer, written
 
-ROUNDS = 4
+ROUNDS = 8
 """How often a writer is asked for the questions that are still missing."""
 MOST_QUESTIONS = 10_000
 
