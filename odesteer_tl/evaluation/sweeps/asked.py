@@ -33,7 +33,7 @@ class Asked:
         """See `protocol_of`."""
         functions = {f"method {name}": one for name, one in self.methods.items()} | dict(self.metrics)
         sampling = {"samples": self.plan.samples, "max_new_tokens": self.plan.max_new_tokens,
-                    "temperature": Setting.temperature, "top_p": Setting.top_p}  # fmt: skip
+                    "temperature": Setting.temperature, "top_p": Setting.top_p, "chat": self.plan.chat}  # fmt: skip
         return protocol_of(self.model, self.plan, self.texts, functions | {"judge": self.judge}, sampling)
 
     def settings(self) -> list[Setting]:
@@ -42,7 +42,7 @@ class Asked:
         return [
             Setting(
                 self.model, plan.layers[0], self.texts["prompts"], self.texts["validation_prompts"],
-                self.judge or _nothing, plan.samples, None, plan.max_new_tokens, seed=seed,
+                self.judge or _nothing, plan.samples, None, plan.max_new_tokens, seed=seed, chat=plan.chat,
             )
             for seed in plan.seeds
         ]  # fmt: skip
@@ -52,7 +52,8 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
           strengths: Any, judge: Judge | None, primary: str, guardrails: guards.Bounds,
           metrics: Mapping[str, guards.Metric], unrelated: Sequence[str], keep: int, seeds: Sequence[int],
           samples: int, max_new_tokens: int) -> Asked:  # fmt: skip
-    """The question of `sweep`, checked. Raises ValueError as `sweep` does, but for its folder."""
+    """The question of `sweep`, checked. Raises ValueError as `sweep` does, but for its folder.
+    `data.chat`, if there: whether prompts stand in the model's chat template."""
     missing = [name for name in ("desired", "undesired", "prompts") if not hasattr(data, name)]
     if missing:
         raise ValueError(f"sweep takes data with desired, undesired and prompts, as ot.load_demo(); {missing} lacks.")
@@ -64,7 +65,10 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         raise ValueError(f"unrelated is a sequence of prompts, ({unrelated!r},); got one text.")
     if len(data.prompts) < 2 or keep < 1 or any(map(reads_several, positions)):
         raise ValueError('sweep needs two prompts, keep=1 or more, and positions such as "last", one token a text.')
-    measures = _measures(judge, primary, metrics, bool(unrelated))
+    chat = getattr(data, "chat", False)
+    if not isinstance(chat, bool):
+        raise ValueError(f"data.chat is whether prompts stand in the model's chat template, a bool; got {chat!r}.")
+    measures = _measures(judge, primary, metrics, bool(unrelated), guardrails)
     of_layers = tuple(usual_layers(layers_of(model)) if layers is None else sorted(set(layers)))
     count = layers_of(model)
     if not of_layers or not 0 <= of_layers[0] <= of_layers[-1] < count:
@@ -84,6 +88,7 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         prompts=len(data.prompts),
         samples=samples,
         max_new_tokens=max_new_tokens,
+        chat=chat,
     )
     entries = {name: entry_of(name, method) for name, method in methods.items()}
     for name, entry in entries.items():
@@ -96,17 +101,19 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
 
 
 def _measures(
-    judge: Judge | None, primary: str, metrics: Mapping[str, guards.Metric], unrelated: bool
+    judge: Judge | None, primary: str, metrics: Mapping[str, guards.Metric], unrelated: bool, bounds: Any
 ) -> tuple[str, ...]:
     """The names of all measures. Raises ValueError for a primary one that is not measured, and for a name twice."""
     if judge is None and primary == "share":
         raise ValueError("share needs a judge: give judge=, or metrics={name: function} and primary=name.")
-    known = [*guards.MEASURES, *(["unrelated_kl"] if unrelated else []), *(["share"] if judge else [])]
+    asked_for = isinstance(bounds, Mapping) and guards.SPEED in bounds
+    more = {"unrelated_kl": unrelated, "share": judge is not None, guards.SPEED: asked_for}
+    known = [*guards.MEASURES, *(name for name, there in more.items() if there)]
     if primary != "share" and primary not in metrics:
         raise ValueError(
             f"primary is 'share' or one of metrics, {', '.join(metrics) or 'none given'}; got {primary!r}."
         )
-    if set(metrics) & {*known, "share", "unrelated_kl"}:
+    if set(metrics) & {*known, *more}:
         raise ValueError(f"metrics have names of their own, other than {', '.join(known)}; got {', '.join(metrics)}.")
     return tuple([*known, *metrics])
 
