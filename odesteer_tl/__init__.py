@@ -43,6 +43,8 @@ from odesteer_tl.evaluation.calibrate import calibrate
 from odesteer_tl.evaluation.calibration import Calibration
 from odesteer_tl.evaluation.choose_layer import choose_layer
 from odesteer_tl.evaluation.compare import compare
+from odesteer_tl.evaluation.contrasts.contrast import Contrast
+from odesteer_tl.evaluation.contrasts.contrastive import contrastive
 from odesteer_tl.evaluation.data_check.check_data import check_data
 from odesteer_tl.evaluation.data_check.report import DataCheck
 from odesteer_tl.evaluation.layer_choice import LayerChoice
@@ -67,6 +69,7 @@ __all__ = [
     "Barrier",
     "Calibration",
     "Constant",
+    "Contrast",
     "ContrastiveActivations",
     "DataCheck",
     "Edit",
@@ -94,6 +97,7 @@ __all__ = [
     "collect",
     "collect_layers",
     "compare",
+    "contrastive",
     "generate",
     "generate_strengths",
     "integrate",

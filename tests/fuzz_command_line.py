@@ -123,7 +123,20 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         return of(files["methods"], files["hostile methods"] * 3 + files["texts"] + WORDS)
 
     command = of(
-        ["fit", "fit", "calibrate", "generate", "generate", "demo", "compare", "parity", "methods", "sweep", "check"],
+        [
+            "fit",
+            "fit",
+            "calibrate",
+            "generate",
+            "generate",
+            "demo",
+            "compare",
+            "parity",
+            "methods",
+            "sweep",
+            "check",
+            "contrastive",
+        ],
         WORDS,
     )
     options = {
@@ -149,6 +162,18 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
             "--keep": lambda: of(["1"], NUMBERS), "--seeds": lambda: of(["1"], NUMBERS),
             "--samples": lambda: of(["1"], NUMBERS), "--max-new-tokens": lambda: of(["1", "3"], NUMBERS),
             "--out": output, "--ablation": None, "--kl": lambda: of(["0.1"], NUMBERS),
+            "--guardrail": lambda: of(["kl<1", "distinct2>0.1", "unrelated_kl<1"], NUMBERS + WORDS),
+            "--judge": lambda: of(["embedded", "texts", f"{texts()},{texts()}"], NUMBERS + WORDS), "--chat": None,
+            "--unrelated": texts,
+        },
+        "contrastive": {
+            "--axis": lambda: of(["verdict"], WORDS), "--desired": lambda: of(["is great"], WORDS), "--json": None,
+            "--undesired": lambda: of(["is bad"], WORDS), "--ambiguous": lambda: of(["neither"], WORDS),
+            "--model": model, "--questions": texts, "--no-answers": None,
+            "--write-questions": lambda: of(["3"], NUMBERS),
+            "--forms": lambda: of(["system", "persona,system"], [*WORDS, "few-shot"]), "--examples": texts,
+            "--max-new-tokens": lambda: of(["3"], NUMBERS), "--seed": small, "--no-check": None,
+            "--layers": lambda: of(["0", "0,1"], NUMBERS + WORDS),
         },
         "demo": {
             "--model": model, "--layer": small, "--quick": None, "--json": None, "--picture": picture,
@@ -173,6 +198,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         "calibrate": [method, texts],
         "sweep": [texts, texts],
         "check": [texts, texts],
+        "contrastive": [output],
         "generate": [method, lambda: of(["the film", "we saw it"], WORDS)],
     }.get(command, [])
     argv = [command, *(each() for each in line)]
@@ -182,6 +208,7 @@ def _line(chance: random.Random, files: dict[str, list[str]]) -> list[str]:
         "demo": ["--quick"],
         "sweep": ["--dry-run", "--keep", "--seeds", "--samples", "--max-new-tokens", "--strengths"],
         "calibrate": ["--kl", "--max-new-tokens"],
+        "contrastive": ["--axis", "--desired", "--undesired", "--model", "--max-new-tokens"],
     }.get(command, [])
     for option, value in options.items():
         if chance.random() < (0.95 if option in usual else 0.3):

@@ -12,13 +12,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = [
     "ALQR", "CAA", "HPR", "ITI", "RK4", "SPID", "Ablation", "Angular", "Barrier", "Calibrated", "Calibration",
-    "Constant", "ContrastiveActivations", "DataCheck", "Edit", "Euler", "Flow", "Gradient", "GradientFlow", "HeadShift",
-    "LayerChoice", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint", "ODESteer", "Polynomial",
-    "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site", "State", "Strength",
-    "StepODESteer", "TokenWeights", "Tokenised", "Trajectory", "TruthFlow", "Tuned", "UnitGradient", "check_data",
-    "choose_layer", "collect", "collect_layers", "calibrate", "compare", "generate", "generate_strengths", "integrate",
-    "intervene", "load", "load_demo", "load_model", "plots", "save", "steering", "steering_hook", "sweep", "token_map",
-    "tune",
+    "Constant", "Contrast", "ContrastiveActivations", "DataCheck", "Edit", "Euler", "Flow", "Gradient",
+    "GradientFlow", "HeadShift", "LayerChoice", "Layers", "Linear", "LinearAcT", "LogRatioBarrier", "MiMiC", "Midpoint",
+    "ODESteer", "Polynomial", "PolynomialSketch", "REControl", "RandomDirection", "RandomFourier", "RepE", "Site",
+    "State", "Strength", "StepODESteer", "TokenWeights", "Tokenised", "Trajectory", "TruthFlow", "Tuned",
+    "UnitGradient", "check_data", "choose_layer", "collect", "collect_layers", "calibrate", "compare", "contrastive",
+    "generate", "generate_strengths", "integrate", "intervene", "load", "load_demo", "load_model", "plots", "save",
+    "steering", "steering_hook", "sweep", "token_map", "tune",
 ]  # fmt: skip
 
 ORDER = [

@@ -21,7 +21,7 @@ EXIT_CODES = {
     DONE: "done",
     WRONG: "parity found a cell that is wrong or empty",
     REFUSED: "not done, for a reason that you can fix; one line on standard error says which",
-    STOPPED: "check found a reason not to fit on these texts, and printed it",
+    STOPPED: "check or contrastive found a reason not to fit on these texts, and printed it",
     BUG: "a fault of odesteer_tl; ODESTEER_TL_DEBUG=1 shows the traceback",
     INTERRUPTED: "interrupted by Ctrl-C",
     BROKEN_PIPE: "the reader of the output closed it",

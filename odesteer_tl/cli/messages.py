@@ -11,6 +11,10 @@ CLI_WORDS = {
     r"(?<!-)\bT=": "--T ",
     r"\blayer=": "--layer ",
     r"\bkl=": "--kl ",
+    r"examples= with forms=\('few-shot',\)": "--examples FILE with --forms few-shot",
+    r"give more questions=, or another writer\. See found\.dropped": "give more --questions, or another model",
+    r"give questions= as a list": "give --questions FILE",
+    r"give more in questions=": "give more in --questions FILE",
     r"\bchat=True": "--chat",
     r": pass a Jinja template, or a function of the text, as chat_template=, or plain texts without it": (
         ": leave out --chat, or give a model with one"

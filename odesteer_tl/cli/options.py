@@ -222,5 +222,27 @@ AblationBudget = Annotated[
         help="What each row of the ablation spends, KL(unsteered ‖ steered) per token. Default: 0.1.",
     ),
 ]
+Guardrails = Annotated[
+    list[Any] | None,
+    Option(
+        "--guardrail",
+        parser=values.guardrail,
+        metavar="BOUND",
+        help="As 'kl<0.5' or 'distinct2>0.3', in place of the defaults kl<1, perplexity_ratio>0.5 and <2. Repeatable.",
+    ),
+]
+JudgeChoice = Annotated[
+    Any,
+    Option(
+        "--judge",
+        parser=values.judge,
+        metavar="WHICH",
+        help="texts (fitted on your two files), embedded (film reviews), or two other files, as good2.txt,bad2.txt.",
+    ),
+]
+Unrelated = Annotated[
+    Path | None,
+    Option(parser=values.path, metavar="FILE", help="Prompts whose KL is the side effect, unrelated_kl, one per line."),
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the evaluation plan with its cost, and run nothing.")]
 AsJson = Annotated[bool, Option("--json", help="Print the numbers as JSON and nothing else.")]

@@ -1,7 +1,9 @@
 """The command that sweeps layers, methods and strengths on texts of one's own."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
+from typing import Any
 
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
@@ -10,6 +12,7 @@ from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_writable
 from odesteer_tl.cli.streams import command_output
 from odesteer_tl.cli.text_files import beginnings, check_differ, check_readable, lines_of
+from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds
 
 FEWEST = 5
 """Texts a side: each of five folds holds one out."""
@@ -31,18 +34,23 @@ def sweep(
     max_new_tokens: options.MaxNewTokens = 32,
     ablation: options.Ablation = False,
     kl: options.AblationBudget = None,
+    guardrail: options.Guardrails = None,
+    unrelated: options.Unrelated = None,
+    judge: options.JudgeChoice = "texts",
+    chat: options.Chat = False,
     out: options.SweepOut = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Screen layers by the AUC of h, generate at the best with rising strengths until a guardrail or the noise ends it,
-    and print the table; a killed run goes on with the same command. The judge is fitted on your two files."""
+    and print the table; a killed run goes on with the same command. The judge is fitted on your files, or --judge."""
     with command_output() as say:
         if out is not None:
             check_writable(out)
         if kl is not None and not ablation:
             raise ValueError("--kl is the budget of the ablation: add --ablation, or leave --kl out.")
-        check_readable(desired, undesired, prompts)
+        judged = [*judge] if isinstance(judge, tuple) else []
+        check_readable(desired, undesired, prompts, unrelated, *judged)
         check_model(model)
         sides = lines_of(desired), lines_of(undesired)
         if min(map(len, sides)) < FEWEST:
@@ -54,24 +62,33 @@ def sweep(
         openings = beginnings(*sides) if prompts is None else lines_of(prompts)
         if len(openings) < 2:
             raise ValueError(f"{prompts} holds one prompt: a sweep needs two or more, whose spread is its noise.")
+        bounds = _bounds(guardrail)
+        if "unrelated_kl" in bounds and unrelated is None:
+            raise ValueError("--guardrail unrelated_kl needs prompts: give --unrelated FILE.")
+        others = () if unrelated is None else tuple(lines_of(unrelated))
+        read = [*map(lines_of, judged)] or [*sides]
+        if min(map(len, read)) < FEWEST:
+            raise ValueError(f"--judge {','.join(map(str, judged))} needs at least {FEWEST} texts a side.")
         import odesteer_tl as ot
+        from odesteer_tl.backends.chat_templates import has_template
+        from odesteer_tl.backends.model_info import tokenizer_of
         from odesteer_tl.evaluation.json_text import json_text
         from odesteer_tl.evaluation.reports.stages import stages
-        from odesteer_tl.evaluation.text_judge import fitted_judge
         from odesteer_tl.methods.registry import method_named
 
         stage = stages()
-        judge, accuracy = fitted_judge(*sides)
+        judging, told = _judge(judge, read)
         loaded = chosen_model(model)
-        data = SimpleNamespace(desired=sides[0], undesired=sides[1], prompts=openings)
+        if chat and not has_template(tokenizer_of(loaded)):
+            raise ValueError("This model has no chat template: leave out --chat, or give a model with one.")
+        data = SimpleNamespace(desired=sides[0], undesired=sides[1], prompts=openings, chat=chat)
         options_of = dict(
-            layers=layers, positions=positions, strengths=strengths, judge=judge.positive_probability, keep=keep,
-            seeds=range(seeds), samples=samples, max_new_tokens=max_new_tokens, out=out,
-            ablation=ablation, kl=0.1 if kl is None else kl,
+            layers=layers, positions=positions, strengths=strengths, judge=judging.positive_probability, keep=keep,
+            seeds=range(seeds), samples=samples, max_new_tokens=max_new_tokens, out=out, unrelated=others,
+            guardrails=bounds, ablation=ablation, kl=0.1 if kl is None else kl,
         )  # fmt: skip
         named = {one.__name__: one for one in map(method_named, methods)}
         plan = ot.sweep(loaded, data, named, dry_run=True, **options_of)  # type: ignore[call-overload]
-        told = f"Judge: words and pairs of words of the two files, right for {100 * accuracy:.0f} % of held-out texts."
         if dry_run:
             say(json_text(asdict(plan)) if as_json else f"{plan}\n{told}")
             return
@@ -79,3 +96,30 @@ def sweep(
             stage(line)
         found = ot.sweep(loaded, data, named, progress=stage, **options_of)  # type: ignore[call-overload]
         say(found.to_json() if as_json else f"{found}\n\n{found.conclusion()}\n{told}")
+
+
+def _judge(choice: Any, read: Sequence[list[str]]) -> tuple[Any, str]:
+    """The judge that was asked for, fitted on the texts that were read for it, and a line about it."""
+    from odesteer_tl.evaluation.judge import Judge
+    from odesteer_tl.evaluation.text_judge import fitted_judge
+
+    if choice == "embedded":
+        found = Judge.load_embedded()
+        return found, f"Judge: {found.trained_on}."
+    found, right = fitted_judge(read[0], read[1])
+    files = "the two" if choice == "texts" else "two other"
+    return found, f"Judge: words and pairs of words of {files} files, right for {100 * right:.0f} % of held-out texts."
+
+
+def _bounds(given: Sequence[tuple[str, float | None, float | None]] | None) -> Bounds:
+    """The bounds by measure, several of one measure as one pair; the defaults where none is given. Raises ValueError
+    for two on one side, and for a pair that allows nothing."""
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name, low, high in given or ():
+        before = found.get(name, (None, None))
+        if (low is not None and before[0] is not None) or (high is not None and before[1] is not None):
+            raise ValueError(f"--guardrail bounds {name} twice on one side: give one of them.")
+        found[name] = (before[0] if low is None else low, before[1] if high is None else high)
+        if None not in found[name] and found[name][0] > found[name][1]:  # type: ignore[operator]
+            raise ValueError(f"--guardrail allows no {name}: its least value is above its largest.")
+    return found or GUARDRAILS

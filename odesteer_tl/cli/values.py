@@ -10,6 +10,8 @@ import typer
 
 from odesteer_tl._shapes import Position
 from odesteer_tl.data.tokens import random_count, reads_several
+from odesteer_tl.evaluation.contrasts.templates import FORMS
+from odesteer_tl.evaluation.sweeps.guardrails import MEASURES, SPEED
 from odesteer_tl.methods.registry import registered
 
 UNPAIRED = ("one side", "both sides")
@@ -84,6 +86,35 @@ def methods(given: Any) -> list[str]:
 def strengths(given: Any) -> list[float]:
     """Reads numbers above 0, separated by commas."""
     return [number(0.0, MOST, above=True)(each) for each in str(given).split(",")]
+
+
+def guardrail(given: Any) -> tuple[str, float | None, float | None]:
+    """Reads a bound of a measure, as kl<0.5 or distinct2>0.3: its name, the least and the largest value."""
+    found = re.fullmatch(r"\s*(\w+)\s*(<=?|>=?|≤|≥)\s*(\S+)\s*", str(given))
+    known = (*MEASURES, SPEED, "unrelated_kl", "share")
+    if found is None or found[1] not in known:
+        raise typer.BadParameter(f"{given!r} bounds none of {', '.join(known)}, as 'kl<0.5' and 'distinct2>0.3' do.")
+    bound = number(-MOST, MOST)(found[3])
+    return (found[1], None, bound) if found[2] in "<=≤" else (found[1], bound, None)
+
+
+def judge(given: Any) -> str | tuple[Path, Path]:
+    """Reads which judge: "texts", "embedded", or two files with a comma between them."""
+    if str(given) in ("texts", "embedded"):
+        return str(given)
+    files = str(given).split(",")
+    if len(files) != 2:
+        raise typer.BadParameter(f"{given!r} is not texts, embedded or two files, as good2.txt,bad2.txt.")
+    return path(files[0]), path(files[1])
+
+
+def forms(given: Any) -> list[str]:
+    """Reads forms of paired prompts, separated by commas."""
+    names = list(dict.fromkeys(str(given).split(",")))
+    for each in names:
+        if each not in FORMS:
+            raise typer.BadParameter(f"{each!r} is not one of {', '.join(FORMS)}; separate several by commas.")
+    return names
 
 
 def positions(given: Any) -> list[Position]:

@@ -36,6 +36,7 @@ WHOLE, REAL = (
 FIT = ["fit", "good.txt", "bad.txt", "out", "--layer", "1", "--no-calibrate"]
 GENERATE = ["generate", "method", "the film", "--T", "1"]
 SWEEP = ["sweep", "good.txt", "bad.txt"]
+CONTRAST = ["contrastive", "out", "--axis", "a", "--desired", "is b", "--undesired", "is c"]
 OPTIONS = {
     "--layer": (["demo"], WHOLE), "--seed": (["demo"], WHOLE), "--seeds": (["compare"], [*WHOLE, "0", "1001"]),
     "--position": (FIT, ["²", "", "1.5", "first", "--1", "9" * 30]), "--max-new-tokens": (GENERATE, [*WHOLE, "0"]),
@@ -47,6 +48,11 @@ OPTIONS = {
     "--methods": (SWEEP, ["", "gpt", "caa,", "hpr"]), "--layers": (SWEEP, [*WHOLE, "2:1", "0:9:0", "::", "1,"]),
     "--positions": (SWEEP, ["", "all", "last,random:3"]), "--strengths": (SWEEP, [*REAL, "0", "0.1,", "-1"]),
     "--keep": (SWEEP, [*WHOLE, "0"]), "--samples": (SWEEP, [*WHOLE, "0"]), "--out": (SWEEP, ["", " ", "-"]),
+    "--guardrail": (SWEEP, ["", "kl", "kl<", "kl<nan", "kl<x", "other<1", "1<kl"]), "--unrelated": (SWEEP, ["", " "]),
+    "--judge": (SWEEP, ["", "gpt", "a.txt", "a,b,c", ",b"]), "--forms": (CONTRAST, ["", "other", "system,"]),
+    "--axis": (CONTRAST, ["", " "]), "--desired": (CONTRAST, ["", "\udce9"]), "--undesired": (CONTRAST, [""]),
+    "--ambiguous": (CONTRAST, [""]), "--questions": (CONTRAST, [""]), "--examples": (CONTRAST, [" "]),
+    "--write-questions": (CONTRAST, [*WHOLE, "1"]),
     "--quantile": (["calibrate", "method", "good.txt"], [*REAL, "0", "1", "-1"]),
 }  # fmt: skip
 

@@ -12,11 +12,12 @@ import torch
 from instances import without_shape_checks
 
 import odesteer_tl as ot
+from odesteer_tl.evaluation import continuations
 from odesteer_tl.evaluation.sweeps import folder_lock
 from odesteer_tl.evaluation.sweeps import plan as plan_module
 from odesteer_tl.evaluation.sweeps.cell_measures import CellMeasures
 from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
-from odesteer_tl.evaluation.sweeps.guardrails import broken, checked_bounds, repetition
+from odesteer_tl.evaluation.sweeps.guardrails import broken, checked_bounds, informativeness, repetition
 from odesteer_tl.evaluation.sweeps.plan import Plan
 from odesteer_tl.evaluation.sweeps.result import Sweep, SweptRow
 from odesteer_tl.evaluation.sweeps.walk import walked
@@ -233,6 +234,38 @@ def test_bounds_are_those_of_the_texts():
     for wrong in ({"other": (0, 1)}, {"kl": 1.0}, {"kl": (2, 1)}, {"kl": (None, None)}):
         with pytest.raises(ValueError, match=r"measure|bounds"):
             checked_bounds(wrong, ["kl"])
+
+
+def test_informative_texts_have_words_and_are_no_refusals():
+    told = [
+        "It is about a dog that finds home",
+        "a a a a b b c",
+        "",
+        "I don’t know, maybe the weather",
+        "yes yes yes yes",
+    ]
+    assert informativeness(told) == pytest.approx(1 / 5)
+    assert informativeness(["Der Film handelt von einer Reise"]) == 1.0
+
+
+@without_shape_checks()
+def test_speed_is_measured_where_it_is_bounded_and_prompts_stand_in_the_template_of_the_data(demo, monkeypatch):
+    heard, real = [], continuations.generate
+    monkeypatch.setattr(continuations, "generate", lambda *a, **o: heard.append(o["chat_template"]) or real(*a, **o))
+    monkeypatch.setattr(demo.model.tokenizer, "chat_template", "{{ messages[0].content }} so")
+    data = SimpleNamespace(desired=demo.desired[:8], undesired=demo.undesired[:8], prompts=demo.prompts[:2], chat=True)
+    options = {"layers": [1], "primary": "n", "metrics": {"n": len}, "keep": 1, "seeds": (0,), "samples": 1}
+    found = ot.sweep(
+        demo.model, data, {"CAA": ot.CAA}, strengths=(0.1, 0.2), max_new_tokens=2,
+        guardrails={"tokens_per_second": (1e9, None), "informativeness": (0.0, None)}, **options,
+    )  # fmt: skip
+    assert found.plan.chat and heard and all(heard) and "prompts in the chat template" in str(found.plan)
+    assert len(found.rows) == 2 and "tokens_per_second" in str(found.rows[1].stop)  # nothing is that fast
+    assert all(0 < row.measures["tokens_per_second"] < 1e9 for row in found.rows)
+    with pytest.raises(ValueError, match=r"data\.chat"):
+        ot.sweep(demo.model, SimpleNamespace(**vars(data) | {"chat": "yes"}), {"CAA": ot.CAA}, **options)
+    with pytest.raises(ValueError, match="names of their own"):
+        ot.sweep(demo.model, data, {"CAA": ot.CAA}, **options | {"metrics": {"n": len, "tokens_per_second": len}})
 
 
 def test_what_cannot_be_swept_is_refused():

@@ -25,7 +25,7 @@ from odesteer_tl.evaluation.data_check.report import Area, DataCheck, Item
 from odesteer_tl.evaluation.data_check.surface import Surface, shown, surface_of
 from odesteer_tl.evaluation.data_check.surface_items import duplicates, end_tokens, lengths, sizes
 from odesteer_tl.evaluation.judged_texts import FEWEST
-from odesteer_tl.methods import ODESteer
+from odesteer_tl.methods import CAA, ODESteer
 
 
 def check_data(
@@ -118,7 +118,8 @@ def check_data(
     if not found:
         return DataCheck(tuple(items), (), tuple(areas), None, sides)
     best = max(found, key=lambda place: found[place].auc)
-    of_labels, odd = labels(found[best], whole)
+    plain = h_ranking("h of the difference of means", at[best], CAA.fit, folds, units)
+    of_labels, odd = labels([replace(found[best], name=f"h at {found[best].name}"), plain], whole)
     curve = learning_curve(found[best], at[best], fit, folds, units, seed)
     items += [
         beyond_surface(found[best], trivial, len(found)), learning(curve, SHARES), of_labels, best_position(found)

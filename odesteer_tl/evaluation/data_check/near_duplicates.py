@@ -35,8 +35,8 @@ def near(texts: Sequence[str], threshold: float = NEAR) -> Couples:
     from scipy.sparse import triu
     from sklearn.feature_extraction.text import CountVectorizer
 
-    shingles: Any = _shingles  # typed as a string, and a function all the same
-    table: Any = CountVectorizer(analyzer=shingles, binary=True).fit_transform(texts)
+    analyzer: Any = shingles  # typed as a string, and a function all the same
+    table: Any = CountVectorizer(analyzer=analyzer, binary=True).fit_transform(texts)
     sizes, found = np.asarray(table.sum(1)).ravel(), set()
     for start in range(0, len(texts), _ROWS):
         both = triu(table[start : start + _ROWS] @ table.T, k=start + 1).tocoo()
@@ -62,6 +62,7 @@ def units_of(count: int, couples: Iterable[tuple[int, int]]) -> list[int]:
     return [root(one) for one in range(count)]
 
 
-def _shingles(text: str) -> set[str]:
+def shingles(text: str) -> set[str]:
+    """All runs of five characters in its normal form, or all of a shorter one."""
     plain = normal(text)
     return {plain[start : start + SHINGLE] for start in range(max(1, len(plain) - SHINGLE + 1))}

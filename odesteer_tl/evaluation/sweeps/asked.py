@@ -35,7 +35,7 @@ class Asked:
         """See `protocol_of`."""
         functions = {f"method {name}": one for name, one in self.methods.items()} | dict(self.metrics)
         sampling = {"samples": self.plan.samples, "max_new_tokens": self.plan.max_new_tokens,
-                    "temperature": Setting.temperature, "top_p": Setting.top_p}  # fmt: skip
+                    "temperature": Setting.temperature, "top_p": Setting.top_p, "chat": self.plan.chat}  # fmt: skip
         return protocol_of(self.model, self.plan, self.texts, functions | {"judge": self.judge}, sampling)
 
     def settings(self) -> list[Setting]:
@@ -44,7 +44,7 @@ class Asked:
         return [
             Setting(
                 self.model, plan.layers[0], self.texts["prompts"], self.texts["validation_prompts"],
-                self.judge or _nothing, plan.samples, None, plan.max_new_tokens, seed=seed,
+                self.judge or _nothing, plan.samples, None, plan.max_new_tokens, seed=seed, chat=plan.chat,
                 budgets=Setting.budgets if plan.ablation is None else (plan.ablation,),
             )
             for seed in plan.seeds
@@ -55,7 +55,8 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
           strengths: Any, judge: Judge | None, primary: str, guardrails: guards.Bounds,
           metrics: Mapping[str, guards.Metric], unrelated: Sequence[str], keep: int, seeds: Sequence[int],
           samples: int, max_new_tokens: int, ablation: bool, kl: float) -> Asked:  # fmt: skip
-    """The question of `sweep`, checked. Raises ValueError as `sweep` does, but for its folder."""
+    """The question of `sweep`, checked. Raises ValueError as `sweep` does, but for its folder.
+    `data.chat`, if there: whether prompts stand in the model's chat template."""
     missing = [name for name in ("desired", "undesired", "prompts") if not hasattr(data, name)]
     if missing:
         raise ValueError(f"sweep takes data with desired, undesired and prompts, as ot.load_demo(); {missing} lacks.")
@@ -72,7 +73,10 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
     check_budget(kl, "above 0")
     if ablation and (taken := set(ENTRIES) & set(methods)):
         raise ValueError(f"The rows of the ablation are named {', '.join(ENTRIES)}: rename {', '.join(sorted(taken))}.")
-    measures = _measures(judge, primary, metrics, bool(unrelated))
+    chat = getattr(data, "chat", False)
+    if not isinstance(chat, bool):
+        raise ValueError(f"data.chat is whether prompts stand in the model's chat template, a bool; got {chat!r}.")
+    measures = _measures(judge, primary, metrics, bool(unrelated), guardrails)
     of_layers = tuple(usual_layers(layers_of(model)) if layers is None else sorted(set(layers)))
     count = layers_of(model)
     if not of_layers or not 0 <= of_layers[0] <= of_layers[-1] < count:
@@ -93,6 +97,7 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         samples=samples,
         max_new_tokens=max_new_tokens,
         ablation=float(kl) if ablation else None,
+        chat=chat,
     )
     entries = {name: entry_of(name, method) for name, method in methods.items()} | (ENTRIES if ablation else {})
     for name, entry in entries.items():
@@ -110,17 +115,19 @@ def _one_by_name(position: object) -> bool:
 
 
 def _measures(
-    judge: Judge | None, primary: str, metrics: Mapping[str, guards.Metric], unrelated: bool
+    judge: Judge | None, primary: str, metrics: Mapping[str, guards.Metric], unrelated: bool, bounds: Any
 ) -> tuple[str, ...]:
     """The names of all measures. Raises ValueError for a primary one that is not measured, and for a name twice."""
     if judge is None and primary == "share":
         raise ValueError("share needs a judge: give judge=, or metrics={name: function} and primary=name.")
-    known = [*guards.MEASURES, *(["unrelated_kl"] if unrelated else []), *(["share"] if judge else [])]
+    asked_for = isinstance(bounds, Mapping) and guards.SPEED in bounds
+    more = {"unrelated_kl": unrelated, "share": judge is not None, guards.SPEED: asked_for}
+    known = [*guards.MEASURES, *(name for name, there in more.items() if there)]
     if primary != "share" and primary not in metrics:
         raise ValueError(
             f"primary is 'share' or one of metrics, {', '.join(metrics) or 'none given'}; got {primary!r}."
         )
-    if set(metrics) & {*known, "share", "unrelated_kl"}:
+    if set(metrics) & {*known, *more}:
         raise ValueError(f"metrics have names of their own, other than {', '.join(known)}; got {', '.join(metrics)}.")
     return tuple([*known, *metrics])
 

@@ -86,6 +86,7 @@ class CellMeasures:
         found = {
             **costs, "perplexity_ratio": run.perplexity_ratio, "distinct2": run.distinct2, "share": run.share,
             "repetition": guards.repetition(texts), "length": guards.length(texts),
+            "informativeness": guards.informativeness(texts), guards.SPEED: run.tokens_per_second,
         }  # fmt: skip
         found |= {name: guards.number_of(name, metric, texts) for name, metric in metrics.items()}
         scores = run.desired.mean(1).tolist()

@@ -3,18 +3,30 @@
 Measures of the continuations of one cell: `kl` and `kl_p95`, KL(unsteered ‖ steered) in nats per token, mean and 95 %
 quantile; `perplexity_ratio` under the unsteered model, over that of its own texts; `distinct2` (Dist-2); `repetition`,
 the mean over texts of the share of their three-word runs that stood in the same text before; `length`, mean words per
-text; `unrelated_kl`, the KL on unrelated prompts; and any function of texts that returns one number.
+text; `informativeness`, the share of texts that say something; `unrelated_kl`, the KL on unrelated prompts;
+`tokens_per_second`, measured where it is bounded alone, as a clock gives no figure twice; and any function of texts
+that returns one number.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from odesteer_tl.evaluation.metrics import distinct
 
-MEASURES = ("kl", "kl_p95", "perplexity_ratio", "distinct2", "repetition", "length")
+MEASURES = ("kl", "kl_p95", "perplexity_ratio", "distinct2", "repetition", "length", "informativeness")
 """What is measured of every cell."""
+SPEED = "tokens_per_second"
+"""Generated tokens over the seconds that `ot.generate` took for them."""
+SAYING, CONTENT = 3, 4
+"""A text says something from so many different words on, each of at least so many letters."""
+NON_ANSWERS = (
+    "i don't know", "i do not know", "i'm not sure", "i am not sure", "no comment", "i cannot say", "i can't say",
+    "i have no idea", "i have no opinion", "it depends", "as an ai",
+)  # fmt: skip
+"""Beginnings of answers that say nothing, in English."""
 Bounds = Mapping[str, tuple[float | None, float | None]]
 """By measure: the least and the largest value that is allowed; None for no bound."""
 Metric = Callable[[Sequence[str]], float]
@@ -31,6 +43,18 @@ def repetition(texts: Sequence[str]) -> float:
 def length(texts: Sequence[str]) -> float:
     """Mean number of whitespace words."""
     return fmean(len(text.split()) for text in texts)
+
+
+def informativeness(texts: Sequence[str]) -> float:
+    """The share of texts that say something: at least `SAYING` different words of `CONTENT` letters, and no beginning
+    among `NON_ANSWERS`. A count of words, no judgement: what the words say is for a judge, given as a metric."""
+    return fmean(map(_says_something, texts))
+
+
+def _says_something(text: str) -> bool:
+    plain = " ".join(text.casefold().replace("’", "'").split())
+    words = {word for word in re.findall(r"[^\W\d_]+", plain) if len(word) >= CONTENT}
+    return len(words) >= SAYING and not plain.startswith(NON_ANSWERS)
 
 
 def number_of(name: str, metric: Metric, texts: Sequence[str]) -> float:

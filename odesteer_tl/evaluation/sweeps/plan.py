@@ -56,6 +56,7 @@ class Plan:
     samples: int
     max_new_tokens: int
     ablation: float | None = None
+    chat: bool = False
 
     @property
     def places(self) -> int:
@@ -98,7 +99,8 @@ class Plan:
             f"Methods: {', '.join(self.methods)}.",
             f"Screening: layers {', '.join(map(str, self.layers))} × positions {', '.join(map(str, self.positions))} = "
             f"{screened} places a method, read in one pass; cross-validated AUC of h, 5 folds.",
-            f"Generation: the best {self.places} places of each method; {self.prompts} prompts × {self.samples} "
+            f"Generation: the best {self.places} places of each method; {self.prompts} prompts"
+            f"{' in the chat template' if self.chat else ''} × {self.samples} "
             f"continuations of at most {self.max_new_tokens} tokens, seeds {', '.join(map(str, self.seeds))}.",
             "",
             f"| method, strength | {' | '.join(columns)} |",

@@ -8,9 +8,6 @@ from planted_texts import SIDE, check, clean, fillers, model, pairs, verdicts
 
 import odesteer_tl as ot
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.evaluation.data_check.activation_items import labels
-from odesteer_tl.evaluation.data_check.rankings import Ranking
-from odesteer_tl.evaluation.data_check.surface import Surface
 
 
 def test_clean_data_pass():
@@ -93,10 +90,17 @@ def test_few_independent_texts_are_found_alone():
     assert verdicts(check(*clean(20))) == {"effective n": "look"}
 
 
-def test_the_ten_texts_to_read_first_are_those_with_wrong_labels():
-    found = check(*wrong_labels(*clean()))
-    told = {(odd.side, odd.row) for odd in found.texts}
-    assert {(side, row) for side in ("desired", "undesired") for row in range(36, 40)} <= told and len(told) <= 10
+def test_a_tenth_of_wrong_labels_is_told_of_and_they_are_the_texts_to_read_first():
+    """In most of six data sets; of labels that are right in none."""
+    wrong = {(side, row) for side in ("desired", "undesired") for row in range(36, 40)}
+    looks = 0
+    for seed in range(6):
+        found = check(*wrong_labels(*clean(seed=seed)))
+        told = {(odd.side, odd.row) for odd in found.texts}
+        assert wrong <= told and len(told) <= 10
+        looks += found["labels"].verdict == "look"
+        assert check(*clean(seed=seed))["labels"].verdict == "pass"
+    assert looks >= 4
 
 
 def test_the_rival_of_a_word_that_says_it_is_the_bag_of_words():
@@ -179,14 +183,3 @@ def test_what_has_no_h_is_refused():
         check(*clean(), method="CAA")
     with pytest.raises(ValueError, match="check_data needs layers"):
         check(*clean(), positions="all")
-
-
-@pytest.mark.parametrize(("flipped", "verdict"), [(0, "pass"), (4, "look")])
-def test_more_wrong_labels_than_two_normal_distributions_have_are_told(flipped, verdict):
-    """h of both sides eight standard deviations apart, and as many of each side as `flipped` on the wrong one."""
-    h = torch.randn(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    h[flipped:40] += 8
-    h[40 : 40 + flipped] += 8
-    item, odd = labels(Ranking("h", h, torch.ones(80), 40, tuple(range(80))), Surface([""] * 80, [[0]] * 80, 40))
-    assert item.verdict == verdict and item.numbers["wrong"] == len(odd) == 2 * flipped
-    assert {one.row for one in odd} == set(range(flipped))

@@ -1,0 +1,1 @@
+"""`ot.contrastive`: pairs of texts for a described axis, written by a model or by any function."""

@@ -1,0 +1,28 @@
+"""Everyday questions that take no side, for where none are given: a small model cannot write good ones."""
+
+QUESTIONS = (
+    "How was your day?", "What did you think of the last film you saw?", "Is it worth learning to cook?",
+    "What should I do about a noisy neighbour?", "How do I ask my boss for a day off?", "Why do people keep dogs?",
+    "Can you explain what inflation is?", "What makes a good teacher?", "Should I move to a bigger city?",
+    "How can I sleep better?", "What do you think of open-plan offices?", "Is it rude to be late for dinner?",
+    "What is the best way to learn a language?", "How should I spend a rainy Sunday?", "Do you like your job?",
+    "What would you change about your town?", "How do I say no to a friend?", "Why is the sky blue?",
+    "Should children have homework?", "What is a fair price for a used bicycle?", "How do I begin to save money?",
+    "Is modern art any good?", "What can I cook with eggs and rice?", "How do I return a broken kettle?",
+    "What do you make of people who never apologise?", "Are video games a waste of time?",
+    "How do I make up with my sister after a quarrel?", "What should a first-time visitor see in a capital?",
+    "Is coffee bad for me?", "How do I get better at chess?", "What do you think about working from home?",
+    "Can you help me with my essay?", "Why did my bread not rise?", "Should I buy a car or take the train?",
+    "What is the point of school uniforms?", "How do I tell someone that their plan will not work?",
+    "What happened at the meeting yesterday?", "Do you believe in luck?", "How much exercise is enough?",
+    "What is a good present for a colleague?", "Is it better to rent or to buy a flat?",
+    "How do I keep a garden with little water?", "What do you say to a person who lost a game?",
+    "Which season is the best one?", "How do I repair a flat tyre?", "Should I trust online reviews?",
+    "What was the best invention of the last century?", "How do I speak in front of many people?",
+    "Why do old songs sound better to some people?", "Would you recommend a winter holiday?",
+    "How do I choose a doctor?", "What do you think of my new haircut?", "Is it fine to eat alone in a restaurant?",
+    "How can a shy person make friends?", "What is wrong with fast food?", "Do zoos help animals?",
+    "How do I read more books?", "What should I do when a train is cancelled?", "Is a university degree worth it?",
+    "How do you feel about Mondays?", "What is the quickest way to clean a kitchen?",
+    "Should shops open on Sundays?", "How do I stop looking at my phone?", "What makes a city pleasant to live in?",
+)  # fmt: skip

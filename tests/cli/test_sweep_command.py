@@ -1,0 +1,83 @@
+"""`odesteer-tl sweep`: bounds, the judge and the chat template as they are typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from instances import without_shape_checks
+from planted_texts import clean, model
+
+import odesteer_tl as ot
+from odesteer_tl.cli import main
+from odesteer_tl.cli.exit_codes import DONE, REFUSED
+
+LINE = ["sweep", "good.txt", "bad.txt", "--layers", "2", "--dry-run"]
+
+
+@pytest.fixture(autouse=True)
+def texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo = ot.load_demo(model())
+    sides = clean(12)
+    monkeypatch.setattr(ot, "load_demo", lambda: demo)
+    for name, side in zip(("good", "bad"), sides, strict=True):
+        Path(f"{name}.txt").write_text("\n".join(side), encoding="utf-8")
+    Path("few.txt").write_text("one\ntwo", encoding="utf-8")
+    with without_shape_checks():
+        yield
+
+
+def planned(capsys, *options):
+    assert main([*LINE, *options, "--json"]) == DONE
+    return json.loads(capsys.readouterr().out)
+
+
+def test_bounds_take_the_place_of_the_defaults(capsys):
+    assert planned(capsys)["guardrails"] == {"kl": [None, 1.0], "perplexity_ratio": [0.5, 2.0]}
+    typed = ["kl<0.5", "length > 3", "length<=40", "tokens_per_second≥2", "informativeness>0.5", "unrelated_kl<1e-1"]
+    plan = planned(capsys, *(part for one in typed for part in ("--guardrail", one)), "--unrelated", "few.txt")
+    assert plan["guardrails"] == {
+        "kl": [None, 0.5], "length": [3.0, 40.0], "tokens_per_second": [2.0, None], "informativeness": [0.5, None],
+        "unrelated_kl": [None, 0.1],
+    }  # fmt: skip
+    assert {"tokens_per_second", "unrelated_kl", "informativeness"} <= set(plan["measures"])
+    assert "tokens_per_second" not in planned(capsys)["measures"]  # a clock: asked for by name alone
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ("texts", "Judge: words and pairs of words of the two files, right for"),
+        ("bad.txt,good.txt", "Judge: words and pairs of words of two other files, right for"),
+        ("embedded", "Judge: 7,425 positive and"),
+    ],
+)
+def test_the_judge_is_chosen(judge, said, capsys):
+    assert main([*LINE, "--judge", judge]) == DONE
+    assert capsys.readouterr().out.splitlines()[-1].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--guardrail", "kl<1", "--guardrail", "kl<2"], "bounds kl twice on one side"),
+        (["--guardrail", "kl<1", "--guardrail", "kl>2"], "allows no kl"),
+        (["--guardrail", "unrelated_kl<1"], "give --unrelated FILE"),
+        (["--guardrail", "fun<1"], "'fun<1' bounds none of kl, kl_p95"),
+        (["--judge", "few.txt,good.txt"], "--judge few.txt,good.txt needs at least 5 texts a side"),
+        (["--judge", "few.txt,no.txt"], "no.txt is not a file"),
+        (["--unrelated", "no.txt"], "no.txt is not a file"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_work(options, words, capsys, monkeypatch):
+    monkeypatch.setattr(ot, "load_demo", lambda: pytest.fail("worked for nothing"))
+    assert main([*LINE, *options]) == REFUSED
+    assert words in capsys.readouterr().err
+
+
+def test_chat_puts_the_prompts_into_the_template(capsys, monkeypatch):
+    assert main([*LINE, "--chat"]) == REFUSED
+    assert "no chat template: leave out --chat" in capsys.readouterr().err
+    monkeypatch.setattr(model().tokenizer, "chat_template", "{{ messages[0].content }} so")
+    assert main([*LINE, "--chat"]) == DONE
+    assert "prompts in the chat template ×" in capsys.readouterr().out
