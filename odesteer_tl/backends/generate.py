@@ -15,7 +15,7 @@ from odesteer_tl.backends.checks import check_mask_taken, check_place, real_numb
 from odesteer_tl.backends.model_info import device_of, eos_ids_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned
-from odesteer_tl.backends.steer import attached, check_report, edit_runner_for, warn_of_limit
+from odesteer_tl.backends.steer import attached, check_report, edit_runner_for, warn_of_limit, warn_of_rounding
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions, PromptLengths
@@ -107,6 +107,8 @@ def generate(
     lengths = None if prompt_lengths is None else lengths_of(prompt_lengths)
     seeds = torch.Generator().manual_seed(seed)  # one seed per batch for a server, which has its own generators
     check_context(model, texts, max_new_tokens)
+    warn_of_rounding(model, pairs)
+    limits: dict[str, None] = {}  # the sites where float16 was too small, each once
     generated: list[Tensor] = []
     reports: list[Report] = []
     ownership = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
@@ -125,12 +127,13 @@ def generate(
             }
             batch_seed = int(torch.randint(2**62, (), generator=seeds, device="cpu"))
             check_mask_taken(model, batch.mask)
-            tokens, report = _continued(model, batch, options, batch_pairs, intervene_args, remote, batch_seed)
+            tokens, report = _continued(model, batch, options, batch_pairs, intervene_args, remote, batch_seed, limits)
             generated.append(tokens)
             reports += [] if report is None else [report]
     report = _merged_report(reports)
     if report is not None:
         check_report(report, positions)
+    warn_of_limit(list(limits))
     return finished(model, texts, generated, eos, report)
 
 
@@ -142,8 +145,10 @@ def _continued(
     intervene_args: dict[str, Any],
     remote: bool | str,
     seed: int,
+    limits: dict[str, None],
 ) -> tuple[TokenIds, Report | None]:
-    """Generate one batch by the library's own generate; `seed` is for a server."""
+    """Generate one batch by the library's own generate; `seed` is for a server. `limits` gets the sites at which
+    activations were cut to the largest float16."""
     backend, beams = backend_of(model), options.get("num_beams", 1)
     runner = edit_runner_for(model, pairs, **intervene_args, beams=beams) if pairs else None
     if remote:  # making the runner has checked that the method fits; the server does the steering
@@ -156,7 +161,7 @@ def _continued(
         return backend.generate(model, batch, options), None
     with attached(model, runner, intervene_args["blocks"]) as report:
         tokens = backend.generate(model, batch, options)
-    warn_of_limit(runner, stacklevel=4)
+    limits |= dict.fromkeys(runner.at_limit)
     return tokens, report
 
 
