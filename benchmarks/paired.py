@@ -7,15 +7,20 @@ from statistics import median
 Ratios = list[float]
 
 
-def seconds(call: Callable[[], object], repeats: int = 1) -> float:
-    """The mean of `repeats` calls in a row, in seconds of wall time."""
-    start = time.perf_counter()
+def seconds(call: Callable[[], object], repeats: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The mean of `repeats` calls in a row, in seconds of wall time, or of another clock."""
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
-def timed_in_turn(calls: Sequence[Callable[[], object]], runs: int, least: float = 0.005) -> list[list[float]]:
+def timed_in_turn(
+    calls: Sequence[Callable[[], object]],
+    runs: int,
+    least: float = 0.005,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
     """Seconds [run][call]: in each run every call once, next to the others; short calls are repeated for `least` s.
 
     Each call has been made before the first run. The order is turned round from run to run, so that none always
@@ -28,7 +33,7 @@ def timed_in_turn(calls: Sequence[Callable[[], object]], runs: int, least: float
     found = []
     for run in range(runs):
         order = range(len(calls)) if run % 2 == 0 else reversed(range(len(calls)))
-        took = {number: seconds(calls[number], repeats[number]) for number in order}
+        took = {number: seconds(calls[number], repeats[number], clock) for number in order}
         found.append([took[number] for number in range(len(calls))])
     return found
 

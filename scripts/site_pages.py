@@ -73,6 +73,8 @@ def markdown_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, byt
                 name = f"{stem}_{len(pictures) + 1}.png"
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![Figure {len(pictures)}, drawn by the cell above]({name})")
+            elif "text/html" in data:  # a token map: one line, as Markdown reads an empty line as the end of HTML
+                parts.append("".join(data["text/html"]).replace("\n", "&#10;"))
             elif printed := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
                 parts.append(f"```text\n{printed}\n```")
     return "\n\n".join(parts) + "\n", pictures

@@ -1,5 +1,6 @@
 """The site, as far as it can be checked without mkdocs: names, pages, links and anchors."""
 
+import html
 import importlib
 import inspect
 import json
@@ -66,6 +67,15 @@ def test_what_the_reference_names_is_there(path, members):
     thing = named(path)
     for member in filter(None, members.split(", ")):
         assert hasattr(thing, member) or member in getattr(thing, "__dataclass_fields__", {}), f"{path}.{member}"
+
+
+def test_a_token_map_of_a_notebook_is_one_line_of_html():
+    """Markdown takes HTML to end at an empty line, and a browser reads &#10; in an attribute as the line's end."""
+    shown = {"text/html": ['<iframe srcdoc="&lt;p&gt;a\n', '\nb&lt;/p&gt;"></iframe>'], "text/plain": "TokenPage"}
+    notebook = {"cells": [{"cell_type": "code", "source": "report.show()", "outputs": [{"data": shown}]}]}
+    text, pictures = site_pages.markdown_of(notebook, "any")
+    line = text.rstrip().splitlines()[-1]
+    assert html.unescape(line) == html.unescape("".join(shown["text/html"])) and not pictures
 
 
 def test_every_page_is_in_the_navigation_once_and_exists():

@@ -11,7 +11,7 @@ from odesteer_tl._shapes import TokenIds
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import real_number, whole_number
 from odesteer_tl.backends.model_info import eos_ids_of
-from odesteer_tl.backends.steer import attached, edit_runner_for, warn_of_limit
+from odesteer_tl.backends.steer import attached, edit_runner_for
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.strength import Strength
@@ -79,13 +79,15 @@ def batch_continued(
     options: dict[str, Any],
     pairs: list[tuple[Any, Strength]],
     intervene_args: dict[str, Any],
+    limits: dict[str, None],
     remote: bool | str = False,
     seed: int = 0,
     cache: Any = None,
 ) -> tuple[TokenIds, Report | None]:
-    """Generate one batch by the library's own generate; `seed` is for a server, `cache` as for `Backend.generate`."""
+    """Generate one batch by the library's own generate. `limits` gets the sites at which activations were cut to the
+    largest float16; `seed` is for a server, `cache` as for `Backend.generate`."""
     backend, beams = backend_of(model), options.get("num_beams", 1)
-    runner = edit_runner_for(model, pairs, **intervene_args, beams=beams, stacklevel=5) if pairs else None
+    runner = edit_runner_for(model, pairs, **intervene_args, beams=beams) if pairs else None
     if remote:  # making the runner has checked that the method fits; the server does the steering
         written = () if runner is None else runner.tokens_steered
         tokens, report = backend.generate_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
@@ -96,7 +98,7 @@ def batch_continued(
         return backend.generate(model, batch, options, cache), None
     with attached(model, runner, intervene_args["blocks"]) as report:
         tokens = backend.generate(model, batch, options, cache)
-    warn_of_limit(runner, stacklevel=4)
+    limits |= dict.fromkeys(runner.at_limit)
     return tokens, report
 
 

@@ -14,7 +14,7 @@ from odesteer_tl.backends.decoding import batch_continued, decoding_of, merged_r
 from odesteer_tl.backends.model_info import device_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned
-from odesteer_tl.backends.steer import check_report
+from odesteer_tl.backends.steer import check_report, warn_of_limit, warn_of_rounding
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions, PromptLengths
@@ -86,6 +86,8 @@ def generate(
     lengths = None if prompt_lengths is None else lengths_of(prompt_lengths)
     seeds = torch.Generator().manual_seed(decoding.seed)  # one seed per batch for a server
     check_context(model, texts, decoding.options["max_new_tokens"])
+    warn_of_rounding(model, pairs)
+    limits: dict[str, None] = {}  # the sites where float16 was too small, each once
     generated: list[Tensor] = []
     reports: list[Report] = []
     ownership = nullcontext() if method is None or remote else owned(model, blocks, alone=True)
@@ -105,11 +107,12 @@ def generate(
             batch_seed = int(torch.randint(2**62, (), generator=seeds, device="cpu"))
             check_mask_taken(model, batch.mask)
             tokens, report = batch_continued(
-                model, batch, decoding.options, batch_pairs, intervene_args, remote, batch_seed
+                model, batch, decoding.options, batch_pairs, intervene_args, limits, remote, batch_seed
             )
             generated.append(tokens)
             reports += [] if report is None else [report]
     report = merged_report(reports)
     if report is not None:
         check_report(report, positions)
+    warn_of_limit(list(limits))
     return finished(model, texts, generated, decoding.eos, report)

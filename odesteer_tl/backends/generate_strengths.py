@@ -17,7 +17,7 @@ from odesteer_tl.backends.model_info import device_of, dtype_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.own_draws import OwnDraws
 from odesteer_tl.backends.owners import owned, steered_around
-from odesteer_tl.backends.steer import check_report
+from odesteer_tl.backends.steer import check_report, warn_of_limit, warn_of_rounding
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions
@@ -86,6 +86,8 @@ def generate_strengths(
     generators = [torch.Generator(device_of(model)).manual_seed(decoding.seed) for _ in range(number)]
     found: list[list[Tensor]] = [[] for _ in range(number)]
     reports: list[Report] = []
+    limits: dict[str, None] = {}
+    warn_of_rounding(model, pairs)
     with owned(model, blocks, alone=True), seeded(device_of(model), decoding.seed):
         for chosen in torch.arange(count, device="cpu").split(batch_size or count):
             batch = trimmed(Tokenised(texts.tokens[chosen], texts.mask[chosen]))
@@ -107,7 +109,7 @@ def generate_strengths(
             }
             per_row = [(one, strength.mapped(lambda value, parts=parts: value[parts])) for one, strength in pairs]
             tokens, report = _drawn(
-                model, Tokenised(*map(at, batch)), decoding, per_row, where, cache, generators, parts
+                model, Tokenised(*map(at, batch)), decoding, per_row, where, limits, cache, generators, parts
             )
             for part, of_part in enumerate(found):
                 of_part.append(tokens[parts == part])
@@ -115,6 +117,7 @@ def generate_strengths(
     report = merged_report(reports)
     if report is not None:
         check_report(report, positions)
+    warn_of_limit(list(limits))
     if unshared is not None:
         warnings.warn(f"Each row computed its own prompt, which takes longer: {unshared}.", stacklevel=2)
     prompted = Tokenised(*(_repeated(part, samples) for part in texts))
@@ -127,6 +130,7 @@ def _drawn(
     decoding: Decoding,
     pairs: list[Any],
     where: dict[str, Any],
+    limits: dict[str, None],
     cache: Any,
     generators: Sequence[torch.Generator],
     parts: Tensor,
@@ -134,9 +138,9 @@ def _drawn(
     """Generate one batch, whose tokens each part draws by its own generator. Raises ValueError if they were drawn in
     another way, which would mix the random numbers of the parts."""
     if not decoding.samples:
-        return batch_continued(model, batch, decoding.options, pairs, where, cache=cache)
+        return batch_continued(model, batch, decoding.options, pairs, where, limits, cache=cache)
     with OwnDraws(generators, parts) as draws:
-        tokens, report = batch_continued(model, batch, decoding.options, pairs, where, cache=cache)
+        tokens, report = batch_continued(model, batch, decoding.options, pairs, where, limits, cache=cache)
     if draws.draws != tokens.shape[1] - batch.tokens.shape[1]:
         raise ValueError(
             f"The library drew {draws.draws} times by torch.multinomial for "

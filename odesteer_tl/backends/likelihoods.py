@@ -12,7 +12,7 @@ from odesteer_tl._shapes import PerRow, TimeOrStrength
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use, whole_number
 from odesteer_tl.backends.model_info import load_weights
-from odesteer_tl.backends.steer import attached, edit_runner_for, warn_of_limit
+from odesteer_tl.backends.steer import attached, edit_runner_for, warn_of_limit, warn_of_rounding
 from odesteer_tl.backends.tokenize import check_context, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions
@@ -83,9 +83,11 @@ def likelihoods(
     if method is not None:
         pairs = pairs_of(method, T, relative_T, layer)
         warn_of_other_use(model, method, T, relative_T, positions, layer)
+        warn_of_rounding(model, pairs)
     else:
         named = torch.zeros_like(named)
     found: dict[int, list[Tensor]] = {}
+    limits: dict[str, None] = {}
     for rows in bar(_batches(lengths, named.any(1), batch_size), label="Log-likelihoods", progress=progress):
         batch = trimmed(Tokenised(seen.tokens[rows], seen.mask[rows]))
         width = batch.mask.shape[1]
@@ -94,9 +96,12 @@ def likelihoods(
         check_mask_taken(model, batch.mask)
         where = {"positions": _of_rows(positions, rows), "prompt_lengths": context_lengths[rows], "layer": layer}
         count, steered = int(named[rows].sum()), pairs if bool(named[rows].any()) else []
-        parts = _measured(model, batch, asked, following, steered, where | {"blocks": blocks}, remote, count, top)
+        parts = _measured(
+            model, batch, asked, following, steered, where | {"blocks": blocks}, limits, remote, count, top
+        )
         of_rows = zip(*(part.split(asked.sum(1).tolist()) for part in parts), strict=True)
         found |= {row: list(own) for row, own in zip(rows.tolist(), of_rows, strict=True)}
+    warn_of_limit(list(limits))
     values, greedy, *best = zip(*(found[row] for row in range(len(lengths))), strict=True)
     likeliest = list(zip(*best, strict=True)) if top else None
     return Likelihoods(list(values), list(greedy), named.sum(1), likeliest)
@@ -120,6 +125,7 @@ def _measured(
     following: Tensor,
     pairs: list[Any],
     where: dict[str, Any],
+    limits: dict[str, None],
     remote: bool | str,
     count: int,
     top: int,
@@ -137,7 +143,7 @@ def _measured(
     else:
         with attached(model, runner, where["blocks"]) as report:
             logits = backend.logits(model, batch)
-        warn_of_limit(runner)
+        limits |= dict.fromkeys(runner.at_limit)
         if any(found != count for found in report.tokens_steered.values()):
             raise RuntimeError(f"{count} tokens were to be steered, and {report.tokens_steered} (by layer) were.")
     found = likelihoods_in(logits, rows, columns, following)

@@ -84,12 +84,13 @@ def steering(
     # stacklevel: two frames more than in generate, this generator and contextlib's __enter__
     pairs = pairs_of(method, T, relative_T, layer)
     warn_of_other_use(model, method, T, relative_T, positions, layer, stacklevel=4)
-    runner = edit_runner_for(model, pairs, positions, prompt_lengths, layer, blocks, stacklevel=5, record=record)
+    runner = edit_runner_for(model, pairs, positions, prompt_lengths, layer, blocks, record=record)
+    warn_of_rounding(model, pairs, stacklevel=4)
     with attached(model, runner, blocks) as report:
         report.recording = runner.recording
         yield report
     check_report(report, positions, stacklevel=4)
-    warn_of_limit(runner, stacklevel=4)
+    warn_of_limit(runner.at_limit, stacklevel=4)
 
 
 def steering_hook(
@@ -155,7 +156,6 @@ def edit_runner_for(
     layer: int | None,
     blocks: Any = None,
     beams: int = 1,
-    stacklevel: int = 4,
     record: bool = False,
 ) -> EditRunner:
     """The `EditRunner` of all methods (see `pairs_of`) in their order, checked against the model, with a new tracker,
@@ -170,7 +170,6 @@ def edit_runner_for(
         edits = [owned_edit.edit for owned_edit in method_edits]
         check_fit(model, method.origin, [site for edit in edits for site in (edit.read, edit.write)], blocks)
         _check_order(edits)
-        _warn_of_rounding(model, method, strength, stacklevel)
         owned += method_edits
     needs_prompt_end = any(method.edit.of_query is not None for method in owned)
     recording = None
@@ -197,35 +196,41 @@ def check_report(report: Report, positions: Positions, stacklevel: int = 3) -> N
         )
 
 
-def warn_of_limit(runner: EditRunner, stacklevel: int = 3) -> None:
-    """Warn if steered activations were clamped to the largest number of float16."""
-    if runner.at_limit:
+def warn_of_limit(sites: Sequence[str], stacklevel: int = 3) -> None:
+    """Warn if steered activations at some sites were clamped to the largest number of float16."""
+    if sites:
         warnings.warn(
-            f"Steered activations at {', '.join(runner.at_limit)} reached the largest number of float16, 65504, and "
+            f"Steered activations at {', '.join(sites)} reached the largest number of float16, 65504, and "
             "were cut there: give a smaller T, or load the model in bfloat16.",
             stacklevel=stacklevel,
         )
+
+
+def warn_of_rounding(model: Any, pairs: Sequence[tuple[Any, Strength]], stacklevel: int = 3) -> None:
+    """Warn, once for all methods and rows, if the smallest T is little against the rounding of a 16-bit model."""
+    if dtype_of(model) not in (torch.bfloat16, torch.float16):
+        return
+    moves = [move for method, strength in pairs if (move := _smallest_move(method, strength)) is not None]
+    if moves and min(moves) < _SMALLEST_RELATIVE_T:
+        warnings.warn(
+            f"T moves an activation by about {min(moves):.3g} of its usual norm: in {dtype_of(model)} more than a "
+            "tenth of the displacement is lost to rounding. Load the model in float32, or steer above "
+            f"{_SMALLEST_RELATIVE_T}.",
+            stacklevel=stacklevel,
+        )
+
+
+def _smallest_move(method: Any, strength: Strength) -> float | None:
+    """‖a(T) − a‖/‖a‖, roughly, of the row that moves least; None where nothing moves or it is not known."""
+    speed, typical_norm = getattr(method, "speed", 1.0), method.origin.typical_norm
+    if speed is None or (strength.relative_T is None and not typical_norm):
+        return None
+    values = speed * torch.as_tensor(strength.value, device="cpu").abs().float()
+    values = values / typical_norm if strength.relative_T is None else values
+    return float(values[values > 0].min()) if bool((values > 0).any()) else None
 
 
 def _check_order(edits: list[Edit]) -> None:
     for edit in edits:
         if place_of(edit.read) > place_of(edit.write):
             raise ValueError(f"An edit reads {edit.read.hook_name} after it writes {edit.write.hook_name}.")
-
-
-def _warn_of_rounding(model: Any, method: Any, strength: Strength, stacklevel: int) -> None:
-    if dtype_of(model) not in (torch.bfloat16, torch.float16):
-        return
-    speed, typical_norm = getattr(method, "speed", 1.0), method.origin.typical_norm
-    if speed is None or (strength.relative_T is None and not typical_norm):
-        return
-    values = speed * torch.as_tensor(strength.value, device="cpu").abs().float()
-    values = values / typical_norm if strength.relative_T is None else values
-    smallest = values[values > 0].min() if bool((values > 0).any()) else None
-    if smallest is not None and float(smallest) < _SMALLEST_RELATIVE_T:
-        warnings.warn(
-            f"T moves an activation by about {float(smallest):.3g} of its usual norm: in {dtype_of(model)} more than a "
-            "tenth of the displacement is lost to rounding. Load the model in float32, or steer above "
-            f"{_SMALLEST_RELATIVE_T}.",
-            stacklevel=stacklevel,
-        )

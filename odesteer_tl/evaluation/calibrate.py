@@ -18,7 +18,7 @@ from odesteer_tl.backends.steer import edit_runner_for
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts
 from odesteer_tl.evaluation.calibration import Calibration, Measured
 from odesteer_tl.evaluation.displacement import displacements
-from odesteer_tl.evaluation.divergence import SteeredTexts, only_tried
+from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.evaluation.root_search import Crossing, first_crossing
 from odesteer_tl.evaluation.strength_search import Search, check_budget, search_for_factor, search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
@@ -136,8 +136,7 @@ def _check_sent(
     """Raises ValueError for methods that do not fit the model or cannot be sent, before a server writes the texts."""
     check_place(model, remote, blocks)
     pairs = pairs_of(search.pairs(search.guess), None, None, layer)
-    with only_tried():
-        edit_runner_for(model, pairs, positions, None, layer, blocks)
+    edit_runner_for(model, pairs, positions, None, layer, blocks)
     for method, _ in pairs:
         check_travels(method)
 

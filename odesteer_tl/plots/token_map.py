@@ -4,7 +4,10 @@ Of every token of a text: h(a) at the method's site before and after steering, �
 Σ p (log p − log q) in nats, p the unsteered distribution of the next token and q the steered one after the same text.
 """
 
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -18,7 +21,7 @@ from odesteer_tl.backends.batches import of_rows
 from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use, whole_number
 from odesteer_tl.backends.generate import generate
 from odesteer_tl.backends.model_info import load_weights, model_name_of
-from odesteer_tl.backends.steer import attached, check_report, edit_runner_for, warn_of_limit
+from odesteer_tl.backends.steer import attached, check_report, edit_runner_for, warn_of_limit, warn_of_rounding
 from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, tokenise, trimmed
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.pages.token_page import Column, ShownToken, Text, TokenPage, read_once, token_page
@@ -85,24 +88,26 @@ def token_map(
     check_place(model, False, blocks)
     pairs = pairs_of(method, T, relative_T, layer)
     warn_of_other_use(model, method, T, relative_T, positions, layer)
+    where, sides = (positions, layer, blocks, batch_size), []
     reading: dict[str, Any] = {"prepend_bos": prepend_bos, "chat_template": chat_template, "system": system}
     written: list[tuple[TokenIds, TokenMask, PerRow]] = []
-    if max_new_tokens == 0:
-        load_weights(model)
-        read = tokenise(model, texts, **reading)
-        check_context(model, read)
-        written.append((read.tokens, read.mask, read.mask.sum(1)))
-    else:
-        reading |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        reading |= {"batch_size": batch_size, "blocks": blocks}
-        steering = {"positions": positions, "prompt_lengths": prompt_lengths, "layer": layer}
-        for out in (generate(model, texts, **reading), generate(model, texts, pairs, **steering, **reading)):
-            written.append((out.tokens, out.mask, out.prompt_lengths))
-    sides = []
-    for tokens, mask, lengths in written:
-        ends = lengths if prompt_lengths is None else per_row(lengths_of(prompt_lengths), len(mask))
-        shown = ends if max_new_tokens == 0 else lengths
-        sides.append(_read(model, pairs, Tokenised(tokens, mask), ends, shown, positions, layer, blocks, batch_size))
+    with _each_warning_once():
+        warn_of_rounding(model, pairs)
+        if max_new_tokens == 0:
+            load_weights(model)
+            read = tokenise(model, texts, **reading)
+            check_context(model, read)
+            written.append((read.tokens, read.mask, read.mask.sum(1)))
+        else:
+            reading |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+            reading |= {"batch_size": batch_size, "blocks": blocks}
+            steering = {"positions": positions, "prompt_lengths": prompt_lengths, "layer": layer}
+            for out in (generate(model, texts, **reading), generate(model, texts, pairs, **steering, **reading)):
+                written.append((out.tokens, out.mask, out.prompt_lengths))
+        for tokens, mask, lengths in written:
+            ends = lengths if prompt_lengths is None else per_row(lengths_of(prompt_lengths), len(mask))
+            shown = ends if max_new_tokens == 0 else lengths
+            sides.append(_read(model, pairs, Tokenised(tokens, mask), ends, shown, *where))
     recording = sides[0][1]
     if max_new_tokens == 0:
         columns = [read_once(own, has_h(recording)) for own in sides[0][0]]
@@ -120,6 +125,20 @@ def token_map(
         continuation="after the prompt" if max_new_tokens == 0 else "generated",
         same=max_new_tokens == 0,
     )
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """A warning that the passes of the block give several times, as the same strength is used in each, is given once
+    at its end, to the line that called `token_map`."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            caught = found
+            yield
+    finally:
+        for message in {(one.category, str(one.message)): one.message for one in caught}.values():
+            warnings.warn(message, stacklevel=4)  # this generator, contextlib's __exit__, token_map
 
 
 @torch.no_grad()
@@ -149,7 +168,7 @@ def _read(
         runner = edit_runner_for(model, own, named, ends[rows], layer, blocks, record=True)
         with attached(model, runner, blocks) as report:
             moved = backend.logits(model, batch)
-        warn_of_limit(runner, stacklevel=4)
+        warn_of_limit(runner.at_limit, stacklevel=4)
         steered.update(report.tokens_steered)
         assert runner.recording is not None
         recording = runner.recording

@@ -2,6 +2,7 @@
 
 import html
 import re
+import warnings
 from base64 import b64encode
 from hashlib import sha256
 
@@ -216,3 +217,23 @@ def test_what_is_no_number_is_null():
     page = token_page([], [("A", "h"), ("B", None)], [Text("one", [Column("", "after", tokens)])])
     data = Read(page.html).data
     assert (data["before"], data["moved"], data["kl"], data["id"]) == ([None, None], [[0.25], None], None, [None])
+
+
+@pytest.mark.parametrize("written", [0, 2])
+@pytest.mark.parametrize("said", ["lost to rounding", "largest number of float16"])
+def test_a_call_says_once_what_is_wrong_with_its_strength(said, written):
+    """To the caller's line, of three batches, read without and with steering after they were written."""
+    small = said == "lost to rounding"
+    model = load("huggingface", "llama", dtype=torch.bfloat16 if small else torch.float16)
+    method = ot.RandomDirection.fit(ot.ContrastiveActivations(*torch.randn(2, 4, 32), layer=1))
+    steered = [(method, ot.Strength(relative_T=T)) for T in (1e-3, 2e-3)] if small else [(method, 6e4)] * 4
+    calls = {
+        "token_map": lambda: ot.token_map(model, steered, PROMPTS, max_new_tokens=written, batch_size=1),
+        "generate": lambda: ot.generate(model, PROMPTS, steered, max_new_tokens=2, batch_size=1),
+    }
+    for name, call in calls.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        ours = [one for one in caught if said in str(one.message)]
+        assert len(ours) == 1 and ours[0].filename == __file__, (name, [str(one.message) for one in ours])
