@@ -1,0 +1,1 @@
+"""The field's benchmarks, for any model, method and judge."""
