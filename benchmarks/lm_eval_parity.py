@@ -34,12 +34,16 @@ def harness(folder: str, items: Any, bos: bool) -> dict[str, list[dict[str, Any]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks.truthfulqa.utils import process_results_mc2  # pyright: ignore[reportMissingImports]
 
-    tasks = Path(lm_eval.__file__).parent / "tasks" / "truthfulqa"
+    tasks = Path(str(lm_eval.__file__)).parent / "tasks" / "truthfulqa"
     with tempfile.TemporaryDirectory() as at:
         file = Path(at) / "validation.jsonl"
         file.write_text("".join(json.dumps(_row(item)) + "\n" for item in items), encoding="utf-8")
         own = yaml.safe_load((tasks / "truthfulqa_mc1.yaml").read_text())
-        own |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {"validation": str(file)}}}
+        own |= {
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {"validation": str(file)}},
+        }
         second = own | {"task": "truthfulqa_mc2", "process_results": process_results_mc2}
         second["doc_to_choice"] = "{{mc2_targets.choices}}"
         model = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=8, add_bos_token=bos)
@@ -83,8 +87,9 @@ def main() -> None:
         far2 = max(far2, abs(float(two["acc"]) - ours[number][1]))
     n = len(items)
     print(f"{given.model}, {n} questions, {'with' if given.bos else 'without'} BOS, {given.library}")
-    print(f"MC1: here {sum(a for a, _ in ours) / n:.6f}, there {sum(one['acc'] for one in theirs['truthfulqa_mc1']) / n:.6f}")
-    print(f"MC2: here {sum(b for _, b in ours) / n:.6f}, there {sum(two['acc'] for two in theirs['truthfulqa_mc2']) / n:.6f}")
+    for number, measure in enumerate(("MC1", "MC2")):
+        there = sum(float(one["acc"]) for one in theirs[f"truthfulqa_{measure.lower()}"]) / n
+        print(f"{measure}: here {sum(own[number] for own in ours) / n:.6f}, there {there:.6f}")
     print(f"MC1 equal in {same1} of {n} questions; MC2 differs by {far2:.1e} at most, log p of an answer by {far:.1e}")
 
 

@@ -1,4 +1,4 @@
-"""Rows of a data set: from a local file (CSV, TSV, JSON, JSON lines, each also gzipped) or from the Hugging Face Hub."""
+"""Rows of a data set: of a local file (CSV, TSV, JSON, JSON lines, also gzipped), or from the Hugging Face Hub."""
 
 import csv
 import gzip

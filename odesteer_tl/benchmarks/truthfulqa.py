@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from odesteer_tl.benchmarks.answers import AnswerScores, AnswerScorer, Question
+from odesteer_tl.benchmarks.answers import AnswerScorer, AnswerScores, Question
 from odesteer_tl.benchmarks.applied import Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, some
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
@@ -106,7 +106,7 @@ class TruthfulQAMC:
             "questions": len(self.items),
             "items": digest_of(self.items),
             "split": f"two folds, halves by scikit-learn's train_test_split(random_state={self.split_seed})",
-            "prompt": "six questions with answers (the QA preset), then Q: question, A:; 0-shot where methods are fitted",
+            "prompt": "the QA preset of six questions, then Q: question, A:; without it where methods are fitted",
             "length": "sums of token log-probabilities",
         }
 

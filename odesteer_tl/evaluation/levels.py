@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from odesteer_tl.evaluation.root_search import first_crossing, near_crossing, sp
 from odesteer_tl.evaluation.strength_search import Search, search_of, strength_of
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods import Method
+from odesteer_tl.methods.calibrated import without_strength
 from odesteer_tl.portable.strength import Strength
 
 Tried = TypeVar("Tried", float, str)
@@ -89,6 +91,25 @@ def levels_of(
         if reached and following is not None:
             guess = value * (following / costs[value]) ** 0.5
     return levels
+
+
+def cost_at(
+    texts: SteeredTexts, setting: Setting, steerer: Steerer, strength: Strength, positions: Positions = "decoding"
+) -> float:
+    """KL(unsteered ‖ steered) at a strength, the mean over the steered tokens, in nats; methods that take turns do so
+    over the texts."""
+    methods = steerer if isinstance(steerer, tuple) else (steerer,)
+    turns, value = methods[: len(texts.named)], float(strength.value)
+    spent = []
+    for turn, method in enumerate(turns):
+        own, _ = _turn(texts, setting, method, turn, len(turns), positions)
+        pairs = partial(_at_values, without_strength(method), strength)
+        spent.append(own.divergences(pairs, [value], BATCH)[0])
+    return float(torch.cat(spent).mean())
+
+
+def _at_values(method: Method, strength: Strength, values: Any) -> list[tuple[Any, Strength]]:
+    return [(method, strength.mapped(lambda _: values))]
 
 
 def _turn(
