@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from odesteer_tl._shapes import Position
 from odesteer_tl.benchmarks.applied import Applied
 
 Thing = TypeVar("Thing")
@@ -40,7 +41,8 @@ class Measured:
 
 class Benchmark(Protocol):
     """`name`; the `measures`, of which `primary` is the first to look at; `samples`: whether texts are sampled, so that
-    every row is run under every seed; `prefixes` of the prompt-only row, none where it has none."""
+    every row is run under every seed; `prefixes` of the prompt-only row, none where it has none; `position`: which
+    token of a text is read where a layer is given and no position."""
 
     @property
     def name(self) -> str: ...
@@ -52,6 +54,8 @@ class Benchmark(Protocol):
     def samples(self) -> bool: ...
     @property
     def prefixes(self) -> tuple[str, ...]: ...
+    @property
+    def position(self) -> Position: ...
 
     def folds(self) -> list[Fold]:
         """The folds: no test item has a part in its fit."""
@@ -81,13 +85,18 @@ def halves(keys: Sequence[str], seed: int) -> list[tuple[list[int], list[int]]]:
     side. Halved by scikit-learn's train_test_split, as in ODESteer's code."""
     from sklearn.model_selection import train_test_split
 
-    plain = [" ".join(key.lower().split()) for key in keys]
+    plain = [plain_key(key) for key in keys]
     numbers = {key: [] for key in dict.fromkeys(plain)}
     for i, key in enumerate(plain):
         numbers[key].append(i)
     one, other = train_test_split(list(numbers), test_size=0.5, random_state=seed)
     first, second = (sorted(i for key in side for i in numbers[key]) for side in (one, other))
     return [(first, second), (second, first)]
+
+
+def plain_key(text: str) -> str:
+    """The text without differences of case and spaces."""
+    return " ".join(text.lower().split())
 
 
 def digest_of(things: Any) -> str:

@@ -63,8 +63,8 @@ class FoldWork:
         given, fold = self.options, self.fold
         shared: dict[str, Any] = {"queries": fold.queries, "prepend_bos": given.bos, "progress": False}
         if given.layer is not None:
-            where = "mean" if given.position is None else given.position
-            return collect(self.model, fold.desired, fold.undesired, given.layer, position=where, **shared)
+            assert given.position is not None  # the benchmark has its own
+            return collect(self.model, fold.desired, fold.undesired, given.layer, position=given.position, **shared)
         positions = ("last", "mean") if given.position is None else given.position
         sides = fold.desired, fold.undesired
         return choose_layer(

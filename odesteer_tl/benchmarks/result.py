@@ -94,7 +94,7 @@ class BenchmarkResult:
         """What the table was measured with."""
         own = self.protocol
         model, benchmark = own["model"], dict(own["benchmark"])
-        place = f"layer {own['layer']}, position {own['position'] or 'mean'}" if own["layer"] is not None else (
+        place = f"layer {own['layer']}, position {own['position']}" if own["layer"] is not None else (
             "place chosen on the fit side by choose_layer for CAA: "
             + ", ".join(sorted({f"layer {at['layer']}, {at['position']}" for row in self.rows for at in row.at}))
         )  # fmt: skip

@@ -53,12 +53,12 @@ def run(
 
     `methods`: by name, as for `ot.compare`; None: `baselines(benchmark.prefixes)`. `layer`, `position`: where
     activations are read and steered; without a layer `choose_layer` finds the place for CAA on each fold's fit side,
-    among `layers`; with one the position is "mean" unless given. `kl`: the budgets, in nats of KL(unsteered ‖ steered)
-    per token from the last prompt token on, on greedy continuations of `prompts` prompts of the fit side, as for
-    `ot.calibrate`; the table says what the strength costs on as many prompts of the test side. `T`: also at this T, for
-    all rows but prefixes, or by row, as {"ODESteer, ten steps": 5.0}. `seeds`: of fits that depend on chance, and of
-    sampling; rows and benchmarks without either are run once. `prepend_bos` as for `ot.collect`, in all that the model
-    reads.
+    among `layers`; with one the position is the benchmark's own unless given. `kl`: the budgets, in nats of
+    KL(unsteered ‖ steered) per token from the last prompt token on, on greedy continuations of `prompts` prompts of the
+    fit side, as for `ot.calibrate`; the table says what the strength costs on as many prompts of the test side. `T`:
+    also at this T, for all rows but prefixes, or by row, as {"ODESteer, ten steps": 5.0}. `seeds`: of fits that depend
+    on chance, and of sampling; rows and benchmarks without either are run once. `prepend_bos` as for `ot.collect`, in
+    all that the model reads.
 
     `out`: a folder. Each finished cell (row, fold, strength, seed) is a line there, the same call resumes, and at the
     end result.json and table.md are written. Raises ValueError for no seeds, a row named "no steering", rows that the
@@ -73,7 +73,8 @@ def run(
         raise ValueError(f'methods is a dict by name, such as {{"CAA": ot.CAA}}, without {UNSTEERED!r}; got {given!r}.')
     entries = {name: entry_of(name, method) for name, method in given.items()}
     among = None if layers is None else tuple(sorted(set(layers)))
-    options = Options(layer, position, among, budgets_of(kl), T, prompts, max_new_tokens, prepend_bos)
+    where = benchmark.position if layer is not None and position is None else position
+    options = Options(layer, where, among, budgets_of(kl), T, prompts, max_new_tokens, prepend_bos)
     folds = benchmark.folds()
     protocol, unread = _protocol(model, benchmark, entries, options, seeds)
     rows = _Rows(model, benchmark, entries, options, folds, tuple(seeds), progress or (lambda said: None))

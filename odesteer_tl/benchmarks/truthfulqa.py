@@ -67,6 +67,7 @@ class TruthfulQAMC:
     measures = ("MC1", "MC2")
     samples = False
     prefixes = PREFIXES
+    position = "mean"
 
     @classmethod
     def read(cls, source: str | Path, limit: int | None = None, seed: int = 0, split_seed: int = 42) -> "TruthfulQAMC":

@@ -53,7 +53,9 @@ def bench(
     position: Annotated[
         Any,  # a name, an index, or None
         typer.Option(
-            parser=values.position, metavar="WHERE", help="As for fit. Default: mean; without --layer by data."
+            parser=values.position,
+            metavar="WHERE",
+            help="Default: the benchmark's; without --layer by data.",
         ),
     ] = None,
     layers: options.Layers = None,
