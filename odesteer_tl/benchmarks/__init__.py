@@ -8,8 +8,12 @@ print(benchmarks.run(model, mc, layer=14, out="mc"))
 from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.behaviours import ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark, Fold, Measured
+from odesteer_tl.benchmarks.judges import Judge, KeywordJudge, WordJudge
+from odesteer_tl.benchmarks.preferences import Preferences
 from odesteer_tl.benchmarks.result import BenchmarkResult, BenchmarkRow
 from odesteer_tl.benchmarks.run import run
+from odesteer_tl.benchmarks.sampling import Sampling
+from odesteer_tl.benchmarks.toxicity import RealToxicityPrompts
 from odesteer_tl.benchmarks.truthfulqa import TruthfulQAMC
 
 __all__ = [
@@ -18,8 +22,14 @@ __all__ = [
     "BenchmarkResult",
     "BenchmarkRow",
     "Fold",
+    "Judge",
+    "KeywordJudge",
     "Measured",
+    "Preferences",
+    "RealToxicityPrompts",
+    "Sampling",
     "TruthfulQAMC",
+    "WordJudge",
     "baselines",
     "run",
 ]

@@ -6,11 +6,16 @@ from typing import Any
 from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.behaviours import CAA_READERS, ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark
+from odesteer_tl.benchmarks.preferences import Preferences
+from odesteer_tl.benchmarks.toxicity import RealToxicityPrompts
 from odesteer_tl.benchmarks.truthfulqa import TruthfulQAMC
 from odesteer_tl.evaluation.entries import Entry, entry_of
 from odesteer_tl.methods.registry import method_named, registered
 
-NAMED: dict[str, Callable[..., Benchmark]] = {"truthfulqa-mc": TruthfulQAMC.read, "ab": ABBehaviour.read, **CAA_READERS}
+NAMED: dict[str, Callable[..., Benchmark]] = {
+    "truthfulqa-mc": TruthfulQAMC.read, "ab": ABBehaviour.read, **CAA_READERS, "preferences": Preferences.read,
+    "toxicity": RealToxicityPrompts.read,
+}  # fmt: skip
 """By name: what reads its data, `read(source, limit=, seed=)`."""
 
 SHORT = {
