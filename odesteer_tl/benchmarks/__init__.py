@@ -8,6 +8,8 @@ print(benchmarks.run(model, mc, layer=14, out="mc"))
 from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.behaviours import ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark, Fold, Measured
+from odesteer_tl.benchmarks.classifier_judges import ClassifierJudge, RewardJudge
+from odesteer_tl.benchmarks.endpoint_judge import EndpointJudge
 from odesteer_tl.benchmarks.judges import Judge, KeywordJudge, WordJudge
 from odesteer_tl.benchmarks.preferences import Preferences
 from odesteer_tl.benchmarks.result import BenchmarkResult, BenchmarkRow
@@ -21,12 +23,15 @@ __all__ = [
     "Benchmark",
     "BenchmarkResult",
     "BenchmarkRow",
+    "ClassifierJudge",
+    "EndpointJudge",
     "Fold",
     "Judge",
     "KeywordJudge",
     "Measured",
     "Preferences",
     "RealToxicityPrompts",
+    "RewardJudge",
     "Sampling",
     "TruthfulQAMC",
     "WordJudge",

@@ -100,8 +100,9 @@ class AnswerScorer:
 
 def sum_of(logits: Float[Tensor, "pos d_vocab"], tokens: list[int]) -> float:
     """Σ log softmax(logits)[token], in nats."""
-    own = logits.double().log_softmax(-1)
-    return float(own.gather(1, torch.tensor(tokens, device="cpu").unsqueeze(1)).sum())
+    own = logits.double()
+    chosen = own.gather(1, torch.tensor(tokens, device="cpu").unsqueeze(1)).squeeze(1)
+    return float((chosen - own.logsumexp(-1)).sum())
 
 
 def right_filled(rows: list[list[int]]) -> Int[Tensor, "rows pos"]:

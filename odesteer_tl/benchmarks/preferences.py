@@ -68,9 +68,7 @@ class Preferences:
         whose answers are equal or empty, or that are longer than `most_characters` with their prompt, are left out.
         Raises ValueError for other data."""
         found = [pair for row in rows_of(source, split="test") if (pair := _pair(row, source)) is not None]
-        short = [
-            one for one in found if len(one.prompt) + max(len(one.chosen), len(one.rejected)) <= most_characters
-        ]
+        short = [one for one in found if len(one.prompt) + max(len(one.chosen), len(one.rejected)) <= most_characters]
         how = SAMPLING if sampling is None else sampling
         return cls(tuple(some(short, limit, seed)), str(source), judge, how)
 

@@ -1,6 +1,5 @@
 """The command that runs a benchmark of the field."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +66,21 @@ def bench(
     ] = 12,
     max_new_tokens: options.MaxNewTokens = 24,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="Whether texts begin with the BOS.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            parser=values.name,
+            metavar="JUDGE",
+            help="reward:NAME, reward-chat:NAME, classifier:LABEL:NAME or endpoint:FILE.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(parser=values.whole(1, 1000), metavar="INTEGER", help="Texts of a prompt that are judged."),
+    ] = None,
+    sample_tokens: Annotated[
+        int | None, typer.Option(parser=values.whole(1, 10**6), metavar="INTEGER", help="Their length, in tokens.")
+    ] = None,
     out: options.SweepOut = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -76,11 +90,12 @@ def bench(
         if out is not None:
             check_writable(out)
         check_model(model)
-        from odesteer_tl.benchmarks.named import NAMED, rows_named
+        from odesteer_tl.benchmarks.named import read_named, rows_named
         from odesteer_tl.benchmarks.run import run
         from odesteer_tl.evaluation.reports.stages import stages
 
-        read = NAMED[name](Path(data) if Path(data).exists() else data, limit=limit)
+        how = {"samples": samples, "max_new_tokens": sample_tokens}
+        read = read_named(name, data, limit, judge, {field: one for field, one in how.items() if one is not None})
         found = run(
             chosen_model(model), read, rows_named(rows, read.prefixes), layer=layer, position=position, layers=layers,
             kl=kl, T=time, seeds=range(seeds), prompts=prompts, max_new_tokens=max_new_tokens, prepend_bos=bos, out=out,
