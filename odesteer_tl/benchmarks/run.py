@@ -13,6 +13,7 @@ from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.benchmark import Benchmark, Fold
 from odesteer_tl.benchmarks.fold_work import FoldWork, Options
 from odesteer_tl.benchmarks.result import BenchmarkResult, result_of
+from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.compare import budgets_of
 from odesteer_tl.evaluation.continuations import UNSTEERED
 from odesteer_tl.evaluation.entries import Entry, entry_of
@@ -68,6 +69,8 @@ def run(
         raise ValueError(
             f"seeds is a sequence such as (0, 1, 2), and prompts a number above 0; got {seeds}, {prompts}."
         )
+    if position is not None and reads_several(position):
+        raise ValueError(f'position is "last", "mean" or an index, one token a text; got {position!r}.')
     given = baselines(benchmark.prefixes) if methods is None else methods
     if not isinstance(given, Mapping) or UNSTEERED in given:
         raise ValueError(f'methods is a dict by name, such as {{"CAA": ot.CAA}}, without {UNSTEERED!r}; got {given!r}.')
