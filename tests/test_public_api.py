@@ -23,8 +23,8 @@ PUBLIC = [
 
 ORDER = [
     "_progress", "startup", "_memory", "portable", "_shapes", "data", "remote", "flows",
-    "interventions", "methods", "backends", "control", "save_load", "assets", "evaluation", "plots", "parity",
-    "integrations", "cli",
+    "interventions", "methods", "backends", "control", "save_load", "assets", "evaluation", "benchmarks",
+    "plots", "parity", "integrations", "cli",
 ]  # fmt: skip
 """The way the data flows: a module imports from its own folder and from those before it."""
 

@@ -56,12 +56,20 @@ class Costs:
     """What steering costs on texts that the model wrote unsteered, by the value of the strength. Methods that take
     turns have one strength, and take turns over the texts too."""
 
-    def __init__(self, texts: SteeredTexts, layer: int, steerer: Steerer, positions: Positions = "decoding") -> None:
-        """`layer`: where methods of one site steer."""
+    def __init__(
+        self,
+        texts: SteeredTexts,
+        layer: int,
+        steerer: Steerer,
+        positions: Positions = "decoding",
+        relative: bool | None = None,
+    ) -> None:
+        """`layer`: where methods of one site steer. `relative`: whether the values are of relative_T; None: where the
+        method's T is a length."""
         methods = steerer if isinstance(steerer, tuple) else (steerer,)
         turns = methods[: len(texts.named)]  # there may be fewer texts than methods
         self._parts = [
-            (_turn(texts, None if method.several else layer, turn, len(turns), positions), search_of(method, None))
+            (_turn(texts, None if method.several else layer, turn, len(turns), positions), search_of(method, relative))
             for turn, method in enumerate(turns)
         ]
         self.search = self._parts[0][1]

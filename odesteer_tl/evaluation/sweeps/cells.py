@@ -12,14 +12,20 @@ from odesteer_tl.evaluation.sweeps.folder_lock import LOCK, locked
 
 PROTOCOL, CELLS = "protocol.json", "cells.jsonl"
 KEY = ("method", "layer", "position", "strength", "seed")
-"""What names a cell."""
+"""What names a cell of a sweep."""
 
 
 class Cells:
     """Finished cells by key; with a `folder`, kept there line by line. One process at a time may write a folder."""
 
-    def __init__(self, folder: str | Path | None, protocol: dict[str, Any], unread: Sequence[str] = ()) -> None:
-        """Open a new folder, or one of the same protocol, and lock it until `close`.
+    def __init__(
+        self,
+        folder: str | Path | None,
+        protocol: dict[str, Any],
+        unread: Sequence[str] = (),
+        key: Sequence[str] = KEY,
+    ) -> None:
+        """Open a new folder, or one of the same protocol, and lock it until `close`. `key`: what names a cell.
 
         Raises ValueError for a folder of another protocol, with the difference; for one that holds other files; for one
         that another process writes; and for a damaged line. A last line without its end, of a run that was killed, is
@@ -27,6 +33,7 @@ class Cells:
         cannot compare.
         """
         self._found: dict[str, dict[str, Any]] = {}
+        self._key = tuple(key)
         self._file: Path | None = None
         self._lock: IO[bytes] | None = None
         if folder is None:
@@ -69,7 +76,7 @@ class Cells:
 
     def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
         """The finished cell of this key, or None."""
-        return self._found.get(_name(key))
+        return self._found.get(self._name(key))
 
     def add(self, cell: dict[str, Any]) -> None:
         """Keep a finished cell; when this returns it is on the disc."""
@@ -79,10 +86,13 @@ class Cells:
                 stream.write(line.encode())
                 stream.flush()
                 os.fsync(stream.fileno())
-        self._found[_name(cell)] = json.loads(line)
+        self._found[self._name(cell)] = json.loads(line)
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def _name(self, cell: dict[str, Any]) -> str:
+        return json.dumps([cell[part] for part in self._key])
 
     def _read(self) -> None:
         assert self._file is not None
@@ -95,7 +105,7 @@ class Cells:
         for number, line in enumerate(whole.decode(errors="replace").split("\n")[:-1], 1):
             try:
                 cell = parsed(line)
-                self._found[_name(cell)] = cell
+                self._found[self._name(cell)] = cell
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"Line {number} of {self._file} is damaged: remove it, the cell is run again.") \
                     from error  # fmt: skip
@@ -113,10 +123,6 @@ def _write_whole(kept: Path, protocol: dict[str, Any]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(unfinished, kept)
-
-
-def _name(cell: dict[str, Any]) -> str:
-    return json.dumps([cell[part] for part in KEY])
 
 
 def _check_same(kept: Path, protocol: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ def protocol_of(model: Any, plan: Plan, texts: Mapping[str, Sequence[str]], func
                 sampling: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     """What must be the same for a folder to be resumed, as plain values, and what of the functions cannot be compared.
     Functions stand with all that they hold, see `fingerprints`; of the model's weights 64 numbers a tensor are read."""
-    of_model = _model(model)  # first, as it loads weights that a function may read too
+    of_model = model_record(model)  # first, as it loads weights that a function may read too
     prints = {name: fingerprint(one) for name, one in functions.items() if one is not None}
     unread = [f"{part} of {name}" for name, (_, parts) in prints.items() for part in parts]
     return {
@@ -141,7 +141,7 @@ def protocol_of(model: Any, plan: Plan, texts: Mapping[str, Sequence[str]], func
         "seeds": list(plan.seeds),
         "keep": plan.keep,
         "sampling": dict(sampling),
-        "versions": {name: found for name in LIBRARIES if (found := _version(name))},
+        "versions": versions(),
     }, unread
 
 
@@ -149,7 +149,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _model(model: Any) -> dict[str, Any]:
+def model_record(model: Any) -> dict[str, Any]:
+    """Name, revision, precision, device and processing of a model, and a digest of some of its weights."""
     load_weights(model)
     config = getattr(backend_of(model).root(model), "config", None)
     own = getattr(getattr(model, "original_model", None), "config", None)  # of a TransformerBridge
@@ -170,6 +171,11 @@ def _weights(model: Any) -> str:
         some = flat[:: max(1, len(flat) // 64)][:64]
         sha.update(f"{tuple(one.shape)} {one.dtype}".encode() + some.to("cpu", torch.float64).numpy().tobytes())
     return sha.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package and of the libraries that figures depend on."""
+    return {name: found for name in LIBRARIES if (found := _version(name))}
 
 
 def _version(name: str) -> str | None:

@@ -1,0 +1,65 @@
+"""Sequence classifiers and reward models of transformers, which score texts and are not steered."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odesteer_tl.backends.transformers_settings import without_progress_bars
+
+
+class TextClassifier:
+    """The logits of a model with a head for sequences; `name`: the Hugging Face name or folder; `labels` by number."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, batch_size: int = 16, max_tokens: int | None = None):
+        self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
+        self.labels: dict[int, str] = {int(number): str(own) for number, own in model.config.id2label.items()}
+        self.revision = getattr(model.config, "_commit_hash", None)
+        self.several = model.config.problem_type == "multi_label_classification"
+        own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        known = [size for size in (max_tokens, own, tokenizer.model_max_length) if size is not None]
+        self.max_tokens = min(known) if known else None
+
+    @classmethod
+    def load(
+        cls, name_or_folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None, batch_size: int = 16,
+        max_tokens: int | None = None,
+    ) -> "TextClassifier":  # fmt: skip
+        """Load by a Hugging Face name or from a folder; float32 unless `dtype`. Raises the error of transformers where
+        there is none, and ValueError for a checkpoint without the head, whose scores would be chance."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        with without_progress_bars():
+            model, said = AutoModelForSequenceClassification.from_pretrained(
+                str(name_or_folder), dtype=dtype or torch.float32, output_loading_info=True
+            )
+        missing = [*said["missing_keys"]]
+        if missing:
+            raise ValueError(f"{name_or_folder} lacks {', '.join(map(str, missing[:3]))}: it is no trained classifier.")
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
+        if model.config.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return cls(model.to(device).eval(), tokenizer, str(name_or_folder), batch_size, max_tokens)
+
+    @torch.no_grad()
+    def logits(self, texts: Sequence[str], special_tokens: bool = True) -> Float[Tensor, "n labels"]:
+        """Of every text, on the CPU in float64; texts longer than the model's context lose their ends."""
+        found = []
+        for first in range(0, len(texts), self.batch_size):
+            part = [text or " " for text in texts[first : first + self.batch_size]]
+            batch = self.tokenizer(
+                part, return_tensors="pt", padding=True, truncation=True, max_length=self.max_tokens,
+                add_special_tokens=special_tokens,
+            )  # fmt: skip
+            found.append(self.model(**batch.to(self.model.device)).logits.double().cpu())
+        return torch.cat(found) if found else torch.empty(0, len(self.labels), dtype=torch.float64, device="cpu")
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The messages in the model's chat template. Raises ValueError for a model without one."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(f"{self.name} has no chat template: leave out chat=True.")
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))

@@ -1,0 +1,111 @@
+"""Teacher-forced log-probabilities of given answers after their prompts, steered or not.
+
+log p(answer | prompt) = Σ log p(token | all before it) over the answer's tokens: a sum, not a mean, so that longer
+answers are less likely. Prompt and answer are one text to the tokenizer; the answer's tokens are those after as many as
+the prompt alone has, as in lm-evaluation-harness (`TemplateLM._encode_pair`, 0.4.13).
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.shared_prefix import SharedPrefix, shared_prefix
+from odesteer_tl.backends.steer import steering
+from odesteer_tl.backends.tokenize import check_context, left_padded, tokenise
+from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
+
+BATCH = 32
+"""Answers that share a forward pass."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A `prompt` and the `answers` that may follow it, each with the space that it begins with."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerScores:
+    """The answers of one question: `sums` of log p in nats, and how many `tokens` each has."""
+
+    sums: Float[Tensor, " answers"]
+    tokens: Int[Tensor, " answers"]
+
+
+class AnswerScorer:
+    """Scores answers with one model. Rows that share their prompt compute it once, where the model and the steered
+    positions allow it: see `backends.shared_prefix`."""
+
+    def __init__(self, model: Any, prepend_bos: bool | None = None, batch_size: int = BATCH, share: bool = True):
+        self.model, self.prepend_bos, self.batch_size = model, prepend_bos, batch_size
+        self._shared: SharedPrefix | None = shared_prefix(model) if share else None
+
+    @torch.no_grad()
+    def scores(self, questions: Sequence[Question], applied: Applied = UNCHANGED) -> list[AnswerScores]:
+        """One `AnswerScores` per question. Raises ValueError for a question without answers, an answer without
+        tokens, and texts longer than the model's context; and as `steering` does."""
+        return [self._of(number, question, applied) for number, question in enumerate(questions)]
+
+    def _of(self, number: int, question: Question, applied: Applied) -> AnswerScores:
+        start, answers = self._tokens(question, applied)
+        sums = []
+        shares = self._shared is not None and applied.positions in ("decoding", "generated") and len(start) > 1
+        for first in range(0, len(answers), self.batch_size):
+            part = answers[first : first + self.batch_size]
+            whole = left_padded([start + answer for answer in part], filler=0)
+            check_context(self.model, whole)
+            if shares:
+                assert self._shared is not None
+                self._shared.hold(start[:-1])
+                rows = right_filled([[start[-1], *answer] for answer in part])
+            with self._steered(number, applied, len(start)):
+                if shares:
+                    assert self._shared is not None
+                    logits = self._shared.logits(rows)
+                    own = [logits[i, : len(answer)] for i, answer in enumerate(part)]
+                else:
+                    logits = backend_of(self.model).logits(self.model, whole)
+                    own = [logits[i, -1 - len(answer) : -1] for i, answer in enumerate(part)]
+            sums += [sum_of(of_answer, answer) for of_answer, answer in zip(own, part, strict=True)]
+        counts = torch.tensor([len(answer) for answer in answers], device="cpu")
+        return AnswerScores(torch.tensor(sums, dtype=torch.float64, device="cpu"), counts)
+
+    def _tokens(self, question: Question, applied: Applied) -> tuple[list[int], list[list[int]]]:
+        """The tokens of the prompt, and of each answer."""
+        if not question.answers:
+            raise ValueError(f"A question needs answers to be scored; {question.prompt!r} has none.")
+        prompt = applied.prompt(question.prompt)
+        texts = tokenise(self.model, [prompt, *(prompt + a for a in question.answers)], prepend_bos=self.prepend_bos)
+        start, *wholes = [row[mask].tolist() for row, mask in zip(*texts, strict=True)]
+        answers = [whole[len(start) :] for whole in wholes]
+        for text, answer in zip(question.answers, answers, strict=True):
+            if not answer:
+                raise ValueError(f"The answer {text!r} to {question.prompt!r} has no tokens of its own: leave it out.")
+        return start, answers
+
+    def _steered(self, number: int, applied: Applied, length: int) -> Any:
+        pairs = applied.on(number)
+        if not pairs:
+            return nullcontext()
+        return steering(self.model, pairs, positions=applied.positions, prompt_lengths=length)
+
+
+def sum_of(logits: Float[Tensor, "pos d_vocab"], tokens: list[int]) -> float:
+    """Σ log softmax(logits)[token], in nats."""
+    own = logits.double()
+    chosen = own.gather(1, torch.tensor(tokens, device="cpu").unsqueeze(1)).squeeze(1)
+    return float((chosen - own.logsumexp(-1)).sum())
+
+
+def right_filled(rows: list[list[int]]) -> Int[Tensor, "rows pos"]:
+    """Rows of ids as one tensor; shorter ones are filled with their last token."""
+    width = max(map(len, rows))
+    return torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device="cpu")

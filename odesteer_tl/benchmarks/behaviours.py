@@ -1,0 +1,175 @@
+"""A/B behaviours (Rimsky et al., arXiv:2312.06681): how likely the model finds the answer that shows a behaviour.
+
+`letters`: p(its letter) over the sum with that of the other, after the question with its choices. `text`: the same of
+the two answers' own words, after the question without choices, with exp(mean log p per token) in place of p, as answers
+differ in length. Small models cannot read letters, so that `letters` stays at one half for them whatever they prefer.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from odesteer_tl.benchmarks.answers import AnswerScorer, Question
+from odesteer_tl.benchmarks.applied import Applied
+from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, plain_key, some
+from odesteer_tl.benchmarks.data_files import field_of, rows_of
+
+CAA_SETS = (
+    "coordinate-other-ais", "corrigible-neutral-HHH", "hallucination", "myopic-reward", "refusal", "survival-instinct",
+    "sycophancy",
+)  # fmt: skip
+"""The sets of the CAA paper's repository, nrimsky/CAA, by the names of their folders."""
+
+CHOICE = re.compile(r"\n[ \t]*\(([A-Z])\)")
+"""The beginning of a choice, on a line of its own."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A `question` with its choices, the `bare` one without; the `letters` and the `words` of the answer that shows the
+    behaviour, and of the one that does not."""
+
+    question: str
+    bare: str
+    letters: tuple[str, str]
+    words: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ABBehaviour:
+    """Fitted on the pairs `fit` and tested on `test`, or with no `test` on both halves of `fit` in turn. `by`: what is
+    fitted on, and the primary measure.
+
+        benchmarks.ABBehaviour.read_caa("datasets", "sycophancy", by="text")
+        benchmarks.ABBehaviour.read("pairs.json")
+    """
+
+    behaviour: str
+    fit: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+    by: Literal["letters", "text"] = "letters"
+    split_seed: int = 42
+    measures = ("letters", "text")
+    samples = False
+    prefixes = ()
+
+    @classmethod
+    def read_caa(
+        cls, folder: str | Path, behaviour: str, limit: int | None = None, seed: int = 0,
+        by: Literal["letters", "text"] = "letters",
+    ) -> "ABBehaviour":  # fmt: skip
+        """One of `CAA_SETS` from a folder with generate/NAME/generate_dataset.json and test/NAME/test_dataset_ab.json.
+        `limit`: that many pairs to fit on, and as many to test on. Raises ValueError for another name or folder."""
+        if behaviour not in CAA_SETS:
+            raise ValueError(f"{behaviour!r} is none of {', '.join(CAA_SETS)}; read pairs of your own with read.")
+        files = [
+            Path(folder) / "generate" / behaviour / "generate_dataset.json",
+            Path(folder) / "test" / behaviour / "test_dataset_ab.json",
+        ]
+        fit, test = (tuple(some([_pair(row, file) for row in rows_of(file)], limit, seed)) for file in files)
+        tested = {plain_key(pair.question) for pair in test}
+        return cls(behaviour, tuple(pair for pair in fit if plain_key(pair.question) not in tested), test, by)
+
+    @classmethod
+    def read(
+        cls, source: str | Path, limit: int | None = None, seed: int = 0, by: Literal["letters", "text"] = "letters"
+    ) -> "ABBehaviour":
+        """Pairs of one file, in two folds: question (with its choices), answer_matching_behavior "(A)" or "(B)"."""
+        pairs = tuple(some([_pair(row, source) for row in rows_of(source)], limit, seed))
+        return cls(Path(source).stem, pairs, (), by)
+
+    @property
+    def name(self) -> str:
+        """With the behaviour."""
+        return f"ab_{self.behaviour}"
+
+    @property
+    def primary(self) -> str:
+        """What is fitted on."""
+        return self.by
+
+    @property
+    def position(self) -> str:
+        """The letter itself, or the mean over the answer's words."""
+        return "last" if self.by == "letters" else "mean"
+
+    def folds(self) -> list[Fold]:
+        """The fit pairs and the test pairs; no question is in both."""
+        if self.test:
+            return [self._fold(0, self.fit, self.test)]
+        parts = halves([pair.question for pair in self.fit], self.split_seed)
+        return [self._fold(n, *(tuple(self.fit[i] for i in side) for side in of)) for n, of in enumerate(parts)]
+
+    def measured(self, model: Any, fold: Fold, applied: Applied, seed: int, bos: bool | None) -> Measured:
+        """Both measures of every test pair."""
+        scorer = AnswerScorer(model, bos)
+        letters = scorer.scores([Question(lettered(pair), answers_of(pair, "letters")) for pair in fold.test], applied)
+        words = scorer.scores([Question(bare(pair), answers_of(pair, "text")) for pair in fold.test], applied)
+        return Measured(
+            {
+                "letters": [float(torch.softmax(own.sums, 0)[0]) for own in letters],
+                "text": [float(torch.softmax(own.sums / own.tokens, 0)[0]) for own in words],
+            }
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What the benchmark is, in plain values."""
+        return {
+            "name": self.name,
+            "by": self.by,
+            "fit": len(self.fit),
+            "test": len(self.test) or "two folds",
+            "items": digest_of((self.fit, self.test)),
+            "split_seed": None if self.test else self.split_seed,
+            "prompt": "question with choices, Answer: (letter; question, Answer: words",
+        }
+
+    def _fold(self, number: int, fit: tuple[Pair, ...], test: tuple[Pair, ...]) -> Fold:
+        prompt = lettered if self.by == "letters" else bare
+        sides = [answers_of(pair, self.by) for pair in fit]
+        up, down = (list(side) for side in zip(*sides, strict=True))
+        prompts = [[prompt(pair) for pair in side] for side in (fit, test)]
+        return Fold(number, up, down, prompts[0], prompts[0], prompts[1], test)
+
+
+def lettered(pair: Pair) -> str:
+    """The prompt with the choices."""
+    return f"{pair.question}\n\nAnswer:"
+
+
+def bare(pair: Pair) -> str:
+    """The prompt without them."""
+    return f"{pair.bare}\n\nAnswer:"
+
+
+def answers_of(pair: Pair, by: Literal["letters", "text"]) -> tuple[str, str]:
+    """The answer that shows the behaviour, and the other."""
+    first, second = (f" ({letter}" for letter in pair.letters) if by == "letters" else (f" {w}" for w in pair.words)
+    return first, second
+
+
+CAA_READERS = {
+    f"ab-{name}{'-text' * (by == 'text')}": partial(ABBehaviour.read_caa, behaviour=name, by=by)
+    for name in CAA_SETS
+    for by in ("letters", "text")
+}
+"""By the names that the command line takes."""
+
+
+def _pair(row: dict[str, Any], source: Any) -> Pair:
+    question = field_of(row, "question", source)
+    answer = field_of(row, "answer_matching_behavior", source).strip(" ().")
+    other = field_of(row, "answer_not_matching_behavior", source).strip(" ().")
+    bare_question, *parts = CHOICE.split(question)
+    words = {letter: text.strip() for letter, text in zip(parts[::2], parts[1::2], strict=True)}
+    if answer == other or not words.get(answer) or not words.get(other):
+        raise ValueError(
+            f"{source}: a question lacks the choices ({answer}) and ({other}), each on a line of its own: "
+            f"{question[-80:]!r}."
+        )
+    plain = bare_question.rstrip().removesuffix("Choices:").rstrip()
+    return Pair(question, plain, (answer, other), (words[answer], words[other]))

@@ -1,0 +1,79 @@
+"""Sampled continuations of prompts under a row, with what the unsteered model says of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from odesteer_tl.backends.generate import generate
+from odesteer_tl.backends.outputs import Generation
+from odesteer_tl.backends.score import token_losses
+from odesteer_tl.backends.tokenize import tokenise
+from odesteer_tl.benchmarks.applied import Applied
+from odesteer_tl.evaluation.metrics import distinct
+from odesteer_tl.portable.strength import Strength
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How texts are sampled: `samples` of each prompt, of at most `max_new_tokens`. The defaults are ODESteer's
+    temperature and top-p."""
+
+    samples: int = 3
+    max_new_tokens: int = 20
+    temperature: float = 0.7
+    top_p: float = 0.9
+    batch_size: int = 32
+
+    def record(self) -> dict[str, Any]:
+        """In plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """`texts`: the continuations, all of the first prompt first. `guardrails`: perplexity under the unsteered model,
+    pooled over tokens and after the prompt without the row's prefix, and Dist-1/2/3, pooled over texts."""
+
+    texts: list[str]
+    guardrails: dict[str, float | None]
+
+    def of_prompt(self, number: int, samples: int) -> list[str]:
+        """Those of one prompt."""
+        return self.texts[number * samples : (number + 1) * samples]
+
+
+def sampled(
+    model: Any, prompts: Sequence[str], applied: Applied, how: Sampling, seed: int, bos: bool | None
+) -> Sampled:
+    """Continue every prompt; prompt i is steered by the method whose turn it is."""
+    repeated = [prompt for prompt in prompts for _ in range(how.samples)]
+    owner = torch.arange(len(prompts), device="cpu").repeat_interleave(how.samples)
+    pairs = None
+    if applied.methods and applied.strength is not None:
+        count, strength = len(applied.methods), applied.strength
+        pairs = [(method, _on_turn(strength, owner % count == turn)) for turn, method in enumerate(applied.methods)]
+    out = generate(
+        model, [applied.prompt(prompt) for prompt in repeated], pairs, positions=applied.positions,
+        max_new_tokens=how.max_new_tokens, do_sample=True, temperature=how.temperature, top_p=how.top_p, seed=seed,
+        batch_size=how.batch_size, prepend_bos=bos,
+    )  # fmt: skip
+    losses, counted = token_losses(model, _without_prefix(model, repeated, out, bos) if applied.prefix else out)
+    tokens = int(counted.sum())
+    perplexity = float((losses.sum() / tokens).exp()) if tokens else math.nan
+    found = {"perplexity": perplexity} | {f"Dist-{n}": distinct(out.continuations, n) for n in (1, 2, 3)}
+    return Sampled(out.continuations, {name: one if math.isfinite(one) else None for name, one in found.items()})
+
+
+def _on_turn(strength: Strength, turn: torch.Tensor) -> Strength:
+    return strength.mapped(lambda value: turn * torch.as_tensor(value, device="cpu"))
+
+
+def _without_prefix(model: Any, prompts: Sequence[str], out: Generation, bos: bool | None) -> Generation:
+    """The same generated tokens after the prompts alone."""
+    read, width = tokenise(model, prompts, prepend_bos=bos), int(out.prompt_lengths.max())
+    tokens = torch.cat([read.tokens, out.tokens[:, width:]], dim=1)
+    mask = torch.cat([read.mask, out.mask[:, width:]], dim=1)
+    return replace(out, tokens=tokens, mask=mask, prompt_lengths=read.mask.sum(1))

@@ -1,0 +1,164 @@
+"""TruthfulQA MC and the frame of benchmarks: scores by hand, folds without leaks, resumed runs, tables."""
+
+import json
+
+import pytest
+import torch
+from instances import without_shape_checks
+
+import odesteer_tl as ot
+from odesteer_tl import benchmarks
+from odesteer_tl.backends.tokenize import tokenise
+from odesteer_tl.benchmarks.answers import AnswerScores
+from odesteer_tl.benchmarks.benchmark import halves, some
+from odesteer_tl.benchmarks.truthfulqa import Item, few_shot, mc
+
+HEAD = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
+ROWS = [
+    ("What is the capital of France?", "Paris", "Paris; The city of Paris", "Lyon; Nice"),
+    ("Can cows fly?", "No", "No; Cows cannot fly;No", "Yes; At night"),
+    ("Is the moon made of cheese?", "No, of rock", "It is rock", "Yes, of cheese"),
+    ("who wrote hamlet", "Shakespeare", "Shakespeare; William Shakespeare", "Marlowe; Bacon; A cat"),
+    ("Who  wrote Hamlet", "Shakespeare", "Shakespeare", "Marlowe"),
+    ("How long is a day?", "24 hours", "24 hours; A day", "3 hours; 5 hours"),
+]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    at = tmp_path_factory.mktemp("qa") / "qa.csv"
+    at.write_text(HEAD + "".join(f'A,B,{q},"{b}","{r}","{w}",x\n' for q, b, r, w in ROWS), encoding="utf-8-sig")
+    return at
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ot.load_demo().model
+
+
+def test_a_csv_and_the_hubs_form_hold_the_same_items(file, tmp_path):
+    read = benchmarks.TruthfulQAMC.read(file)
+    assert read.items[0] == Item(ROWS[0][0], ("Paris", "The city of Paris"), ("Lyon", "Nice"))
+    assert read.items[1].right == ("No", "Cows cannot fly") and read.items[2].right == ("No, of rock", "It is rock")
+    rows = [
+        {
+            "question": one.question,
+            "mc1_targets": {"choices": [one.right[0], *one.wrong], "labels": [1] + [0] * len(one.wrong)},
+            "mc2_targets": {
+                "choices": [*one.right, *one.wrong],
+                "labels": [1] * len(one.right) + [0] * len(one.wrong),
+            },
+        }
+        for one in read.items
+    ]
+    other = tmp_path / "qa.jsonl"
+    other.write_text("\n".join(map(json.dumps, rows)))
+    assert benchmarks.TruthfulQAMC.read(other).items == read.items
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD, "holds no list of rows"),
+        (HEAD + "A,B,q,b,r,,x\n" * 4, "no text in 'Incorrect Answers'"),
+        ("a,b\n1,2\n", "no text in 'Question'; its fields are a, b"),
+        (HEAD + 'A,B,q,b,r,"; ",x\n', "has no wrong answers"),
+        (HEAD + "A,B,q,b,r,w,x\n" * 3, "needs four items"),
+    ],
+)
+def test_other_data_are_refused(text, message, tmp_path):
+    at = tmp_path / "other.csv"
+    at.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        benchmarks.TruthfulQAMC.read(at)
+    with pytest.raises(ValueError, match="is no file, and no name"):
+        benchmarks.TruthfulQAMC.read("nowhere.csv")
+
+
+def test_mc_by_hand():
+    scores = AnswerScores(torch.tensor([-2.0, -3.0, -2.5, -9.0]).double(), torch.ones(4))
+    one, two = mc(Item("q", ("a", "b"), ("c", "d")), scores)
+    p = [2.718281828459045**x for x in (-2.0, -3.0, -2.5, -9.0)]
+    assert one == 1.0 and two == pytest.approx((p[0] + p[1]) / sum(p))
+    assert mc(Item("q", ("a",), ("b", "c", "d")), AnswerScores(scores.sums[[1, 0, 2, 3]], scores.tokens))[0] == 0.0
+
+
+def test_no_question_is_on_both_sides_and_each_is_tested_once(file):
+    mc_of = benchmarks.TruthfulQAMC.read(file)
+    folds = mc_of.folds()
+    tested = [item.question for fold in folds for item in fold.test]
+    assert sorted(tested) == sorted(item.question for item in mc_of.items)
+    for fold in folds:
+        asked = {query.split("\n")[0].lower().replace(" ", "") for query in fold.queries or ()}
+        assert not asked & {f"q:{item.question}".lower().replace(" ", "") for item in fold.test}
+        assert len(fold.desired) == len(fold.undesired) == len(fold.queries or ())
+        assert all(prompt.startswith("Q: What is human life") for prompt in (*fold.prompts, *fold.test_prompts))
+    numbers = [f"{i}" for i in range(10)]
+    assert halves(numbers, 42)[0] == halves(numbers, 42)[1][::-1] != halves(numbers, 1)[0]
+    assert some(range(20), 5, 0) == some(range(20), 5, 0) and len(some(range(20), 5, 1)) == 5
+
+
+@torch.no_grad()
+def by_hand(model, item):
+    """MC2 of the unsteered model, one row at a time."""
+    found = []
+    for answer in (*item.right, *item.wrong):
+        tokens = [tokenise(model, text, prepend_bos=False).tokens for text in (few_shot(item.question), " " + answer)]
+        row = torch.cat(tokens, 1)
+        log_p = model(row, return_type="logits")[0].double().log_softmax(-1)
+        n = tokens[0].shape[1]
+        found.append(log_p[torch.arange(n - 1, row.shape[1] - 1), row[0, n:]].sum())
+    p = torch.stack(found).exp()
+    return float(p[: len(item.right)].sum() / p.sum())
+
+
+@without_shape_checks()
+def test_a_run_that_was_stopped_gives_the_same_table_and_another_protocol_is_refused(file, model, tmp_path):
+    mc_of = benchmarks.TruthfulQAMC.read(file)
+    rows = {name: benchmarks.baselines(("Answer truthfully.",))[name] for name in ("prompt only", "random direction")}
+    options = dict(layer=2, kl=0.1, T={"CAA": 0.5}, seeds=(0, 1), prompts=2, max_new_tokens=3, prepend_bos=False)
+    said = []
+
+    def stops(text):
+        said.append(text)
+        if len(said) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        benchmarks.run(model, mc_of, rows | {"CAA": ot.CAA}, out=tmp_path / "a", progress=stops, **options)
+    assert (tmp_path / "a" / "cells.jsonl").read_text().count("\n") == 6
+    resumed = benchmarks.run(model, mc_of, rows | {"CAA": ot.CAA}, out=tmp_path / "a", progress=said.append, **options)
+    assert len(said) == 7 + 12 - 6
+    once = benchmarks.run(model, mc_of, rows | {"CAA": ot.CAA}, out=tmp_path / "b", **options)
+    assert str(resumed) == str(once) and resumed.to_json() == once.to_json()
+    assert (tmp_path / "a" / "table.md").read_text() == f"{once}\n"
+    kept = json.loads((tmp_path / "b" / "result.json").read_text())
+    assert kept["protocol"]["model"]["weights"] and kept["protocol"]["benchmark"]["questions"] == 6
+    with pytest.raises(ValueError, match=r"another protocol(?s:.*)seeds: \[0, 1\] in the folder, \[0\] now"):
+        benchmarks.run(model, mc_of, rows | {"CAA": ot.CAA}, out=tmp_path / "a", **options | {"seeds": (0,)})
+    assert [(row.name, row.level, row.seeds) for row in once.rows] == [
+        ("no steering", "", 1), ("prompt only", "KL 0.1", 1), ("random direction", "KL 0.1", 2), ("CAA", "KL 0.1", 1),
+        ("CAA", "T 0.5", 1),
+    ]  # fmt: skip
+    plain, random, caa = once.rows[0], once.rows[2], once.rows[3]
+    tested = [item for fold in mc_of.folds() for item in fold.test]
+    assert plain.scores["MC2"] == pytest.approx([by_hand(model, item) for item in tested], abs=1e-5)
+    assert random.reached and all(abs(at["kl_fit"] / 0.1 - 1) <= 0.05 for at in caa.at) and plain.kl == 0.0
+    assert random.by_seed["MC2"][0] != random.by_seed["MC2"][1] and caa.scores["MC2"] != plain.scores["MC2"]
+    mean, low, high = caa.minus(plain, "MC2")
+    assert mean == pytest.approx(caa.mean("MC2") - plain.mean("MC2")) and low <= mean <= high
+    assert once.row("CAA", "T 0.5").at[0]["T"] == 0.5
+    with pytest.raises(KeyError, match="no row 'HPR'"):
+        once.row("HPR")
+
+
+def test_what_cannot_be_run_is_refused(file, model):
+    mc_of = benchmarks.TruthfulQAMC.read(file)
+    for change, message in (
+        ({"seeds": 3}, "seeds is a sequence"),
+        ({"methods": {"no steering": ot.CAA}}, "without 'no steering'"),
+        ({"kl": 0}, "above 0"),
+        ({"methods": {"none": lambda acts: None}, "layer": 2, "prompts": 1, "max_new_tokens": 1}, "returns a fitted"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            benchmarks.run(model, mc_of, **change)

@@ -1,0 +1,76 @@
+"""`odesteer-tl bench`: a run from files, what is printed, and what is refused before the work."""
+
+import json
+from pathlib import Path
+
+import pytest
+from instances import without_shape_checks
+
+import odesteer_tl as ot
+from odesteer_tl.benchmarks import named
+from odesteer_tl.cli import main
+from odesteer_tl.cli.exit_codes import DONE, REFUSED
+
+DEMO = ot.load_demo()
+LINE = ["bench", "truthfulqa-mc", "qa.csv", "--model", "embedded", "--layer", "2", "--kl", "0.1", "--prompts", "1",
+        "--max-new-tokens", "2", "--no-bos", "--seeds", "1"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ot, "load_demo", lambda: DEMO)
+    rows = "".join(f'A,B,Is {i} a number?,"Yes, {i} is","Yes, {i} is; Yes","No; Never",x\n' for i in range(4))
+    Path("qa.csv").write_text(f"Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n{rows}")
+    with without_shape_checks():
+        yield
+
+
+def test_a_table_and_json_and_the_folder(capsys):
+    assert main([*LINE, "--rows", "random,caa,mimic", "--out", "mc"]) == DONE
+    printed, said = capsys.readouterr()
+    assert printed == Path("mc/table.md").read_text() and "| MC2 − random |" in printed
+    assert [line.split(" | ")[0] for line in printed.split("\n")[2:6]] == [
+        "| no steering",
+        "| random direction",
+        "| CAA",
+        "| MiMiC",
+    ]
+    assert "random direction, KL 0.1, fold 0, seed 0: cell 2 of 8" in said
+    assert main([*LINE, "--rows", "random,caa,mimic", "--out", "mc", "--json"]) == DONE
+    printed, said = capsys.readouterr()
+    assert json.loads(printed) == json.loads(Path("mc/result.json").read_text()) and "cell" not in said
+    assert main([*LINE, "--rows", "caa", "--out", "mc"]) == REFUSED
+    assert "another protocol" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--rows", "caa,none"], "'none' is not one of prompt, random"),
+        (["--judge", "reward:x"], "truthfulqa-mc scores given answers: leave out --judge"),
+        (["--samples", "3"], "leave out --judge, --samples and --sample-tokens"),
+        (["--limit", "3"], "3 is not from 4"),
+        (["--position", "all"], "position"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, words, capsys):
+    assert main([*LINE, *change]) == REFUSED
+    assert words in capsys.readouterr().err
+
+
+def test_names_and_judges(capsys):
+    assert main(["bench", "truth", "qa.csv", "--model", "embedded"]) == REFUSED
+    assert "'truth' is not one of truthfulqa-mc, ab, ab-coordinate-other-ais" in capsys.readouterr().err
+    assert main(["bench", "truthfulqa-mc", "no.csv", "--model", "embedded"]) == REFUSED
+    assert "no.csv is no file, and no name of a data set" in capsys.readouterr().err
+    Path("judge.json").write_text(json.dumps({"url": "http://localhost:1/v1", "model": "m", "template": "{text}?"}))
+    assert named.judge_named("endpoint:judge.json").prompt("a") == "a?"
+    for wrong in ("endpoint:none.json", "endpoint:qa.csv", "reward", "classifier:x", "words"):
+        with pytest.raises(ValueError, match=r"does not describe an endpoint|is none of reward:NAME"):
+            named.judge_named(wrong)
+    assert {name.removesuffix("-text") for name in named.NAMED if name.startswith("ab-")} == {
+        f"ab-{one}" for one in ("refusal", "sycophancy", "hallucination", "myopic-reward", "survival-instinct",
+                                "coordinate-other-ais", "corrigible-neutral-HHH")
+    }  # fmt: skip
+    assert list(named.rows_named(["nonlinear10", "prompt", "hpr"], ())) == ["ODESteer, ten steps", "HPR"]
