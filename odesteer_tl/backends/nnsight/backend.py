@@ -156,12 +156,12 @@ class _Nnsight:
         return continued_remotely(model, batch, options, pairs, intervene_args, remote, seed, written)
 
     def effects_remotely(self, model: Any, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
-        from odesteer_tl.backends.nnsight.run import effects_remotely
+        from odesteer_tl.backends.nnsight.measures import effects_remotely
 
         return effects_remotely(model, *what)
 
     def likelihoods_remotely(self, model: Any, *what: Any) -> tuple[Tensor, Tensor]:
-        from odesteer_tl.backends.nnsight.run import likelihoods_remotely
+        from odesteer_tl.backends.nnsight.measures import likelihoods_remotely
 
         return likelihoods_remotely(model, *what)
 

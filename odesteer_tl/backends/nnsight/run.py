@@ -1,4 +1,4 @@
-"""Runs an nnsight model on tokens, here or on a server: activations, logits, continuations, and effects of steering."""
+"""Runs an nnsight model on tokens, here or on a server: activations, logits and continuations."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,8 +15,6 @@ from odesteer_tl.backends.nnsight.replies import (
     activations_in,
     check_means,
     check_norms,
-    effects_in,
-    likelihoods_in,
     report_in,
     tokens_in,
     width_at,
@@ -27,11 +25,11 @@ from odesteer_tl.backends.transformers_caches import cache_options, copied, name
 from odesteer_tl.backends.transformers_settings import generation_options, settings_put_aside
 from odesteer_tl.data.tokens import Reading, Tokenised, tokens_at, without_sinks
 from odesteer_tl.interventions.report import Report
-from odesteer_tl.portable.nnsight.gather import averaged_at, effects_at, likelihoods_at, picked_at
+from odesteer_tl.portable.nnsight.gather import averaged_at, picked_at
 from odesteer_tl.portable.nnsight.intervene import intervene
 from odesteer_tl.portable.strength import Strength
 
-_OVERHEAD_BYTES, _MAX_WIDTH = 2**22, 2**17
+OVERHEAD_BYTES, _MAX_WIDTH = 2**22, 2**17
 """Bytes of a reply besides its numbers; and a width that is larger than that of any model."""
 
 
@@ -52,11 +50,11 @@ def activations_of(
     """
     if model.interleaver.interleaving:
         raise ValueError("Reading activations runs the model: call ot.collect outside the trace.")
-    inputs, mask = _right_padded(model, batch)
+    inputs, mask = inputs_of(model, batch)
     read = torch.zeros_like(mask).masked_scatter(mask, read[batch.mask])  # in the columns of the right-padded batch
     sources, columns = tokens_at(read, position).nonzero(as_tuple=True)
     values, width = None, width_at(model, blocks, layers, site) if remote else None
-    max_bytes = _OVERHEAD_BYTES + 8 * len(layers) * (len(sources) * (width or _MAX_WIDTH) + mask.numel())
+    max_bytes = OVERHEAD_BYTES + 8 * len(layers) * (len(sources) * (width or _MAX_WIDTH) + mask.numel())
     server = server_request(model, remote, max_bytes)
     if position == "mean":
         with model.trace(**inputs, use_cache=False, remote=remote, backend=server) as tracer:
@@ -89,7 +87,7 @@ def activations_of(
 
 def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"]:
     """The logits of every real token of a left-padded batch, at its row and column, on the CPU; 0 at pads."""
-    inputs, mask = _right_padded(model, batch)
+    inputs, mask = inputs_of(model, batch)
     with model.trace(**inputs, use_cache=False):
         output = nnsight.save(model.output)
     output = output.logits.float().cpu()
@@ -98,7 +96,7 @@ def logits_of(model: Any, batch: Tokenised) -> Float[Tensor, "batch pos d_vocab"
     return logits
 
 
-def _right_padded(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], TokenMask]:
+def inputs_of(model: Any, batch: Tokenised) -> tuple[dict[str, TokenIds], TokenMask]:
     """The right-padded inputs of a trace, and their mask."""
     tokens, mask = right_padded(batch, pad_id_of(model) or 0)
     return {"input_ids": tokens, "attention_mask": mask.long()}, mask
@@ -139,13 +137,13 @@ def continued_remotely(
     """
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
     beams = options.get("num_beams", 1)
-    remote_args = {name: _per_row(value, beams) for name, value in intervene_args.items()}
+    remote_args = {name: per_row(value, beams) for name, value in intervene_args.items()}
     if isinstance(mask := intervene_args["positions"], Tensor) and mask.ndim == 1:  # one for every row
         remote_args["positions"] = mask.cpu()
-    methods = [(method, strength.mapped(lambda value: _per_row(value, beams))) for method, strength in pairs]
+    methods = [(method, strength.mapped(lambda value: per_row(value, beams))) for method, strength in pairs]
     tokens, steered, steer, new = None, None, bool(pairs), options["max_new_tokens"]
     rows = len(batch.tokens) * beams
-    server = server_request(model, remote, _OVERHEAD_BYTES + 16 * len(batch.tokens) * (batch.tokens.shape[1] + new))
+    server = server_request(model, remote, OVERHEAD_BYTES + 16 * len(batch.tokens) * (batch.tokens.shape[1] + new))
     with model.generate(remote=remote, backend=server, **generation_options(options, pad_id_of(model))) as tracer:
         with tracer.invoke(inputs):
             torch.manual_seed(seed)
@@ -171,83 +169,7 @@ def continued_remotely(
     return tokens, Report(steered) if steer else None
 
 
-def effects_remotely(
-    model: Any,
-    batch: Tokenised,
-    named: TokenMask,
-    following: Tensor,
-    words: Tensor,
-    copies: int,
-    pairs: list[tuple[Any, Strength]],
-    intervene_args: dict[str, Any],
-    remote: bool | str,
-    written: Iterable[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`effects` (see `next_tokens`) at the tokens of `named`, from a server: the batch unsteered, and `copies` of it
-    steered there by `intervene(model, pairs, **intervene_args)`, all in one pass. The logits stay there.
-
-    Raises as `ServerRequest` does, and RuntimeError for a reply that is not what was asked. Steered layers are
-    `written`.
-    """
-    inputs, mask = _right_padded(model, batch)
-    copied = {name: value.repeat(copies, 1) for name, value in inputs.items()}
-    rows, columns = torch.zeros_like(mask).masked_scatter(mask, named[batch.mask]).nonzero(as_tuple=True)
-    texts, shapes = len(mask), [(copies, len(part)) for part in (rows, mask, words)]
-    remote_args = {name: _per_row(value, 1) for name, value in intervene_args.items()}
-    methods = [(method, strength.mapped(lambda value: _per_row(value, 1))) for method, strength in pairs]
-    found, steered = None, None
-    server = server_request(model, remote, _OVERHEAD_BYTES + 16 * sum(count * width for count, width in shapes))
-    with model.trace(remote=remote, backend=server, use_cache=False) as tracer:
-        with tracer.invoke(inputs):
-            pass
-        with tracer.invoke(copied):
-            steered = nnsight.save(intervene(model, methods, **remote_args))
-        with tracer.invoke():
-            found = nnsight.save(effects_at(model, rows, columns, following, texts, words))
-    if server is None:
-        if found is None:
-            raise RuntimeError("The trace saved no effects.")
-        return found
-    found, steered = server.named("found", "steered")
-    report_in(steered, written, copies * len(rows), copies * len(rows), server.refused)
-    return effects_in(found, shapes, server.refused)
-
-
-def likelihoods_remotely(
-    model: Any,
-    batch: Tokenised,
-    asked: TokenMask,
-    following: Tensor,
-    pairs: list[tuple[Any, Strength]],
-    intervene_args: dict[str, Any],
-    remote: bool | str,
-    written: Iterable[int],
-    count: int,
-) -> tuple[Tensor, Tensor]:
-    """`likelihoods` (see `next_tokens`) at the tokens of `asked`, from a server, steered there by `intervene(model,
-    pairs, **intervene_args)` in the same pass. The logits stay there.
-
-    Raises as `ServerRequest` does, and RuntimeError for a reply that is not what was asked; `count` tokens are steered
-    at each of the layers `written`.
-    """
-    inputs, mask = _right_padded(model, batch)
-    rows, columns = torch.zeros_like(mask).masked_scatter(mask, asked[batch.mask]).nonzero(as_tuple=True)
-    remote_args = {name: _per_row(value, 1) for name, value in intervene_args.items()}
-    found, steered, steer = None, None, bool(pairs)
-    server = server_request(model, remote, _OVERHEAD_BYTES + 16 * len(rows))
-    with model.trace(**inputs, use_cache=False, remote=remote, backend=server):
-        steered = nnsight.save(intervene(model, pairs, **remote_args) if steer else {})
-        found = nnsight.save(likelihoods_at(model, rows, columns, following))
-    if server is None:
-        if found is None:
-            raise RuntimeError("The trace saved no likelihoods.")
-        return found
-    found, steered = server.named("found", "steered")
-    report_in(steered, written, count, count, server.refused)
-    return likelihoods_in(found, len(rows), server.refused)
-
-
-def _per_row(value: Any, beams: int) -> Any:
+def per_row(value: Any, beams: int) -> Any:
     """The value for a server: tensors on the CPU, because the server may have no other device, and a tensor of one
     value per prompt repeated to one per row."""
     if not isinstance(value, Tensor):
