@@ -12,8 +12,13 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
 #
 # You have TransformerLens code: caches, hooks, patching. This notebook puts steering into it: a method is fitted on two
-# caches of `run_with_cache`, acts as a plain hook at any layer, and is taken apart by activation patching. Which tokens
-# were steered is counted and drawn. It ends in six claims that a cell asserts.
+# caches of `run_with_cache`, acts as a plain hook at any layer, and is taken apart by activation patching.
+#
+# **Which tokens are steered?** With `ot.steering`, the last token of the prompt and every token that is written after
+# it, at the method's layer, and no other (`positions="decoding"`, the default; with or without the KV cache). A hook of
+# `ot.steering_hook` steers the last column of what it gets. Which ones *were* steered is asked of the report:
+# `report.tokens_steered` counts them, and after `ot.steering(..., record=True)` `report.records` lists them and
+# `report.show()` draws them. All of this is below, under "What fired". It ends in seven claims that a cell asserts.
 
 # %% tags=["parameters"]
 MODEL = None  # the embedded model; or a Hugging Face name or a folder, such as "smollm2" of scripts/get_smollm2.py
@@ -120,20 +125,35 @@ for layer, gain in enumerate(by_layer):
 
 # %% [markdown]
 # A method acts wherever you hook it. Its directions were read at one layer, and its strength spends the budget there;
-# what the same length costs at another layer was not measured.
+# what the same length costs at another layer was not measured. (On SmolLM2 a direction that was read at block 26 does
+# next to nothing in the lower third.)
 #
 # ## What fired
 #
 # With `ot.steering`, rules decide which tokens are steered: by default the last of the prompt and all that are
-# generated, with the KV cache on or off. The report counts them. Two caches of the same tokens, unsteered and steered,
-# show where: ‖a′ − a‖/‖a‖ at every layer and token.
+# generated, with the KV cache on or off. The report counts them, and with `record=True` it knows each one: its place in
+# the text, what h said of it before and after, and by which part of its norm it was moved.
 
 # %%
-with ot.steering(model, calibrated) as report:
+with ot.steering(model, calibrated, record=True) as report:
     out = model.generate(tokens, max_new_tokens=6, do_sample=False, verbose=False, return_type="tokens")
 text = [model.to_string(token) for token in out[0]]
 print("".join(text))
 print("steered:", report.tokens_steered, "= the last of the prompt and those that were generated and read again")
+for one in report.records:
+    origin = "generated" if one.generated else "prompt"
+    print(f"layer {one.layer}, token {one.position} {one.token!r:>12} {origin:>10}: "
+          f"h {one.h_before:+.2f} → {one.h_after:+.2f}, moved by {one.displacement:.2f}‖a‖")  # fmt: skip
+report.show()
+
+# %% [markdown]
+# On this page steered tokens are underlined, and the mouse shows the numbers of one. (`ot.token_map(model, method,
+# texts)` sets the unsteered text beside it.) The token that was generated last is not there: no pass has read it.
+#
+# The same is seen from outside. Two caches of the same tokens, unsteered and steered, show ‖a′ − a‖/‖a‖ at every layer
+# and token.
+
+# %%
 _, cache_before = model.run_with_cache(out)
 with ot.steering(model, calibrated, prompt_lengths=[tokens.shape[1]]):
     _, cache_after = model.run_with_cache(out)
@@ -209,11 +229,14 @@ ot.plots.by_token(restored, labels, label="gain of praise over scorn, nats", sig
 
 # %%
 every = torch.arange(len(text))
+listed = [one.position for one in report.records]
 masks = (every >= n - 1, every >= n, every < n, every >= 0, (every >= 1) & (every < 3))
 below, left_of = moved[:LAYER], moved[:, : tokens.shape[1] - 1]
 claims = {
     "from_caches reads what ot.collect reads": read_alike < 1e-3,
     "the hook is the steering block": float((hooked - inside).abs().max()) < 1e-3 * float((hooked - clean).abs().max()),
+    "the report lists the tokens that two caches show to have moved at the layer": listed
+    == [column for column in every[:-1].tolist() if float(moved[LAYER, column]) > 1e-3],
     "only the last prompt token and what follows moves, from the layer on": float(below.max()) < 1e-5
     and float(left_of.max()) < 1e-5
     and float(moved[LAYER, tokens.shape[1] - 1 :].min()) > 0.05,

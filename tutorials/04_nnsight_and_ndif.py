@@ -250,8 +250,8 @@ def started():
 REMOTE = started() if SERVER is None else SERVER
 
 # %% [markdown]
-# A server loads weights in the type of the checkpoint, here 16 bits; `ot.load_model` loads them in 32. What is rounded
-# otherwise cannot be equal, so the local model below is loaded as the server loads its own.
+# A server loads weights in the type of the checkpoint, 16 bits in the embedded model as in most; `ot.load_model` loads
+# them in 32. What is rounded otherwise cannot be equal, so the local model below is loaded as the server loads its own.
 
 # %%
 as_served = nnsight.TransformersModel(str(NAME), task="text-generation", dispatch=True)

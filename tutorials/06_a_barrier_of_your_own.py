@@ -205,8 +205,9 @@ for name, one in shifts.items():
 
 # %% [markdown]
 # On the embedded model the neighbours separate held-out texts far better than the others there, and steer less far:
-# once more, separating is not steering ([tutorial 2](02_linear_or_nonlinear_barrier.ipynb)). A barrier of your own is
-# worth it where it says what others cannot, not because its AUC is high.
+# once more, separating is not steering ([tutorial 2](02_linear_or_nonlinear_barrier.ipynb)). On SmolLM2 all three
+# separate almost perfectly, and their shifts cannot be told apart. A barrier of your own is worth it where it says what
+# others cannot, not because its AUC is high.
 
 # %%
 fit, held_out = choice.acts.split(seed=0)

@@ -3,6 +3,7 @@
 pip install -e '.[dev,tutorials]' -c constraints.txt && pytest tutorials        # some minutes on two cores
 """
 
+import ast
 import os
 import re
 import sys
@@ -54,6 +55,16 @@ def test_the_notebook_is_small_and_names_no_place_of_the_machine_that_built_it(s
     text = script.with_suffix(".ipynb").read_text(encoding="utf-8")
     assert len(text) < 300_000
     assert not re.search(r"/(root|home|tmp|Users)/", text)
+
+
+@every
+def test_every_figure_is_one_call_of_the_package(script):
+    """Nobody draws by hand: what a reader sees, one call on an own model's results draws too."""
+    assert not re.search(r"matplotlib|pyplot|plt\.|\.savefig|\.axes", script.read_text(encoding="utf-8"))
+    for cell in kept(script).cells:
+        if cell.cell_type == "code" and any("image/png" in output.get("data", {}) for output in cell.outputs):
+            drawn = ast.parse(cell.source).body[-1]
+            assert isinstance(drawn, ast.Expr) and ast.unparse(drawn).startswith("ot.plots."), cell.source[-200:]
 
 
 @every
