@@ -13,24 +13,32 @@ over those of a step with k rows, with nothing else.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 from statistics import median, quantiles
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from paired import seconds
 from shapes import fitted, gpt2, libraries, prompts
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation.sweeps import plan
 
 
+def clocked(call: Callable[[], object]) -> float:
+    """Seconds of a call: of CPU time with one thread, so that waiting for a core that others use does not count."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    call()
+    return clock() - start
+
+
 def report(name: str, calls: tuple[Callable[[], object], Callable[[], object]], runs: int, more: str = "") -> None:
     """Print the ratio of the second call's seconds to the first's; both have been made once, and take turns."""
     found = []
     for run in range(runs):
-        took = {number: seconds(calls[number]) for number in ((0, 1) if run % 2 else (1, 0))}
+        took = {number: clocked(calls[number]) for number in ((0, 1) if run % 2 else (1, 0))}
         found.append((took[0], took[1]))
     low, middle, high = quantiles([apart / together for together, apart in found], n=4, method="inclusive")
     first, second = (median(took[i] for took in found) for i in range(2))
