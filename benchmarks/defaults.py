@@ -7,9 +7,10 @@
 fitted at every layer and reading position on the texts of an axis. At the strength that spends the budget on the pairs
 of a judge, on which nothing was fitted, the shift is Δ log p(desired answer) − Δ log p(undesired answer) in nats, mean
 and standard error over the pairs. The judges: minimal pairs of the embedded grammar for sentiment, held-out pairs for
-the other two axes. `choose_layer`, which sees none of the pairs, chooses among the same layers. Below each grid: the
-shift where it chose over the largest of the grid, and the rank correlations of the held-out AUC, and of the shift that
-`choose_layer` finds, with the shift of the grid. At the end: what share was reached, by axis and method.
+the other two axes. `choose_layer`, which sees none of the pairs, chooses among the same layers, last token and mean.
+Below each grid: the shift where it chose over the largest of the grid, and the rank correlations of the held-out AUC,
+and of the shift that `choose_layer` finds, with the shift of the grid. At the end: what share was reached, by axis and
+method, by seed and over all seeds. With `--grid-only` nothing is chosen.
 
 The largest of many noisy shifts is too large by chance. So the share is also given over the shift, on one half of the
 pairs, of the place that was best on the other half (the mean over 200 such halvings); the interval is of the share
@@ -28,6 +29,8 @@ from typing import Any
 
 import torch
 from lower_blocks import lower_blocks_kept
+from reading_positions import POSITIONS
+from reading_positions import read as read_at
 from scipy.stats import spearmanr
 
 import odesteer_tl as ot
@@ -145,11 +148,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--positions", nargs="+", default=["last", "mean"])
+    parser.add_argument("--positions", nargs="+", choices=POSITIONS, default=["last", "mean"], help=_said())
     parser.add_argument("--layers", nargs="+", type=int, help="default: those that choose_layer tries first")
     parser.add_argument("--dtype", default="float32", help="of the model; bfloat16 is faster on CPUs that know it")
     parser.add_argument("--kl", type=float, default=0.1)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--grid-only", action="store_true", help="do not run choose_layer")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", "At blocks", UserWarning)  # sinks are left out, and that is said once a call
@@ -162,8 +166,11 @@ def main() -> None:
         for seed in args.seeds:
             for axis_name in args.axes:
                 results += grids(model, axis_name, seed, layers, args)
-    print("\nreached of the best shift of the grid, by seed; shift there")
-    for axis_name in args.axes:
+                if args.json:
+                    args.json.write_text(json.dumps(results, indent=1))
+    if not args.grid_only:
+        print("\nreached of the best shift of the grid, by seed; shift there")
+    for axis_name in () if args.grid_only else args.axes:
         for name in args.methods:
             own = [one for one in results if (one["axis"], one["method"]) == (axis_name, name)]
             reached = ", ".join(
@@ -172,8 +179,12 @@ def main() -> None:
             )
             shifts = " ".join(f"{one['chosen'][2]:+.2f} ± {one['chosen'][3]:.2f}" for one in own)
             print(f"{axis_name:<13} {name:<9} {reached}; {shifts}")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+            share, (low, high) = of_all_seeds(own)
+            print(f"{'':<13} all seeds {share:.0%} [{low:.0%}, {high:.0%}]")
+
+
+def _said() -> str:
+    return "; ".join(f"{name}: {said}" for name, said in POSITIONS.items())
 
 
 def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -181,9 +192,7 @@ def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argpar
     axis = AXES[axis_name](args.data, random.Random(seed))
     judge, read = judge_of(model, axis.judge), {}
     for position in args.positions:
-        fits, held = (
-            ot.collect_layers(model, *sides, layers, position=position) for sides in (axis.fit, axis.held_out)
-        )
+        fits, held = (read_at(model, sides, layers, position) for sides in (axis.fit, axis.held_out))
         read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
     return [
         {"axis": axis_name, "method": name, "seed": seed}
@@ -208,9 +217,12 @@ def grid(
     of_pairs = {place: shifts for place, (_, shifts) in cells.items() if shifts is not None}
     measured = {place: (cells[place][0], with_error(shifts)) for place, shifts in of_pairs.items()}
     best = max(measured, key=lambda place: measured[place][1][0])
-    choice = ot.choose_layer(
-        model, *axis.fit, fitter, layers=args.layers, positions=args.positions, kl=args.kl, seed=seed
-    )
+    shown: dict[str, Any] = {
+        "cells": [[*place, area, None if own is None else own.tolist()] for place, (area, own) in cells.items()]
+    }
+    if args.grid_only:
+        return shown
+    choice = ot.choose_layer(model, *axis.fit, fitter, layers=args.layers, kl=args.kl, seed=seed)
     print(choice)
     there = shifts_of(judge, choice.method, args.kl)
     chosen = with_error(there)
@@ -226,11 +238,23 @@ def grid(
         f"rank correlation with the grid: AUC {by_auc:+.2f}, the shift of choose_layer {by_shift:+.2f}",
         flush=True,
     )
-    return {
+    return shown | {
         "rank_correlations": [by_auc, by_shift],
-        "cells": [[*place, area, None if own is None else own.tolist()] for place, (area, own) in cells.items()],
         "chosen": [choice.layer, choice.position, *chosen], "best": [*best, *top], "shares": reached,
     }  # fmt: skip
+
+
+def of_all_seeds(results: list[dict[str, Any]]) -> tuple[float, list[float]]:
+    """The share of the best that was reached, Σ chosen / Σ best over the seeds, and its interval over their pairs."""
+    chance, parts = torch.Generator().manual_seed(0), []
+    for one in results:
+        of_places = {(layer, position): shifts for layer, position, _, shifts in one["cells"]}
+        chosen, best = (torch.tensor(of_places[tuple(one[key][:2])]) for key in ("chosen", "best"))
+        draws = torch.randint(len(best), (2000, len(best)), generator=chance)
+        parts.append((chosen.mean(), best.mean(), chosen[draws].mean(1), best[draws].mean(1)))
+    chosen, best, chosen_drawn, best_drawn = (sum(part) for part in zip(*parts, strict=True))
+    interval = (chosen_drawn / best_drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return float(chosen / best), interval
 
 
 def rank_correlation(found: dict[Any, float], measured: dict[Any, Any]) -> float:

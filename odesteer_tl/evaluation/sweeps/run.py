@@ -105,8 +105,8 @@ def sweep(
     is named in a warning. `progress` gets a line before each cell, with the time that is left at most.
 
     Returns a `Sweep`, or its `Plan` with `dry_run`. Raises ValueError for data, methods, strengths, bounds or metrics
-    of another kind, fewer than two prompts, a folder that another process writes, and one of another protocol, with
-    the difference.
+    of another kind, fewer than two prompts, a `kl` that is not above 0, methods with the names of the ablation's rows,
+    a folder that another process writes, and one of another protocol, with the difference.
     """
     question = asked(
         model, data, methods, layers=layers, positions=positions, strengths=strengths, judge=judge, primary=primary,
