@@ -13,22 +13,33 @@ over those of a step with k rows, with nothing else.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 from statistics import median, quantiles
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from paired import timed_in_turn
 from shapes import fitted, gpt2, libraries, prompts
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation.sweeps import plan
 
 
+def clocked(call: Callable[[], object]) -> float:
+    """Seconds of a call: of CPU time with one thread, so that waiting for a core that others use does not count."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    call()
+    return clock() - start
+
+
 def report(name: str, calls: tuple[Callable[[], object], Callable[[], object]], runs: int, more: str = "") -> None:
-    """Print the ratio of the second call's seconds to the first's."""
-    found = timed_in_turn(calls, runs)
+    """Print the ratio of the second call's seconds to the first's; both have been made once, and take turns."""
+    found = []
+    for run in range(runs):
+        took = {number: clocked(calls[number]) for number in ((0, 1) if run % 2 else (1, 0))}
+        found.append((took[0], took[1]))
     low, middle, high = quantiles([apart / together for together, apart in found], n=4, method="inclusive")
     first, second = (median(took[i] for took in found) for i in range(2))
     print(
@@ -54,20 +65,24 @@ def products(args: argparse.Namespace) -> None:
         for _ in range(args.values):
             step(1)
 
+    step(args.values)
+    apart()
     report(f"products {args.values} rows", (lambda: step(args.values), apart), 3 * args.runs)
 
 
 @torch.inference_mode()
-def measure(name: str, model: Any, method: Any, one: Any, args: argparse.Namespace) -> None:
-    """All strengths of one prompt in one batch, over a run for each."""
+def measure(name: str, model: Any, method: Any, asked: Any, args: argparse.Namespace) -> None:
+    """All strengths of the same prompts in one batch, over a run for each."""
     strengths = torch.linspace(0.02, 0.3, args.values)
     own: dict[str, Any] = {"max_new_tokens": args.tokens, "stop_at_eos": False, "do_sample": False}
 
     def together() -> torch.Tensor:
-        return torch.cat([out.tokens for out in ot.generate_strengths(model, one, method, relative_T=strengths, **own)])
+        return torch.cat(
+            [out.tokens for out in ot.generate_strengths(model, asked, method, relative_T=strengths, **own)]
+        )
 
     def apart() -> torch.Tensor:
-        return torch.cat([ot.generate(model, one, method, relative_T=float(T), **own).tokens for T in strengths])
+        return torch.cat([ot.generate(model, asked, method, relative_T=float(T), **own).tokens for T in strengths])
 
     same = 100 * float((together() == apart()).float().mean())
     report(
@@ -78,7 +93,7 @@ def measure(name: str, model: Any, method: Any, one: Any, args: argparse.Namespa
 def sweep(model: Any, args: argparse.Namespace) -> None:
     """The whole of `ot.sweep`, with as many strengths at once as it takes, over one at a time."""
     demo, strengths = ot.load_demo(), torch.linspace(0.02, 0.3, args.values).tolist()
-    data = SimpleNamespace(desired=demo.desired[:40], undesired=demo.undesired[:40], prompts=demo.prompts[:4])
+    data = SimpleNamespace(desired=demo.desired[:12], undesired=demo.undesired[:12], prompts=demo.prompts[:4])
 
     def run(at_once: int) -> object:
         most, plan.MOST_AT_ONCE = plan.MOST_AT_ONCE, at_once
@@ -91,8 +106,12 @@ def sweep(model: Any, args: argparse.Namespace) -> None:
         finally:
             plan.MOST_AT_ONCE = most
 
-    for at_once in (plan.MOST_AT_ONCE, args.values):
-        report(f"ot.sweep, {at_once} strengths at once", (lambda k=at_once: run(k), lambda: run(1)), args.runs)
+    run(plan.MOST_AT_ONCE)
+    report(
+        f"ot.sweep, {args.values} strengths, {plan.MOST_AT_ONCE} at once",
+        (lambda: run(plan.MOST_AT_ONCE), lambda: run(1)),
+        args.runs,
+    )
 
 
 def main() -> None:
@@ -101,7 +120,8 @@ def main() -> None:
     parser.add_argument("--library", nargs="+", default=libraries(), choices=libraries())
     parser.add_argument("--model", metavar="FOLDER", help="a real model in place of GPT-2's shape")
     parser.add_argument("--values", type=int, default=8, help="strengths")
-    parser.add_argument("--prompt", type=int, nargs="+", default=[8, 64], help="tokens of the prompt")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1], help="how many share a batch")
+    parser.add_argument("--length", type=int, nargs="+", default=[8, 64], help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=32, help="new tokens of each row")
     parser.add_argument("--layer", type=int, default=6)
     parser.add_argument("--runs", type=int, default=7)
@@ -114,11 +134,12 @@ def main() -> None:
     if args.model is None:
         products(args)
     for library in args.library if args.model is None else ["huggingface"]:
-        model = gpt2(library) if args.model is None else ot.load_model(args.model, library=library)
+        model = gpt2(library) if args.model is None else ot.load_model(args.model, library="huggingface")
         width, words = (768, 50257) if args.model is None else (model.config.hidden_size, model.config.vocab_size)
         method = fitted("odesteer", width, args.layer)
-        for prompt in args.prompt:
-            measure(f"{library}, prompt of {prompt}", model, method, prompts(1, prompt, words), args)
+        for count, length in ((count, length) for count in args.prompts for length in args.length):
+            asked = prompts(count, length, words)
+            measure(f"{library}, {count} prompt(s) of {length}", model, method, asked, args)
         if args.model is not None:
             sweep(model, args)
 

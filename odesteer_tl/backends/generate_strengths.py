@@ -94,8 +94,7 @@ def generate_strengths(
             check_mask_taken(model, batch.mask)
             cache = None
             if unshared is None and batch.tokens.shape[1] > 1:
-                start = Tokenised(batch.tokens[:, :-1], batch.mask[:, :-1])
-                cache = backend_of(model).prompt_cache(model, start, len(strength_of))
+                cache = backend_of(model).prompt_cache(model, _start(batch), len(strength_of))
                 unshared = f"the cache of this {type(model).__name__} is not copied by rows" if cache is None else None
             at = partial(_repeated, count=len(strength_of))
             parts = strength_of.repeat(len(chosen))
@@ -122,6 +121,14 @@ def generate_strengths(
         warnings.warn(f"Each row computed its own prompt, which takes longer: {unshared}.", stacklevel=2)
     prompted = Tokenised(*(_repeated(part, samples) for part in texts))
     return [_alone(finished(model, prompted, rows, decoding.eos, report)) for rows in found]
+
+
+def _start(batch: Tokenised) -> Tokenised:
+    """All columns but the last. A row of one token has nothing but pads here: the last of them stands as a token, since
+    a model can do nothing with a row of none. Whoever continues the row declares it a pad."""
+    mask = batch.mask[:, :-1].clone()
+    mask[:, -1] = True
+    return Tokenised(batch.tokens[:, :-1], mask)
 
 
 def _drawn(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import EVERY, hugging_face, load
 from oracle import LAYER, Asking, Stub, logits, steered_positions
+from transformers.generation import utils as generation
 
 import odesteer_tl as ot
 from odesteer_tl.backends.base import backend_of
@@ -46,11 +47,13 @@ class Seen:
 
 
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], ["a", "the"]], ids=["unequal", "one", "short"])
-def test_greedy_tokens_are_those_of_a_plain_hook_and_the_prompts_are_computed_once(loaded, texts):
+def test_greedy_tokens_are_those_of_a_plain_hook_and_the_prompts_are_computed_once(loaded, texts, monkeypatch):
     _, family, model = loaded
-    options = {"max_new_tokens": 6, "stop_at_eos": False}
+    options, said = {"max_new_tokens": 6, "stop_at_eos": False}, list[str]()
+    monkeypatch.setattr(generation.logger, "warning", said.append)
     with Seen(model) as seen:
         found = ot.generate_strengths(model, texts, METHOD, STRENGTHS, **options)
+    assert not said  # of pads at the end, where a prompt of one token stands beside longer ones
     rows, width = len(texts) * len(STRENGTHS), int(found[0].prompt_lengths.max())
     assert seen.shapes == [(len(texts), width - 1)] * (width > 1) + [(rows, 1)] * 6
     for T, out in zip(STRENGTHS, found, strict=True):
