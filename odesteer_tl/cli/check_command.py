@@ -1,6 +1,5 @@
 """The command that looks at texts before a fit."""
 
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,6 +12,7 @@ from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.streams import command_output
 from odesteer_tl.cli.text_files import check_readable, pairs_of
+from odesteer_tl.data.file_checks import check_writable_file
 from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import FEWEST
 
@@ -36,7 +36,8 @@ def check(
     wrong. Says pass, look or stop for each, and ends with 3 at a stop."""
     with command_output() as say:
         check_readable(desired, undesired, queries)
-        _check_page(html)
+        if html is not None:
+            check_writable_file(html)
         check_model(model)
         if reads_several(position):
             raise ValueError(f"--position {position} reads several tokens of a text: give last, mean or an index.")
@@ -61,9 +62,3 @@ def check(
             found.to_html(html)
         if found.verdict == "stop":
             raise typer.Exit(STOPPED)
-
-
-def _check_page(file: Path | None) -> None:
-    """Raise ValueError for a page that cannot be written: in no folder, or a folder itself."""
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        raise ValueError(f"--html {file} cannot be written: it is a folder, or in a folder that does not exist.")

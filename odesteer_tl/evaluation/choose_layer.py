@@ -20,9 +20,9 @@ from odesteer_tl.data.token_weights import TokenWeights, by_name
 from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import JUDGED, JudgedTexts, effects_at, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
+from odesteer_tl.evaluation.separation import Separation, placements
 from odesteer_tl.evaluation.shift import Estimate, combined, in_all_places, in_own_places
 from odesteer_tl.evaluation.strength_search import check_budget, search_of
-from odesteer_tl.flows.barriers import auc
 from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
 from odesteer_tl.portable.strength import Strength
 
@@ -181,15 +181,13 @@ def _checked(method: Any) -> Method:
 
 
 def _auc(method: Method, held: ContrastiveActivations) -> tuple[float | None, float | None]:
-    """The AUC of h and its standard error (Hanley & McNeil 1982); None where there is no h."""
+    """The AUC of h and its standard error, as `separation` has it; None where there is no h."""
     barrier = method.to(dtype=torch.float64).barrier
     if barrier is None:
         return None, None
-    area = auc(barrier, held.desired.double(), held.undesired.double())
-    n, m = len(held.desired), len(held.undesired)
-    of_desired, of_undesired = area / (2 - area), 2 * area**2 / (1 + area)
-    spread = area * (1 - area) + (n - 1) * (of_desired - area**2) + (m - 1) * (of_undesired - area**2)
-    return area, max(spread / (n * m), 0.0) ** 0.5
+    up, down = (barrier.value(side.double()) for side in (held.desired, held.undesired))
+    one = Separation("h", held.layer, held.position, *placements(up, down), held.paired)
+    return one.auc, one.error
 
 
 def _is_behind(one: Candidate, others: Iterable[Candidate]) -> bool:

@@ -1,10 +1,10 @@
 """Plots of what is found before texts are judged: calibrations and layers."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from odesteer_tl.data.file_checks import check_writable_file
 
 
 def check_picture(file: str | Path) -> None:
@@ -16,19 +16,7 @@ def check_picture(file: str | Path) -> None:
     known = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf"})  # pgf needs LaTeX
     if file.suffix.removeprefix(".").lower() not in known:
         raise ValueError(f"{file} should end in .png, or in another of {', '.join(known)}.")
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder: name a file in it.")
-    folder = Path(os.path.realpath(file)).parent
-    if not folder.is_dir():
-        raise ValueError(f"{file} cannot be written: there is no folder {folder}.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        writable = not file.exists() or os.access(file, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise ValueError(f"{file} cannot be written: choose a file or folder with write permission.")
+    check_writable_file(file)
 
 
 def plot_calibration(calibration: Any, file: str | Path) -> None:

@@ -48,17 +48,19 @@ def sent_by_nnsight() -> bool:
 
 
 class StaysHere:
-    """What holds a `method` and is not itself sent to a server. In a remote trace it raises ValueError: a trace sends
-    what it names, as a whole, and the server would only say that it does not have this package. `usual_name`: of the
-    variable that holds it, for the message."""
+    """What is not sent to a server. In a remote trace it raises ValueError: a trace sends what it names, as a whole,
+    and the server would only say that it does not have this package. `usual_name` of the variable that holds it, and
+    `usual_part`, what a trace needs of it, are for the message."""
 
     usual_name: ClassVar[str]
+    usual_part: ClassVar[str] = "method"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if sent_by_nnsight():
             raise ValueError(
                 f"A {type(self).__name__} is not sent to a server, and a trace sends what it names, as a whole: name "
-                f"its method before the trace, as in method = {self.usual_name}.method, and its numbers too."
+                f"what you need of it before the trace, as in {self.usual_part} = {self.usual_name}.{self.usual_part}, "
+                "and its numbers too."
             )
         return super().__reduce_ex__(protocol)
 

@@ -2,6 +2,7 @@
 
 import math
 from itertools import takewhile
+from statistics import variance
 
 import pytest
 import torch
@@ -115,6 +116,10 @@ def test_shifts_are_those_of_torch_hooks_at_the_budget(chosen):
         high, low = (method.barrier.value(side) for side in (acts._take(*masks).desired, acts._take(*masks).undesired))
         statistic = mannwhitneyu(high, low).statistic / len(high) / len(low)
         assert one.auc == pytest.approx(statistic, abs=1e-6)
+        shares = [[mannwhitneyu([a], low).statistic / len(low) for a in high.tolist()],
+                  [mannwhitneyu(high, [b]).statistic / len(high) for b in low.tolist()]]  # fmt: skip
+        delong = math.sqrt(sum(variance(side) / len(side) for side in shares))
+        assert one.auc_error == pytest.approx(delong, abs=1e-6)
 
 
 def test_the_middle_of_what_cannot_be_told_apart_is_chosen_and_fitted_on_all_texts(chosen):

@@ -15,6 +15,7 @@ from nnsight.intervention import serialization
 from server_clients import script_output
 
 import odesteer_tl as ot
+from odesteer_tl.evaluation.contrasts.axis import Axis
 from odesteer_tl.portable.methods import PortableMethod
 from odesteer_tl.remote.checks import sent_by_nnsight
 
@@ -91,6 +92,19 @@ def test_payloads_are_small(client):
 
 def test_nobody_is_sending_here():
     assert not sent_by_nnsight()
+
+
+def test_what_holds_no_method_is_refused_by_what_it_holds():
+    """A check of data and a contrast have no method to name."""
+    check = ot.DataCheck((), (), (), (2, "last"), (8, 8))
+    axis = Axis("a", "is b", "is c")
+    for holding, said in (
+        (check, r"A DataCheck is not sent .* best = check\.best, and its numbers too"),
+        (ot.Contrast(axis, (), (), (), True, False, "w"), r"A Contrast is not sent .* texts = found\.texts"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            serialization.dumps({"found": holding})
+        assert pickle.loads(pickle.dumps(holding)).__dict__ == holding.__dict__
 
 
 @pytest.mark.parametrize(("name", "usual"), [("LayerChoice", "choice"), ("Calibration", "calibration")])

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from odesteer_tl.backends.chat_templates import Chat
 from odesteer_tl.evaluation.contrasts import contrast_files as files
 from odesteer_tl.evaluation.contrasts.axis import Axis
 from odesteer_tl.evaluation.data_check.check_data import check_data
 from odesteer_tl.evaluation.data_check.report import DataCheck
+from odesteer_tl.remote.checks import StaysHere
 
 LABELS = ("desired", "undesired", "ambiguous")
 
@@ -31,7 +32,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(StaysHere):
     """Pairs of texts for one axis, and all that people need to check them.
 
         found = ot.contrastive(model, "politeness", "is polite", "is rude")
@@ -43,6 +44,9 @@ class Contrast:
     `answers`: whether the texts are answers, or the prompts themselves. `chat`: whether they belong after the model's
     chat template. `writer`: who wrote.
     """
+
+    usual_name: ClassVar[str] = "found"
+    usual_part: ClassVar[str] = "texts"
 
     axis: Axis
     pairs: tuple[Pair, ...]

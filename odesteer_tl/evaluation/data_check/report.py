@@ -58,6 +58,7 @@ class DataCheck(StaysHere):
     """
 
     usual_name: ClassVar[str] = "check"
+    usual_part: ClassVar[str] = "best"
 
     items: tuple[Item, ...]
     texts: tuple[OddText, ...]
