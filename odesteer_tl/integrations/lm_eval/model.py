@@ -190,7 +190,8 @@ class ODESteerLM(TemplateLM):
                         ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"),
                         "generation_kwargs of odesteer")  # fmt: skip
             sampling = tuple(sorted(own.items())) if own.get("do_sample") else (("do_sample", False),)
-            prompts.append(self.tok_encode(context)[-(self.max_length - most) :])
+            tokens = self.tok_encode(context) or [self.prefix_token_id]
+            prompts.append(tokens[-(self.max_length - most) :])
             settings.append((tuple(until), most, sampling))
         self._calibrate(prompts)
         answers: dict[int, Any] = {}
