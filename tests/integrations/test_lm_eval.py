@@ -246,7 +246,7 @@ def test_the_command_is_lm_evals_with_the_model_registered(tmp_path, monkeypatch
     ot.save(ot.CAA.fit(acts), method)
     main([
         "--model", "odesteer", "--model_args", f"pretrained=embedded,method={method},kl=0.5", "--tasks", "mine",
-        "--include_path", str(tmp_path), "--batch_size", "4", "--device", "cpu", "--output_path", str(out),
+        "--include_path", str(tmp_path), "--batch_size", "4", "--output_path", str(out),  # no device: cuda:0
     ])  # fmt: skip
     assert "|mine" in capsys.readouterr().out
     (results,) = out.rglob("results_*.json")

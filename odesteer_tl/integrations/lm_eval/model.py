@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -79,6 +80,9 @@ class ODESteerLM(TemplateLM):
         if isinstance(batch_size, str) and not batch_size.isdigit():
             LOG.warning("batch_size=%s is not sought here: 16 is taken.", batch_size)
             batch_size = 16
+        if str(how.get("device")).startswith("cuda") and not torch.cuda.is_available():
+            LOG.warning("device=%s, which lm-eval asks for by default, is not here: the CPU is taken.", how["device"])
+            how["device"] = "cpu"
         self.steered = SteeredModel.of(pretrained, method, batch_size=int(batch_size or 1), **how)
         self.tokenizer = self.steered.tokenizer
         self._device = device_of(self.steered.model)
@@ -190,7 +194,8 @@ class ODESteerLM(TemplateLM):
                         ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"),
                         "generation_kwargs of odesteer")  # fmt: skip
             sampling = tuple(sorted(own.items())) if own.get("do_sample") else (("do_sample", False),)
-            prompts.append(self.tok_encode(context)[-(self.max_length - most) :])
+            tokens = self.tok_encode(context) or [self.prefix_token_id]
+            prompts.append(tokens[-(self.max_length - most) :])
             settings.append((tuple(until), most, sampling))
         self._calibrate(prompts)
         answers: dict[int, Any] = {}
