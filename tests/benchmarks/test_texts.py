@@ -164,6 +164,17 @@ def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the
     )
     assert turns.of_prompt(0, 2) == one.of_prompt(0, 2)  # the first method's turn, in the same columns
     prefixed = sampled(model, prompts, Applied(prefix="a good"), how, 3, False)
+    spent = ot.generate(
+        model, [f"a good {prompt}" for prompt in repeated], max_new_tokens=6, temperature=0.7, top_p=0.9, seed=3,
+        prepend_bos=False,
+    )  # fmt: skip
+    losses = []
+    for tokens, mask, n, prompt in zip(spent.tokens, spent.mask, spent.prompt_lengths.tolist(), repeated, strict=True):
+        start = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        row = torch.tensor([*start, *tokens[mask][n:].tolist()])
+        log_p = model(row.unsqueeze(0), return_type="logits")[0].double().log_softmax(-1)
+        losses += [-float(log_p[i - 1, row[i]].detach()) for i in range(len(start), len(row))]
+    assert prefixed.guardrails["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
     assert prefixed.texts == sampled(model, ["a good the film", "a good it is"], UNCHANGED, how, 3, False).texts
 
 
