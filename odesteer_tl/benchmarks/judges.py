@@ -60,7 +60,7 @@ class WordJudge:
     def record(self) -> dict[str, Any]:
         """In plain values."""
         own, _ = fingerprint(self.of.positive_probability)
-        said = f"words, {self.of.trained_on}, right for {self.accuracy:.2f} of held-out texts"
+        said = f"logistic on words of {self.of.trained_on}, right for {100 * self.accuracy:.0f} % of held-out texts"
         return {"judge": said, "digest": own}
 
 

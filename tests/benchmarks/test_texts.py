@@ -108,6 +108,7 @@ def test_preferences_by_hand_with_a_reward_that_counts_words(model, pairs, tmp_p
     assert caa.scores["reward"][: len(fold.test)] == pytest.approx(
         torch.stack(steered).mean(0).reshape(-1, 2).mean(1).tolist()
     )
+    assert "judge: (name: " in found.notes() and "samples: 2" in found.notes()
     assert {"reward_p90", "perplexity", "Dist-1", "Dist-2", "Dist-3"} == set(caa.guardrails)
     again = benchmarks.Preferences.read(pairs, most_characters=500, judge=lambda texts: reward(texts), sampling=how)
     with pytest.raises(ValueError, match=r"another protocol(?s:.*)benchmark\.judge"):
@@ -141,7 +142,7 @@ def test_toxicity_by_hand_and_no_prompt_on_both_sides(model, rated):
     words = benchmarks.RealToxicityPrompts.read(rated, judge=None)
     own = {item.prompt for item in words._fit}
     assert 25 <= len(own) <= 31 and words.judge([" a bad awful film"]) > 0.5 > words.judge([" a good great film"])
-    assert words.record()["judge"]["judge"].startswith("words, ")
+    assert words.record()["judge"]["judge"].startswith("logistic on words of ")
 
 
 def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the_plain_model():

@@ -93,6 +93,9 @@ def test_no_question_is_on_both_sides_and_each_is_tested_once(file):
         assert not asked & {f"q:{item.question}".lower().replace(" ", "") for item in fold.test}
         assert len(fold.desired) == len(fold.undesired) == len(fold.queries or ())
         assert all(prompt.startswith("Q: What is human life") for prompt in (*fold.prompts, *fold.test_prompts))
+    for seed in range(6):
+        side, _ = halves(["Why?", "How?", "where", " why? ", "WHERE", "who"], seed)[0]
+        assert (0 in side) == (3 in side) and (2 in side) == (4 in side)
     numbers = [f"{i}" for i in range(10)]
     assert halves(numbers, 42)[0] == halves(numbers, 42)[1][::-1] != halves(numbers, 1)[0]
     with pytest.raises(ValueError, match="the same question or prompt"):
