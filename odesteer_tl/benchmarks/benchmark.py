@@ -6,7 +6,7 @@ A benchmark of your own is any object with the names of `Benchmark`.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -39,6 +39,7 @@ class Measured:
     guardrails: dict[str, float | None] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Benchmark(Protocol):
     """`name`; the `measures`, of which `primary` is the first to look at; `samples`: whether texts are sampled, so that
     every row is run under every seed; `prefixes` of the prompt-only row, none where it has none; `position`: which

@@ -179,6 +179,7 @@ def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the
     assert prefixed.texts == sampled(model, ["a good the film", "a good it is"], UNCHANGED, how, 3, False).texts
 
 
+@without_shape_checks()
 def test_judges_that_give_something_else_are_refused_and_what_they_are_is_recorded():
     assert judged(lambda texts: [0.5] * len(texts), ["a", "b"]).tolist() == [0.5, 0.5]
     for bad in (lambda texts: [1.0], lambda texts: "good", lambda texts: [math.nan] * 2, lambda texts: None):

@@ -76,7 +76,7 @@ def test_other_data_are_refused(text, message, tmp_path):
 
 
 def test_mc_by_hand():
-    scores = AnswerScores(torch.tensor([-2.0, -3.0, -2.5, -9.0]).double(), torch.ones(4))
+    scores = AnswerScores(torch.tensor([-2.0, -3.0, -2.5, -9.0]).double(), torch.ones(4, dtype=torch.long))
     one, two = mc(Item("q", ("a", "b"), ("c", "d")), scores)
     p = [2.718281828459045**x for x in (-2.0, -3.0, -2.5, -9.0)]
     assert one == 1.0 and two == pytest.approx((p[0] + p[1]) / sum(p))
