@@ -6,7 +6,7 @@ A benchmark of your own is any object with the names of `Benchmark`.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -39,6 +39,7 @@ class Measured:
     guardrails: dict[str, float | None] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Benchmark(Protocol):
     """`name`; the `measures`, of which `primary` is the first to look at; `samples`: whether texts are sampled, so that
     every row is run under every seed; `prefixes` of the prompt-only row, none where it has none; `position`: which
@@ -82,13 +83,15 @@ def some(things: Sequence[Thing], limit: int | None, seed: int) -> list[Thing]:
 
 def halves(keys: Sequence[str], seed: int) -> list[tuple[list[int], list[int]]]:
     """Two folds, each (numbers to fit on, numbers to test on): things of one key, its case and spaces aside, are on one
-    side. Halved by scikit-learn's train_test_split, as in ODESteer's code."""
+    side. Halved by scikit-learn's train_test_split, as in ODESteer's code. Raises ValueError where all have one key."""
     from sklearn.model_selection import train_test_split
 
     plain = [plain_key(key) for key in keys]
     numbers = {key: [] for key in dict.fromkeys(plain)}
     for i, key in enumerate(plain):
         numbers[key].append(i)
+    if len(numbers) < 2:
+        raise ValueError(f"Two folds need items that differ; all {len(keys)} have the same question or prompt.")
     one, other = train_test_split(list(numbers), test_size=0.5, random_state=seed)
     first, second = (sorted(i for key in side for i in numbers[key]) for side in (one, other))
     return [(first, second), (second, first)]

@@ -38,8 +38,8 @@ class Usage:
 
 @dataclass(frozen=True, eq=False)
 class EndpointJudge:
-    """Asks `model` at `url` about each text, with `template`, in which {text} stands for it, and reads the answer: a
-    word of `answers` with its score, or without `answers` the first number, on `scale` (low, high) as 0 to 1.
+    """Asks `model` at `url` about each text, with `template`, in which {text} stands for it, and reads the answer: its
+    first word as one of `answers`, or without `answers` the first number, on `scale` (low, high) as 0 to 1.
 
         judge = benchmarks.EndpointJudge("http://localhost:8000/v1", "my-model",
             template="Is this text rude? Answer yes or no.\\n\\n{text}", answers={"yes": 1.0, "no": 0.0})

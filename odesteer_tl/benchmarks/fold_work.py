@@ -56,6 +56,7 @@ class FoldWork:
     options: Options
     _fitted: dict[tuple[str, int], Steered] = field(default_factory=dict)
     _levels: dict[tuple[str, int], dict[str, Level]] = field(default_factory=dict)
+    _costs: dict[tuple[str, str, int], float] = field(default_factory=dict)
 
     @cached_property
     def acts(self) -> ContrastiveActivations:
@@ -89,11 +90,19 @@ class FoldWork:
     def applied(self, name: str, label: str, seed: int) -> tuple[Applied, Level]:
         """What the row does at a level, fitted under `seed`. Raises ValueError, with the row's name, where it cannot be
         fitted on this fold."""
+        seed = self._own(name, seed)
         steered, level = self.fitted(name, seed), self.levels(name, seed)[label]
         positions = self.entries[name].positions
         if isinstance(steered, Prompted):
             return Applied(prefix=level.prefix), level
         return Applied(steered, level.strength, positions=positions), level
+
+    def cost(self, name: str, label: str, seed: int) -> float:
+        """What the row costs on the test side, in nats."""
+        key = name, label, self._own(name, seed)
+        if key not in self._costs:
+            self._costs[key] = self.of_test.cost(self.applied(*key)[0])
+        return self._costs[key]
 
     def levels(self, name: str, seed: int) -> dict[str, Level]:
         """All levels of a row: those that spend the budgets, and that of a given T for methods whose T is a length or
@@ -120,10 +129,25 @@ class FoldWork:
                 if not isinstance(made, tuple) or not made or not all(isinstance(one, Method) for one in made):
                     raise ValueError(f"{name!r}: its function returns a fitted method, this one {made!r}.")
                 made = tuple(map(without_strength, made))
+                self._check_place(name, made)
                 if len(made) > 1 and any(isinstance(one, FeedbackController) for one in made):
                     raise ValueError(f"{name!r}: closed loops cannot take turns: name each on its own.")
             self._fitted[name, seed] = made
         return self._fitted[name, seed]
+
+    def _own(self, name: str, seed: int) -> int:
+        """One seed for all fits that do not depend on chance, so that they are made and calibrated once."""
+        return seed if self.entries[name].by_chance else 0
+
+    def _check_place(self, name: str, methods: tuple[Method, ...]) -> None:
+        """Raise ValueError for a method that was fitted at another layer, where its strength would not be sought."""
+        here = self.acts.layer
+        for method in methods:
+            if not method.several and method.layer not in (None, here):
+                raise ValueError(
+                    f"{name!r} was fitted at layer {method.layer}, and this benchmark fits at layer {here}: give "
+                    f"layer={method.layer}."
+                )
 
     def _on(self, entry: Entry) -> Any:
         fold = self.fold
@@ -138,4 +162,6 @@ class FoldWork:
     def _continuations(self, prompts: list[str]) -> Continuations:
         given, layer = self.options, self.acts.layer
         assert layer is not None
-        return Continuations(self.model, prompts[: given.prompts], layer, given.max_new_tokens, given.bos)
+        count = min(given.prompts, len(prompts))
+        spread = [prompts[i * len(prompts) // count] for i in range(count)]  # files are often in order of their topics
+        return Continuations(self.model, spread, layer, given.max_new_tokens, given.bos)

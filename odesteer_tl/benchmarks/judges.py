@@ -19,6 +19,8 @@ from odesteer_tl.evaluation.text_judge import fitted_judge
 
 Judge = Callable[[Sequence[str]], Float[Tensor, " n"]]
 """Texts to scores."""
+UNREAD = "cannot be compared"
+"""Of what a judge holds, in its record."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class WordJudge:
     def record(self) -> dict[str, Any]:
         """In plain values."""
         own, _ = fingerprint(self.of.positive_probability)
-        said = f"words, {self.of.trained_on}, right for {self.accuracy:.2f} of held-out texts"
+        said = f"logistic on words of {self.of.trained_on}, right for {100 * self.accuracy:.0f} % of held-out texts"
         return {"judge": said, "digest": own}
 
 
@@ -85,4 +87,4 @@ def judge_record(judge: Judge | None) -> Any:
     if callable(own):
         return own()
     parts, unread = fingerprint(judge)
-    return parts | ({"cannot be compared": unread} if unread else {})
+    return parts | ({UNREAD: unread} if unread else {})

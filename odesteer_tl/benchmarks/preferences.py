@@ -10,6 +10,7 @@ among the guardrails reward_p90, the 0.9 quantile over texts.
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -57,7 +58,10 @@ class Preferences:
     primary = "accuracy"
     prefixes = PREFIXES
     position = "mean"
-    _plain: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _kept: WeakKeyDictionary[Fold, dict[tuple[Any, ...], Any]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
+    """By fold, which a run makes anew: what several seeds, or rows, need; with the models and methods of the ids."""
 
     @classmethod
     def read(
@@ -95,22 +99,20 @@ class Preferences:
 
     def measured(self, model: Any, fold: Fold, applied: Applied, seed: int, bos: bool | None) -> Measured:
         """All measures of every test pair."""
-        questions = [Question(pair.prompt, (pair.chosen, pair.rejected)) for pair in fold.test]
-        scores = AnswerScorer(model, bos).scores(questions, applied)
-        margins = [float((own.sums / own.tokens)[0] - (own.sums / own.tokens)[1]) for own in scores]
-        found = {
-            "accuracy": [float(margin > 0) for margin in margins],
-            "margin": margins,
-            "accuracy_sum": [float(own.sums[0] > own.sums[1]) for own in scores],
-        }
+        kept = self._kept.setdefault(fold, {})
+        strength = None if applied.strength is None else (applied.strength.T, applied.strength.relative_T)
+        key = (id(model), bos, *map(id, applied.methods), strength, applied.prefix, repr(applied.positions))
+        if key not in kept:  # it is the same under every seed of the sampling
+            kept[key] = _forced(AnswerScorer(model, bos), fold, applied), model, applied.methods
+        found: dict[str, list[float]] = kept[key][0]
         if self.judge is None:
             return Measured(found)
-        if (fold.number, seed) not in self._plain:
-            self._plain[fold.number, seed] = self._rewards(self._written(model, fold, UNCHANGED, seed, bos), fold)
-        plain, own = self._plain[fold.number, seed], self._written(model, fold, applied, seed, bos)
+        if (id(model), bos, seed) not in kept:
+            kept[id(model), bos, seed] = self._rewards(self._written(model, fold, UNCHANGED, seed, bos), fold)
+        plain, own = kept[id(model), bos, seed], self._written(model, fold, applied, seed, bos)
         rewards = self._rewards(own, fold)
         wins = (rewards > plain).double() + (rewards == plain).double() / 2
-        found |= {"win": wins.mean(1).tolist(), "reward": rewards.mean(1).tolist()}
+        found = found | {"win": wins.mean(1).tolist(), "reward": rewards.mean(1).tolist()}
         return Measured(found, {"reward_p90": float(rewards.flatten().quantile(0.9))} | own.guardrails)
 
     def record(self) -> dict[str, Any]:
@@ -135,6 +137,16 @@ class Preferences:
         prompts = [pair.prompt for pair in fold.test for _ in range(self.sampling.samples)]
         texts = [prompt + text for prompt, text in zip(prompts, own.texts, strict=True)]
         return judged(self.judge, texts).reshape(len(fold.test), self.sampling.samples)
+
+
+def _forced(scorer: AnswerScorer, fold: Fold, applied: Applied) -> dict[str, list[float]]:
+    scores = scorer.scores([Question(pair.prompt, (pair.chosen, pair.rejected)) for pair in fold.test], applied)
+    margins = [float((own.sums / own.tokens)[0] - (own.sums / own.tokens)[1]) for own in scores]
+    return {
+        "accuracy": [float(margin > 0) for margin in margins],
+        "margin": margins,
+        "accuracy_sum": [float(own.sums[0] > own.sums[1]) for own in scores],
+    }
 
 
 def _pair(row: dict[str, Any], source: Any) -> Preference | None:

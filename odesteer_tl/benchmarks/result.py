@@ -101,7 +101,7 @@ class BenchmarkResult:
         said = [
             f"Model: {model['name']}, revision {model['revision'] or 'not recorded'}, {model['dtype']}, "
             f"{model['device']}, weights {model['weights']}; BOS: {_bos(own['prepend_bos'])}.",
-            "Benchmark: " + "; ".join(f"{name} {value}" for name, value in benchmark.items()) + ".",
+            f"Benchmark: {_said(benchmark)}.",
             f"Fitted at {place}. KL in nats per token on greedy continuations of {own['prompts']} prompts, "
             f"{own['max_new_tokens']} tokens each: found on the fit side, shown for the test side.",
             "Intervals: 95 %, paired bootstrap over test items (2000 draws); ± the standard deviation over seeds "
@@ -175,6 +175,15 @@ def _strengths(row: BenchmarkRow) -> str:
 def _signed(difference: tuple[float, float, float]) -> str:
     mean, low, high = difference
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _said(tree: dict[str, Any]) -> str:
+    """A record in words; digests are in the JSON."""
+    parts = [
+        f"{name}: ({_said(value)})" if isinstance(value, dict) else f"{name}: {value!r}" if name == "template"
+        else f"{name}: {value}" for name, value in tree.items() if value not in (None, "") and name != "digest"
+    ]  # fmt: skip
+    return "; ".join(parts)
 
 
 def _bos(given: bool | None) -> str:

@@ -12,6 +12,7 @@ from odesteer_tl.benchmarks.applied import UNCHANGED
 from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.benchmark import Benchmark, Fold
 from odesteer_tl.benchmarks.fold_work import FoldWork, Options
+from odesteer_tl.benchmarks.judges import UNREAD
 from odesteer_tl.benchmarks.result import BenchmarkResult, result_of
 from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.compare import budgets_of
@@ -138,7 +139,7 @@ class _Rows:
         applied, kl = UNCHANGED, 0.0
         if name != UNSTEERED:
             applied, level = work.applied(name, label, seed)
-            kl = work.of_test.cost(applied)
+            kl = work.cost(name, label, seed)
             at = {**work.place, "T": level.T, "relative_T": level.relative_T, "prefix": level.prefix,
                   "kl_fit": level.kl, "reached": level.reached}  # fmt: skip
         measured = self.benchmark.measured(self.model, work.fold, applied, seed, self.options.bos)
@@ -171,4 +172,8 @@ def _protocol(
         "prepend_bos": options.bos,
         "versions": versions(),
     }
-    return record, [f"{part} of {name}" for name, (_, parts) in prints.items() for part in parts]
+    unread = [f"{part} of {name}" for name, (_, parts) in prints.items() for part in parts]
+    judge = record["benchmark"].get("judge")
+    if isinstance(judge, dict):
+        unread += [f"{part} of the judge" for part in judge.get(UNREAD, ())]
+    return record, unread

@@ -140,7 +140,7 @@ def test_waits_double_and_are_as_long_as_the_server_asks_but_not_for_ever(waits)
 
 def test_the_rate_is_kept(waits):
     with server((200, answer("no"))) as (url, _):
-        judge(url, requests_per_minute=30)(["a", "b", "c"])
+        judge(url, requests_per_minute=30.0)(["a", "b", "c"])
     assert len(waits) == 2 and all(1.5 < one <= 2.0 for one in waits)
 
 
@@ -185,7 +185,7 @@ def test_a_key_stays_at_home_and_addresses_hold_no_login(monkeypatch):
 
 
 def test_numbers_on_a_scale():
-    own = benchmarks.EndpointJudge("http://localhost/v1", "m", TEMPLATE, scale=(1, 5))
+    own = benchmarks.EndpointJudge("http://localhost/v1", "m", TEMPLATE, scale=(1.0, 5.0))
     assert [own.score(said) for said in ("4", "Score: 2.5/5", "1")] == [0.75, 0.375, 0.0]
     assert own.score("none") is None and own.score("11") is None and own.score("-3") is None
     words = judge("http://localhost/v1")

@@ -108,6 +108,7 @@ def test_preferences_by_hand_with_a_reward_that_counts_words(model, pairs, tmp_p
     assert caa.scores["reward"][: len(fold.test)] == pytest.approx(
         torch.stack(steered).mean(0).reshape(-1, 2).mean(1).tolist()
     )
+    assert "judge: (name: " in found.notes() and "samples: 2" in found.notes()
     assert {"reward_p90", "perplexity", "Dist-1", "Dist-2", "Dist-3"} == set(caa.guardrails)
     again = benchmarks.Preferences.read(pairs, most_characters=500, judge=lambda texts: reward(texts), sampling=how)
     with pytest.raises(ValueError, match=r"another protocol(?s:.*)benchmark\.judge"):
@@ -141,7 +142,7 @@ def test_toxicity_by_hand_and_no_prompt_on_both_sides(model, rated):
     words = benchmarks.RealToxicityPrompts.read(rated, judge=None)
     own = {item.prompt for item in words._fit}
     assert 25 <= len(own) <= 31 and words.judge([" a bad awful film"]) > 0.5 > words.judge([" a good great film"])
-    assert words.record()["judge"]["judge"].startswith("words, ")
+    assert words.record()["judge"]["judge"].startswith("logistic on words of ")
 
 
 def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the_plain_model():
@@ -164,9 +165,21 @@ def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the
     )
     assert turns.of_prompt(0, 2) == one.of_prompt(0, 2)  # the first method's turn, in the same columns
     prefixed = sampled(model, prompts, Applied(prefix="a good"), how, 3, False)
+    spent = ot.generate(
+        model, [f"a good {prompt}" for prompt in repeated], max_new_tokens=6, temperature=0.7, top_p=0.9, seed=3,
+        prepend_bos=False,
+    )  # fmt: skip
+    losses = []
+    for tokens, mask, n, prompt in zip(spent.tokens, spent.mask, spent.prompt_lengths.tolist(), repeated, strict=True):
+        start = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        row = torch.tensor([*start, *tokens[mask][n:].tolist()])
+        log_p = model(row.unsqueeze(0), return_type="logits")[0].double().log_softmax(-1)
+        losses += [-float(log_p[i - 1, row[i]].detach()) for i in range(len(start), len(row))]
+    assert prefixed.guardrails["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
     assert prefixed.texts == sampled(model, ["a good the film", "a good it is"], UNCHANGED, how, 3, False).texts
 
 
+@without_shape_checks()
 def test_judges_that_give_something_else_are_refused_and_what_they_are_is_recorded():
     assert judged(lambda texts: [0.5] * len(texts), ["a", "b"]).tolist() == [0.5, 0.5]
     for bad in (lambda texts: [1.0], lambda texts: "good", lambda texts: [math.nan] * 2, lambda texts: None):

@@ -76,7 +76,7 @@ def test_other_data_are_refused(text, message, tmp_path):
 
 
 def test_mc_by_hand():
-    scores = AnswerScores(torch.tensor([-2.0, -3.0, -2.5, -9.0]).double(), torch.ones(4))
+    scores = AnswerScores(torch.tensor([-2.0, -3.0, -2.5, -9.0]).double(), torch.ones(4, dtype=torch.long))
     one, two = mc(Item("q", ("a", "b"), ("c", "d")), scores)
     p = [2.718281828459045**x for x in (-2.0, -3.0, -2.5, -9.0)]
     assert one == 1.0 and two == pytest.approx((p[0] + p[1]) / sum(p))
@@ -93,8 +93,13 @@ def test_no_question_is_on_both_sides_and_each_is_tested_once(file):
         assert not asked & {f"q:{item.question}".lower().replace(" ", "") for item in fold.test}
         assert len(fold.desired) == len(fold.undesired) == len(fold.queries or ())
         assert all(prompt.startswith("Q: What is human life") for prompt in (*fold.prompts, *fold.test_prompts))
+    for seed in range(6):
+        side, _ = halves(["Why?", "How?", "where", " why? ", "WHERE", "who"], seed)[0]
+        assert (0 in side) == (3 in side) and (2 in side) == (4 in side)
     numbers = [f"{i}" for i in range(10)]
     assert halves(numbers, 42)[0] == halves(numbers, 42)[1][::-1] != halves(numbers, 1)[0]
+    with pytest.raises(ValueError, match="the same question or prompt"):
+        halves(["Why?", " why? "], 0)
     assert some(range(20), 5, 0) == some(range(20), 5, 0) and len(some(range(20), 5, 1)) == 5
 
 
@@ -154,10 +159,13 @@ def test_a_run_that_was_stopped_gives_the_same_table_and_another_protocol_is_ref
 
 def test_what_cannot_be_run_is_refused(file, model):
     mc_of = benchmarks.TruthfulQAMC.read(file)
+    elsewhere = ot.collect(model, ["good", "better", "best"], ["bad", "worse", "worst"], 4, progress=False)
     for change, message in (
         ({"seeds": 3}, "seeds is a sequence"),
         ({"methods": {"no steering": ot.CAA}}, "without 'no steering'"),
         ({"kl": 0}, "above 0"),
+        ({"position": "all"}, "one token a text"),
+        ({"methods": {"far": ot.CAA.fit(elsewhere)}, "layer": 2}, "fitted at layer 4, and this .*give layer=4"),
         ({"methods": {"none": lambda acts: None}, "layer": 2, "prompts": 1, "max_new_tokens": 1}, "returns a fitted"),
     ):
         with pytest.raises(ValueError, match=message):
