@@ -70,13 +70,13 @@ WITHOUT = {place: without_lines(*place) for place in LINES}
 def run_with(functions: dict[tuple[type, str], Callable[..., Any]], call: Callable[[], Any]) -> Any:
     """The call with these functions in the classes. Both kinds are put in anew each time, as Python forgets what it has
     learnt of a class that is changed."""
-    for place, function in functions.items():
-        setattr(*place, function)
+    for (owner, name), function in functions.items():
+        setattr(owner, name, function)
     try:
         return call()
     finally:
-        for place, function in AS_IT_IS.items():
-            setattr(*place, function)
+        for (owner, name), function in AS_IT_IS.items():
+            setattr(owner, name, function)
 
 
 def told(name: str, ratios: list[float]) -> str:
