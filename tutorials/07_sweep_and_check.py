@@ -174,7 +174,6 @@ print(swept.screening_table())
 print(swept.table())
 print(swept.conclusion())
 ot.plots.sweep(swept)
-plt.show()
 
 # %% [markdown]
 # A folder of another plan is refused, and the difference is shown:
