@@ -28,6 +28,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 
 import odesteer_tl as ot
+from odesteer_tl.evaluation.judge import Judge
 
 warnings.filterwarnings("ignore", message="At blocks")  # that attention sinks are left out of means
 demo = ot.load_demo(None if MODEL is None else ot.load_model(MODEL))
@@ -138,20 +139,16 @@ print(reviews)
 #
 # ## Plan
 #
-# A dry run reads no text and generates nothing. It says what will be run, at most, and by which rule it stops.
+# A dry run reads no text and generates nothing. It says what will be run, at most, and by which rule it stops. The
+# judge is that of the demo; the primary metric is the share of continuations that it calls praise. Guardrails bound
+# what steering may cost; a random direction is the control.
 
 # %%
-PRAISE = ("great", "good", "well", "best", "wonderful", "excellent", "love", "enjoy")
-
-
-def praise(texts):
-    return sum(any(word in text.lower() for word in PRAISE) for text in texts) / len(texts)
-
-
-data = SimpleNamespace(desired=demo.desired[:60], undesired=demo.undesired[:60], prompts=demo.prompts[:6])
+judge = Judge.load_embedded().positive_probability  # any function of texts: the probability that each is as desired
+data = SimpleNamespace(desired=demo.desired[:150], undesired=demo.undesired[:150], prompts=demo.prompts[:8])
 asked = {
-    "layers": [LAYER - 1, LAYER, LAYER + 1], "positions": ("last", "mean"), "strengths": (0.1, 0.2, 0.4, 0.8),
-    "primary": "praise", "metrics": {"praise": praise}, "keep": 1, "seeds": (0, 1), "samples": 3, "max_new_tokens": 16,
+    "layers": [LAYER - 1, LAYER, LAYER + 1], "positions": ("last", "mean"), "strengths": (0.1, 0.3, 0.9),
+    "judge": judge, "keep": 1, "seeds": (0, 1), "samples": 4, "max_new_tokens": 16,
     "guardrails": {"kl": (None, 1.0), "repetition": (None, 0.5), "informativeness": (0.5, None)},
 }  # fmt: skip
 methods = {"CAA": ot.CAA, "ODESteer": ot.ODESteer, "random direction": ot.RandomDirection}
@@ -177,7 +174,6 @@ print(swept.screening_table())
 print(swept.table())
 print(swept.conclusion())
 ot.plots.sweep(swept)
-plt.show()
 
 # %% [markdown]
 # A folder of another plan is refused, and the difference is shown:
@@ -217,8 +213,9 @@ claims = {
         for row in ends
     )
     and len(ends) == len(methods),
-    "the best row is that within the guardrails, and another plan is refused": swept.best() in within
+    "the best row within the guardrails is no random direction, and another plan is refused": swept.best() in within
     and swept.best().primary == max(row.primary for row in within)
+    and swept.best().method != "random direction"
     and "seeds: [0, 1] in the folder, [0, 2] now" in refused,
 }
 for claim, holds in claims.items():

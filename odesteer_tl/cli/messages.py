@@ -13,6 +13,7 @@ CLI_WORDS = {
     r"\bkl=": "--kl ",
     r"examples= with forms=\('few-shot',\)": "--examples FILE with --forms few-shot",
     r"give more questions=, or another writer\. See found\.dropped": "give more --questions, or another model",
+    r"pass other features, such as features=ot\.Polynomial\(\), or other texts": "give other texts",
     r"give questions= as a list": "give --questions FILE",
     r"give more in questions=": "give more in --questions FILE",
     r"\bchat=True": "--chat",

@@ -254,7 +254,7 @@ def test_speed_is_measured_where_it_is_bounded_and_prompts_stand_in_the_template
     monkeypatch.setattr(continuations, "generate", lambda *a, **o: heard.append(o["chat_template"]) or real(*a, **o))
     monkeypatch.setattr(demo.model.tokenizer, "chat_template", "{{ messages[0].content }} so")
     data = SimpleNamespace(desired=demo.desired[:8], undesired=demo.undesired[:8], prompts=demo.prompts[:2], chat=True)
-    options = {"layers": [1], "primary": "n", "metrics": {"n": len}, "keep": 1, "seeds": (0,), "samples": 1}
+    options: dict = {"layers": [1], "primary": "n", "metrics": {"n": len}, "keep": 1, "seeds": (0,), "samples": 1}
     found = ot.sweep(
         demo.model, data, {"CAA": ot.CAA}, strengths=(0.1, 0.2), max_new_tokens=2,
         guardrails={"tokens_per_second": (1e9, None), "informativeness": (0.0, None)}, **options,
@@ -264,8 +264,9 @@ def test_speed_is_measured_where_it_is_bounded_and_prompts_stand_in_the_template
     assert all(0 < row.measures["tokens_per_second"] < 1e9 for row in found.rows)
     with pytest.raises(ValueError, match=r"data\.chat"):
         ot.sweep(demo.model, SimpleNamespace(**vars(data) | {"chat": "yes"}), {"CAA": ot.CAA}, **options)
+    named: dict = {"metrics": {"n": len, "tokens_per_second": len}}
     with pytest.raises(ValueError, match="names of their own"):
-        ot.sweep(demo.model, data, {"CAA": ot.CAA}, **options | {"metrics": {"n": len, "tokens_per_second": len}})
+        ot.sweep(demo.model, data, {"CAA": ot.CAA}, **options | named)
 
 
 def test_what_cannot_be_swept_is_refused():
