@@ -157,6 +157,7 @@ def test_a_run_that_was_stopped_gives_the_same_table_and_another_protocol_is_ref
         once.row("HPR")
 
 
+@without_shape_checks()
 def test_what_cannot_be_run_is_refused(file, model):
     mc_of = benchmarks.TruthfulQAMC.read(file)
     elsewhere = ot.collect(model, ["good", "better", "best"], ["bad", "worse", "worst"], 4, progress=False)
