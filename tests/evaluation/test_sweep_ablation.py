@@ -149,9 +149,9 @@ def test_a_budget_that_no_strength_spends_is_said_and_names_that_are_taken_are_r
     with pytest.raises(ValueError, match=r"rows of the ablation are named linear, one step.*rename linear, ten steps"):
         ot.sweep(half.model, data, {"linear, ten steps": ot.CAA}, **asked, dry_run=True)
     with pytest.raises(ValueError, match="kl is a budget in nats, above 0"):
-        ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, kl=0, dry_run=True)
+        ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, kl=0.0, dry_run=True)
     few: dict[str, Any] = dict(seeds=(0,), samples=1, max_new_tokens=2, keep=1)
-    found = ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, **few, kl=1000)
+    found = ot.sweep(half.model, data, {"CAA": ot.CAA}, **asked, **few, kl=1000.0)
     assert found.ablation is not None
     assert all(row.stop == "no strength spends 1000 nats: the nearest" for row in found.ablation.rows)
     assert found.ablation.table().count("the nearest") == 4
