@@ -34,7 +34,7 @@ class OwnDraws(TorchFunctionMode):
                 "rows were expected: sample one strength at a time, ot.generate(model, prompts, method, T=...)."
             )
         self.draws += 1
-        drawn: Tensor | None = None
+        drawn: Any = None
         for number, generator in enumerate(self.generators):
             rows = (self.parts == number).nonzero().squeeze(1).to(probabilities.device)
             of_part = func(probabilities[rows], *args[1:], **options | {"generator": generator})

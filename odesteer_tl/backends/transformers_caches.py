@@ -26,7 +26,7 @@ def copied(filled: Any, columns: int, copies: int) -> Any:
     that holds another number of `columns`, or layers of another kind than keys and values that grow."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    layers = getattr(filled, "layers", None) or [None]
+    layers: list[Any] = getattr(filled, "layers", None) or [None]
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None for layer in layers):
         return None
     if int(filled.get_seq_length()) != columns:
