@@ -9,7 +9,7 @@ from server_clients import client, installed_wheel, saved_model, server
 ASK = """
     import odesteer_tl as ot
     from odesteer_tl.backends.likelihoods import likelihoods
-    from odesteer_tl.backends.nnsight import replies, run, server_errors
+    from odesteer_tl.backends.nnsight import measures, replies, server_errors
     from odesteer_tl.backends.tokenize import left_padded
     from odesteer_tl.parity import table
 
@@ -36,7 +36,7 @@ ASK = """
             }
     found["most bytes"] = max(sizes)
 
-    real, refusals = run.likelihoods_at, {}
+    refusals = {}
     spoiled = {
         "few": lambda p, best: (p[1:], best[1:]), "above": lambda p, best: (p + 9, best),
         "nan": lambda p, best: (p * float("nan"), best), "long": lambda p, best: (p, best.long()),
@@ -44,14 +44,14 @@ ASK = """
     }
     for name, spoil in spoiled.items():
         made = replies.likelihoods_in
-        run.likelihoods_in = lambda value, count, refused: made(spoil(*value), count, refused)
+        measures.likelihoods_in = lambda value, count, refused: made(spoil(*value), count, refused)
         try:
             likelihoods(model, texts, lengths, remote=url)
         except RuntimeError as error:
             refusals[name] = str(error)
-    run.likelihoods_in = made
-    counted = run.report_in
-    run.report_in = lambda value, *how: counted({layer: 0 for layer in value}, *how)
+    measures.likelihoods_in = made
+    counted = measures.report_in
+    measures.report_in = lambda value, *how: counted({layer: 0 for layer in value}, *how)
     try:
         likelihoods(model, texts, lengths, rows["CAA"]("llama"), 1.0, remote=url)
     except RuntimeError as error:
