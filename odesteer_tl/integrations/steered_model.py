@@ -135,7 +135,8 @@ class SteeredModel:
     def likelihoods(self, contexts: Sequence[list[int]], continuations: Sequence[list[int]]) -> Likelihoods:
         """`backends.likelihoods.likelihoods` of each continuation after its context, both token ids."""
         texts = left_padded([one + other for one, other in zip(contexts, continuations, strict=True)], 0)
-        return likelihoods(self.model, texts, torch.tensor([len(one) for one in contexts]), **self.steering)
+        lengths = torch.tensor([len(one) for one in contexts], device="cpu")
+        return likelihoods(self.model, texts, lengths, **self.steering)
 
     @property
     def described(self) -> dict[str, Any]:

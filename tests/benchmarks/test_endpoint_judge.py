@@ -48,7 +48,8 @@ def server(*script):
 
     at = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     at.daemon_threads = True
-    thread = threading.Thread(target=at.serve_forever, daemon=True)
+    poll = 0.02  # how soon it ends, in seconds
+    thread = threading.Thread(target=at.serve_forever, args=(poll,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{at.server_address[1]}/v1", seen

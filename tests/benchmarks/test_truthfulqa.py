@@ -121,7 +121,7 @@ def by_hand(model, item):
 def test_a_run_that_was_stopped_gives_the_same_table_and_another_protocol_is_refused(file, model, tmp_path):
     mc_of = benchmarks.TruthfulQAMC.read(file)
     rows = {name: benchmarks.baselines(("Answer truthfully.",))[name] for name in ("prompt only", "random direction")}
-    options = dict(layer=2, kl=0.1, T={"CAA": 0.5}, seeds=(0, 1), prompts=2, max_new_tokens=3, prepend_bos=False)
+    options = dict(layer=2, kl=0.1, T={"CAA": 0.5}, seeds=(0, 1), prompts=1, max_new_tokens=3, prepend_bos=False)
     said = []
 
     def stops(text):

@@ -14,7 +14,7 @@ import odesteer_tl as ot
 from odesteer_tl.backends import read_site, token_losses
 from odesteer_tl.evaluation import comparison_plots
 from odesteer_tl.evaluation.continuations import UNSTEERED, Setting, continued
-from odesteer_tl.evaluation.data import material_of
+from odesteer_tl.evaluation.data import PARTS, material_of
 from odesteer_tl.evaluation.displacement import median_displacement, reach
 from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.evaluation.judge import Judge
@@ -238,6 +238,6 @@ def test_a_quick_run_tries_few_layers_of_a_deep_model_and_all_of_a_shallow_one(d
     monkeypatch.setattr(demo_report, "layers_of", lambda model: 30)
     few = demo_report.layers_to_try(demo.model)
     assert len(few) == 4 and few == sorted(set(few)) and 5 < few[0] and few[-1] < 29
-    sides = {"desired": demo.desired[:80], "undesired": demo.undesired[:80]}
-    material = material_of(demo.model, replace(demo, pairs=[], **sides), [2, 3])
-    assert material.texts.layer in (2, 3) and "(4 places tried)" in material.place
+    few = {side: getattr(demo, side)[: 10 if "validation" in side else 80] for side in PARTS if side != "pairs"}
+    material = material_of(demo.model, replace(demo, pairs=[], **few), [2, 3], "mean")
+    assert material.texts.layer in (2, 3) and "(2 places tried)" in material.place

@@ -6,7 +6,7 @@ import fuzz_server
 import pytest
 from fuzz_server import replies
 
-from odesteer_tl.backends.nnsight import run
+from odesteer_tl.backends.nnsight import measures, run
 
 
 def test_every_reply_gives_the_right_answer_or_one_of_two_errors():
@@ -18,7 +18,8 @@ def test_a_reply_that_is_believed_is_noticed(monkeypatch):
     monkeypatch.setattr(run, "check_norms", lambda *_: None)
     monkeypatch.setattr(run, "tokens_in", lambda value, *_: value)
     monkeypatch.setattr(run, "report_in", lambda value, *_: value)
-    monkeypatch.setattr(run, "effects_in", lambda value, *_: value)
+    monkeypatch.setattr(measures, "report_in", lambda value, *_: value)
+    monkeypatch.setattr(measures, "effects_in", lambda value, *_: value)
     with pytest.raises(AssertionError, match=r"seed \d+, case \d+ \("):
         replies(40, seed=4)
 

@@ -39,7 +39,7 @@ def read_again(
     if not rows:
         return found
     texts = left_padded([prompts[row] + written[row] for row in rows], 0)
-    lengths = torch.tensor([len(prompts[row]) for row in rows])
+    lengths = torch.tensor([len(prompts[row]) for row in rows], device="cpu")
     where = {"remote": steered.remote, "blocks": steered.blocks, "top": top, "batch_size": len(rows)}
     if record and steered.method is not None:
         block = steering(steered.model, steered.method, steered.strength, positions=steered.positions,
