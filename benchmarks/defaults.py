@@ -252,7 +252,7 @@ def of_all_seeds(results: list[dict[str, Any]]) -> tuple[float, list[float]]:
         chosen, best = (torch.tensor(of_places[tuple(one[key][:2])]) for key in ("chosen", "best"))
         draws = torch.randint(len(best), (2000, len(best)), generator=chance)
         parts.append((chosen.mean(), best.mean(), chosen[draws].mean(1), best[draws].mean(1)))
-    chosen, best, chosen_drawn, best_drawn = (sum(part) for part in zip(*parts, strict=True))
+    chosen, best, chosen_drawn, best_drawn = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
     interval = (chosen_drawn / best_drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
     return float(chosen / best), interval
 

@@ -27,11 +27,9 @@ def read(
     if position == "attention":
         texts = ot.collect(model, *sides, layers[0]).tokens
         assert texts is not None
-        weights = [_attention(model, side, layers) for side in texts]
-        return [
-            ot.collect(model, *sides, layer, position=ot.TokenWeights(*(of[layer] for of in weights), position))
-            for layer in layers
-        ]
+        high, low = (_attention(model, side, layers) for side in texts)
+        weights = {layer: ot.TokenWeights(high[layer], low[layer], position) for layer in layers}
+        return [ot.collect(model, *sides, layer, position=own) for layer, own in weights.items()]
     if position == "instruction":
         return ot.collect_layers(model, *sides, layers, chat_template=True)
     if position == "answer":
@@ -52,7 +50,7 @@ def _attention(model: Any, texts: ot.Tokenised, layers: Sequence[int]) -> dict[i
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.set_attn_implementation("eager")  # the only one that gives its weights
-        for tokens, mask in zip(*texts, strict=True):
+        for tokens, mask in zip(texts.tokens, texts.mask, strict=True):
             seen = model(tokens[mask][None], output_attentions=True, use_cache=False).attentions
             for layer in layers:
                 found[layer].append(seen[min(layer + 1, len(seen) - 1)][0, :, -1].float().mean(0))

@@ -18,7 +18,8 @@ shape_checks.install()
 LONGEST = (
     "test_fuzz_programs.py", "test_readme.py", "test_demo_report.py", "test_fit_and_generate.py",
     "test_command_line.py", "test_closed_loops.py", "test_paper_report.py", "test_compare.py", "test_sweep.py",
-    "test_planted_faults.py", "test_truthfulqa.py", "test_generate_strengths.py", "test_parity.py", "test_steering_on_a_server.py", "test_plots.py", "test_nnsight.py",
+    "test_planted_faults.py", "test_truthfulqa.py", "test_generate_strengths.py", "test_parity.py",
+    "test_steering_on_a_server.py", "test_plots.py", "test_nnsight.py",
     "test_truth_flow.py", "test_server_replies.py", "test_calibrating_on_a_server.py", "test_planted.py",
     "test_fuzz_save_load.py", "test_interrupted.py", "test_calibrate.py", "test_nnsight_blocks.py",
     "test_progress.py", "test_owners.py", "test_forward_passes.py", "test_server_failures.py",
