@@ -37,8 +37,8 @@ def read(
             return []
         cut = [[text.partition(ANSWER) for text in side] for side in sides]
         queries = [query + mark for query, mark, _ in cut[0]]
-        answers = [[answer for _, _, answer in side] for side in cut]
-        return ot.collect_layers(model, *answers, layers, queries=queries, position="mean")
+        good, bad = ([answer for _, _, answer in side] for side in cut)
+        return ot.collect_layers(model, good, bad, layers, queries=queries, position="mean")
     return ot.collect_layers(model, *sides, layers, position=position)
 
 
