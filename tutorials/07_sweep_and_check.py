@@ -25,8 +25,6 @@ import random
 import warnings
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
-
 import odesteer_tl as ot
 from odesteer_tl.evaluation.judge import Judge
 
@@ -74,14 +72,7 @@ print(clean)
 # everything, what is held out leans away from what was fitted on.)
 
 # %%
-areas = clean.areas
-fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
-ax.errorbar([one.auc for one in areas], range(len(areas)), xerr=[1.96 * one.error for one in areas], fmt="o", capsize=3)
-ax.axvline(0.5, color="grey", lw=1, ls=":")
-ax.set_yticks(range(len(areas)), [one.name for one in areas])
-ax.invert_yaxis()
-ax.set_xlabel("held-out AUC, with 95 % intervals")
-plt.show()
+ot.plots.areas(clean)
 
 # %% [markdown]
 # ## Planted: faults

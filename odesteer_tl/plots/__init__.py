@@ -10,6 +10,7 @@
 | `ot.plots.calibration(found)` | `ot.calibrate` | KL against strength |
 | `ot.plots.shift(choices)` | `ot.choose_layer` at several `kl` | shift against KL |
 | `ot.plots.shift_by_auc(choices)` | `ot.choose_layer` of several methods | whether what separates also steers |
+| `ot.plots.areas(check)` | `ot.check_data` | held-out AUC of h and of the surface, with intervals |
 | `ot.plots.sweep(found)` | `ot.sweep` | primary metric and KL by strength, a line per method and place |
 | `ot.plots.by_token(values, tokens)` | `displacements`, or numbers by layer and token | a map of layers and tokens |
 | `ot.plots.tracking(found)` | `control.set_point_tracking` | a closed loop's feature and set-point by layer |
@@ -24,6 +25,7 @@ is loaded when the first figure is drawn.
 """
 
 from odesteer_tl.plots.barriers import log_odds, separation
+from odesteer_tl.plots.data_checks import areas
 from odesteer_tl.plots.loops import bound, by_layer, linearity, tracking
 from odesteer_tl.plots.paths import along_path, level_sets
 from odesteer_tl.plots.strengths import calibration, layers, shift, shift_by_auc
@@ -32,6 +34,7 @@ from odesteer_tl.plots.tokens import by_token, displacements
 
 __all__ = [
     "along_path",
+    "areas",
     "bound",
     "by_layer",
     "by_token",

@@ -17,6 +17,7 @@ from PIL import Image
 import odesteer_tl as ot
 from odesteer_tl.control import Bound, Linearity, Tracking
 from odesteer_tl.evaluation.calibration import Measured
+from odesteer_tl.evaluation.data_check.report import Area
 from odesteer_tl.evaluation.layer_choice import Candidate
 from odesteer_tl.evaluation.separation import separations
 from odesteer_tl.evaluation.sweeps.plan import Plan
@@ -88,6 +89,12 @@ def swept():
     return Sweep(plan, (), tuple(rows))
 
 
+def checked():
+    """AUCs of a baseline and of h at a place."""
+    found = Area("length", 0.52, 0.04), Area("h at layer 2, mean", 0.81, 0.03)
+    return ot.DataCheck((), (), found, (2, "mean"), (40, 40))
+
+
 def every(method, path):
     """One of each figure."""
     found = separations([planted(layer=layer) for layer in (1, 2)], {"means": ot.CAA.fit, "linear": ot.ITI.fit})
@@ -100,6 +107,7 @@ def every(method, path):
         "calibration": ot.plots.calibration(calibration()),
         "shift": ot.plots.shift({"CAA": [chosen(), chosen(budget=0.2)]}),
         "shift_by_auc": ot.plots.shift_by_auc({"CAA": chosen(), "ITI": chosen(shift=1.0)}),
+        "areas": ot.plots.areas(checked()),
         "sweep": ot.plots.sweep(swept()),
         "by_token": ot.plots.by_token(torch.rand(3, 2), ["a", "b"]),
         "tracking": ot.plots.tracking({"A": tracked(), "B": tracked(0.2)}),
@@ -313,6 +321,20 @@ def test_shift_is_by_budget_in_order_and_shift_by_auc_refuses_several():
         ot.plots.shift_by_auc({"CAA": chosen(), "ITI": chosen(budget=0.2)})
     with pytest.raises(ValueError, match="empty"):
         ot.plots.shift({"CAA": []})
+
+
+def test_areas_draws_each_with_its_interval_the_first_at_the_top(figures):
+    (axes,) = figures["areas"].axes
+    (bars,) = axes.containers
+    np.testing.assert_allclose(np.column_stack(bars[0].get_data(orig=False)), [[0.52, 0], [0.81, 1]])
+    ends = [segment[:, 0] for segment in bars[2][0].get_segments()]
+    np.testing.assert_allclose(
+        ends, [[0.52 - 1.96 * 0.04, 0.52 + 1.96 * 0.04], [0.81 - 0.0588, 0.81 + 0.0588]], atol=1e-5
+    )
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["length", "h at layer 2, mean"]
+    assert axes.yaxis_inverted()
+    with pytest.raises(ValueError, match="measured none"):
+        ot.plots.areas(replace(checked(), areas=()))
 
 
 def test_sweep_draws_means_with_intervals_costs_and_what_breaks_a_guardrail(figures):
