@@ -31,8 +31,8 @@ class Likelihoods:
     pass, at each layer that it writes; 0 without a method.
     """
 
-    tokens: list[Float[Tensor, " continuation"]]
-    greedy: list[Bool[Tensor, " continuation"]]
+    tokens: list[Float[Tensor, " _"]]
+    greedy: list[Bool[Tensor, " _"]]
     steered: PerRow
     likeliest: list[tuple[Tensor, Tensor]] | None = None
     """log p of the `top` likeliest tokens at each place and their ids, both [continuation, top]; None unless asked."""

@@ -13,7 +13,7 @@ from odesteer_tl._shapes import Position, Samples, TokenMask
 from odesteer_tl.data.tokens import Reading, SiteTokens, is_weighted
 from odesteer_tl.portable.attention_sinks import kept_of
 
-Side = Sequence[Float[Tensor, " pos"] | Sequence[float]]
+Side = Sequence[Float[Tensor, " _"] | Sequence[float]]
 """The weights of the real tokens of each text of a side."""
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from instances import without_shape_checks
 from models import EVERY, hugging_face, load
 from oracle import LAYER, Asking, Stub, logits, steered_positions
 from transformers.generation import utils as generation
@@ -136,6 +137,7 @@ def test_a_state_is_not_copied_by_rows():
         same(out, ot.generate(model, tokens, METHOD, T, **own))
 
 
+@without_shape_checks()
 def test_what_cannot_be_run_is_refused(loaded):
     model = loaded[-1]
     for wrong in (1.0, [], [[1.0]], ["a"], "ab", torch.zeros(2, 2)):

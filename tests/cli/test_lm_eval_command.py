@@ -4,6 +4,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from instances import without_shape_checks
 
 from odesteer_tl.cli import lm_eval_command, main
 
@@ -32,10 +33,12 @@ def ran(monkeypatch):
     "line",
     [[], ["--help"], ["ls", "tasks"], ["--model", "odesteer", "--model_args", "pretrained=x,kl=0.5", "--limit=3"]],
 )
+@without_shape_checks()
 def test_arguments_are_handed_on_as_they_are(ran, line):
     assert main(["lm-eval", *line]) == 0 and ran.arguments == line
 
 
+@without_shape_checks()
 def test_without_lm_eval_it_says_what_to_type(monkeypatch, capsys):
     monkeypatch.setattr(lm_eval_command, "find_spec", lambda name: None)
     assert main(["lm-eval", "--model", "odesteer"]) == 2
@@ -43,6 +46,7 @@ def test_without_lm_eval_it_says_what_to_type(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error, code", [(KeyError("arc"), 2), (SystemExit(2), 2), (SystemExit(0), 0)])
+@without_shape_checks()
 def test_what_fails_in_lm_eval_is_not_called_a_fault_of_ours(ran, capsys, error, code):
     ran.error = error
     assert main(["lm-eval"]) == code

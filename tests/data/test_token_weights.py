@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from instances import without_shape_checks
 from models import KINDS, hugging_face, load
 from oracle import LAYER, block
 
@@ -112,7 +113,7 @@ def test_layers_are_chosen_among_weights_and_names():
     model = load("huggingface", "llama")
     texts = [[f"{text} {word}" for text in side for word in ("film", "plot", "it")] for side in (DESIRED, UNDESIRED)]
     sides = [rows_of(side) for side in ot.collect(model, *texts, LAYER).tokens]
-    ramp = ot.TokenWeights(*([list(range(1, len(row) + 1)) for row in rows] for rows in sides), "ramp")
+    ramp = ot.TokenWeights(*([[1.0 + place for place in range(len(row))] for row in rows] for rows in sides), "ramp")
     choice = ot.choose_layer(model, *texts, ot.CAA, layers=[0, 1], positions=["last", ramp], progress=False)
     assert {one.position for one in choice.candidates} == {"last", "weights:ramp"}
     acts = ot.collect(model, *texts, 1, position=ramp)
@@ -122,6 +123,7 @@ def test_layers_are_chosen_among_weights_and_names():
         ot.choose_layer(model, *texts, ot.CAA, layers=1, positions=[ramp, ramp])
 
 
+@without_shape_checks()
 def test_weights_that_do_not_fit_are_refused(model):
     rows = rows_of(ot.collect(model, DESIRED, UNDESIRED, LAYER).tokens[0])
     ones = [[1.0] * len(row) for row in rows]

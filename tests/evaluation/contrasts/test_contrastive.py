@@ -77,7 +77,7 @@ def test_people_and_examples_stand_in_their_forms():
     assert all("a courteous butler" in pair.asked[0][-1]["content"] for pair in found.pairs)
     assert all("a sulking teenager" in pair.asked[1][-1]["content"] for pair in found.pairs)
     assert not any("polite" in pair.asked[0][-1]["content"] for pair in found.pairs)
-    _, found = made(examples=EXAMPLES, questions=[*QUESTIONS[:9], EXAMPLES[0][0]], held_back=0)
+    _, found = made(examples=EXAMPLES, questions=[*QUESTIONS[:9], EXAMPLES[0][0]], held_back=0.0)
     assert [pair.form for pair in found.pairs] == ["system", "persona", "few-shot"] * 3  # an example is no question
     asked = found.pairs[2].asked
     assert [message["content"] for message in asked[1]] == [
