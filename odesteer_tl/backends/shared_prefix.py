@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import device_of, vocabulary_of
+from odesteer_tl.backends.tokenize import common_prefix
 from odesteer_tl.data.tokens import Tokenised
 
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -36,7 +37,7 @@ class SharedPrefix:
         """Compute the beginning as the model is now: outside a steering block, unsteered."""
         if tokens == self.tokens:
             return
-        kept = _common(self.tokens, tokens[:-1])  # one token at least is run, as a pass needs one
+        kept = common_prefix(self.tokens, tokens[:-1])  # one token at least is run, as a pass needs one
         if self._cache is not None and kept:
             self._cache.crop(kept - self._cache.get_seq_length())  # negative: how many to remove
         else:
@@ -78,12 +79,3 @@ def shared_prefix(model: Any) -> SharedPrefix | None:
         whole = backend_of(model).logits(model, Tokenised(tokens, torch.ones_like(tokens, dtype=torch.bool)))[:, 6:]
     close = _CLOSE.get(next(model.parameters()).dtype, 0.1) * float(whole.std())
     return shared if float((found - whole).abs().max()) <= close else None
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    same = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        same += 1
-    return same

@@ -186,6 +186,11 @@ def right_padded(batch: Tokenised, filler: int) -> Tokenised:
     return Tokenised(tokens, torch.arange(tokens.shape[1], device="cpu") < batch.mask.sum(1, keepdim=True))
 
 
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def _unpadded(tokens: TokenIds, pad_id: int | None) -> Tokenised:
     if tokens.numel() == 0 or tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise ValueError(f"Tokens are integers [batch, pos], at least one, got {tokens.dtype} {tuple(tokens.shape)}.")

@@ -1,17 +1,15 @@
 """The model's own continuations of a fold's prompts, on which KL(unsteered ‖ steered) is measured and spent."""
 
-import math
 from typing import Any
 
 import torch
 
 from odesteer_tl.backends.generate import generate
-from odesteer_tl.backends.tokenize import tokenise
 from odesteer_tl.benchmarks.applied import Applied
-from odesteer_tl.evaluation.continuations import Setting, Steerer
+from odesteer_tl.evaluation.continuations import Setting, Steerer, after_prompts
 from odesteer_tl.evaluation.divergence import SteeredTexts, divergence_between
 from odesteer_tl.evaluation.entries import Prompted
-from odesteer_tl.evaluation.levels import BATCH, Costs, Level, levels_of
+from odesteer_tl.evaluation.levels import BATCH, Costs, Level, levels_of, nearest
 from odesteer_tl.evaluation.root_search import spends
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.strength import Strength
@@ -39,13 +37,9 @@ class Continuations:
     def cost(self, applied: Applied) -> float:
         """The mean KL over the tokens from the prompt's last one on, in nats."""
         if applied.prefix:
-            read = tokenise(self.model, [applied.prompt(text) for text in self.prompts], prepend_bos=self.bos)
-            own, rows = self.texts.texts, []
-            for number, mask in enumerate(read.mask):
-                said = own.tokens[number][own.mask[number]][int(own.prompt_lengths[number]) :]
-                rows.append(torch.cat([read.tokens[number][mask], said]))
-            prefixed = SteeredTexts.given(self.model, rows, read.mask.sum(1))
-            return float(divergence_between(self.texts, prefixed, BATCH).mean())
+            prompts = [applied.prompt(text) for text in self.prompts]
+            prefixed = after_prompts(self.model, prompts, self.texts.texts, prepend_bos=self.bos)
+            return float(divergence_between(self.texts, SteeredTexts.of(self.model, prefixed), BATCH).mean())
         if not applied.methods or applied.strength is None:
             return 0.0
         relative = applied.strength.relative_T is not None
@@ -59,7 +53,7 @@ class Continuations:
         return Level(cost, cost, True, T=T)
 
     def _prefix(self, costs: dict[str, float], budget: float) -> Level:
-        prefix = min(costs, key=lambda one: abs(math.log(max(costs[one], 1e-12) / budget)))
+        prefix = nearest(costs, budget)
         return Level(budget, costs[prefix], spends(costs[prefix], budget), prefix=prefix)
 
     def _setting(self, budgets: tuple[float, ...]) -> Setting:

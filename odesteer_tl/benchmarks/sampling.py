@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from odesteer_tl.backends.generate import generate
-from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.score import token_losses
-from odesteer_tl.backends.tokenize import tokenise
 from odesteer_tl.benchmarks.applied import Applied
+from odesteer_tl.evaluation.continuations import after_prompts, turns
 from odesteer_tl.evaluation.metrics import distinct
-from odesteer_tl.portable.strength import Strength
 
 
 @dataclass(frozen=True)
@@ -53,27 +51,15 @@ def sampled(
     owner = torch.arange(len(prompts), device="cpu").repeat_interleave(how.samples)
     pairs = None
     if applied.methods and applied.strength is not None:
-        count, strength = len(applied.methods), applied.strength
-        pairs = [(method, _on_turn(strength, owner % count == turn)) for turn, method in enumerate(applied.methods)]
+        pairs = turns(applied.methods, applied.strength, owner % len(applied.methods))
     out = generate(
         model, [applied.prompt(prompt) for prompt in repeated], pairs, positions=applied.positions,
         max_new_tokens=how.max_new_tokens, do_sample=True, temperature=how.temperature, top_p=how.top_p, seed=seed,
         batch_size=how.batch_size, prepend_bos=bos,
     )  # fmt: skip
-    losses, counted = token_losses(model, _without_prefix(model, repeated, out, bos) if applied.prefix else out)
+    alone = after_prompts(model, repeated, out, prepend_bos=bos) if applied.prefix else out
+    losses, counted = token_losses(model, alone)
     tokens = int(counted.sum())
     perplexity = float((losses.sum() / tokens).exp()) if tokens else math.nan
     found = {"perplexity": perplexity} | {f"Dist-{n}": distinct(out.continuations, n) for n in (1, 2, 3)}
     return Sampled(out.continuations, {name: one if math.isfinite(one) else None for name, one in found.items()})
-
-
-def _on_turn(strength: Strength, turn: torch.Tensor) -> Strength:
-    return strength.mapped(lambda value: turn * torch.as_tensor(value, device="cpu"))
-
-
-def _without_prefix(model: Any, prompts: Sequence[str], out: Generation, bos: bool | None) -> Generation:
-    """The same generated tokens after the prompts alone."""
-    read, width = tokenise(model, prompts, prepend_bos=bos), int(out.prompt_lengths.max())
-    tokens = torch.cat([read.tokens, out.tokens[:, width:]], dim=1)
-    mask = torch.cat([read.mask, out.mask[:, width:]], dim=1)
-    return replace(out, tokens=tokens, mask=mask, prompt_lengths=read.mask.sum(1))

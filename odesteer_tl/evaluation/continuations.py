@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from odesteer_tl.backends import Generation, generate, generate_strengths, token_losses, tokenise
@@ -84,7 +84,9 @@ def continued(
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     steerer, given = (
-        (method, strength) if method is None or isinstance(method, Method) else _turns(method, strength, len(repeated))
+        (method, strength)
+        if method is None or isinstance(method, Method)
+        else (turns(method, strength, torch.arange(len(repeated), device="cpu") % len(method)), None)
     )
     start = time.perf_counter()
     out = generate(
@@ -141,7 +143,8 @@ def _outcome(
     setting: Setting, repeated: list[str], samples: int, out: Generation, seconds: float, prefixed: bool = False
 ) -> Outcome:
     """The scores of the continuations of `repeated` prompts, which the model read after a prefix if `prefixed`."""
-    losses, counted = token_losses(setting.model, after_prompts(setting, repeated, out) if prefixed else out)
+    alone = after_prompts(setting.model, repeated, out, chat_template=setting.chat) if prefixed else out
+    losses, counted = token_losses(setting.model, alone)
     return Outcome(
         desired=(_judged(setting.judge, out.continuations) > 0.5).double().reshape(-1, samples),
         perplexity=float((losses.sum() / counted.sum()).exp()),
@@ -164,9 +167,10 @@ def pointwise(method: Steerer) -> PointwiseMethod:
     return first
 
 
-def after_prompts(setting: Setting, prompts: Sequence[str], out: Generation) -> Generation:
-    """The same generated tokens, after `prompts` instead of the prompts that they were generated from."""
-    read = tokenise(setting.model, prompts, chat_template=setting.chat)
+def after_prompts(model: Any, prompts: Sequence[str], out: Generation, **style: Any) -> Generation:
+    """The same generated tokens, after `prompts` instead of the prompts that they were generated from. `style` is that
+    of `tokenise`."""
+    read = tokenise(model, prompts, **style)
     width = int(out.prompt_lengths.max())  # prompts are padded on the left
     tokens = torch.cat([read.tokens, out.tokens[:, width:]], dim=1)
     mask = torch.cat([read.mask, out.mask[:, width:]], dim=1)
@@ -184,15 +188,15 @@ def _judged(judge: Judge, texts: Sequence[str]) -> Float[Tensor, " n"]:
     return probabilities
 
 
-def _turns(
-    methods: tuple[Method, ...], strength: Strength | None, rows: int
-) -> tuple[list[tuple[Method, Strength]], None]:
-    """Per method one strength per row: the given one where it is that method's turn, else 0.
+def turns(
+    methods: tuple[Method, ...], strength: Strength | None, turn: Int[Tensor, " rows"]
+) -> list[tuple[Method, Strength]]:
+    """Per method one strength per row: the given one where `turn` is the method's number, else 0.
 
-    The turns continue from prompt to prompt, so all methods are used even if a prompt has fewer continuations.
+    Turns that continue from prompt to prompt use all methods even if a prompt has fewer continuations.
     """
-    turn, own = torch.arange(rows, device="cpu") % len(methods), Strength.of(strength)
+    own = Strength.of(strength)
     return [
         (method, own.mapped(lambda value, number=number: (turn == number) * torch.as_tensor(value, device="cpu")))
         for number, method in enumerate(methods)
-    ], None
+    ]

@@ -5,7 +5,6 @@ ones. So both sides are judged by windows that begin after the same number of to
 shares with a text of the other side, such as a question that both answer, cannot tell them apart and is prompt.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Any
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends.chat_templates import per_side
-from odesteer_tl.backends.tokenize import Texts, tokenise, tokenise_answers
+from odesteer_tl.backends.tokenize import Texts, common_prefix, tokenise, tokenise_answers
 from odesteer_tl.evaluation.divergence import Effects, SteeredTexts, Words
 from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 from odesteer_tl.evaluation.strength_search import Search
@@ -144,7 +143,7 @@ def effects_at(
 def _starts(rows: Rows) -> tuple[list[int], list[int]]:
     """How much of each text is prompt where no queries are given: at least its first token, and not its last."""
     every = sorted((tuple(row.tolist()), side, number) for side in (0, 1) for number, row in enumerate(rows[side]))
-    of_all = _common(every[0][0], every[-1][0])
+    of_all = common_prefix(every[0][0], every[-1][0])
     usual = min(median_low([len(row) for row in side]) for side in rows) - of_all
     least = of_all + min(usual, LENGTH) // 4
     starts = [[max(min(least, len(row) - 1), 1) for row in side] for side in rows]
@@ -153,11 +152,6 @@ def _starts(rows: Rows) -> tuple[list[int], list[int]]:
         for tokens, side, number in ordered:
             other = last[1 - side]
             if other is not None:
-                starts[side][number] = max(starts[side][number], min(_common(tokens, other), len(tokens) - 1))
+                starts[side][number] = max(starts[side][number], min(common_prefix(tokens, other), len(tokens) - 1))
             last[side] = tokens
     return starts[0], starts[1]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -121,7 +121,7 @@ def levels_of(
             value = near_crossing(lambda one: measure([one])[0], budget, guess, search.most)
         if value is None:
             found = first_crossing(measure, budget, search.guess, search.most)
-            value = found.strength if found.reached else _nearest(found.costs, budget)
+            value = found.strength if found.reached else nearest(found.costs, budget)
         strength, reached = strength_of(search.sought, value), spends(costs[value], budget)
         levels.append(Level(budget, costs[value], reached, strength.T, strength.relative_T))  # type: ignore[arg-type]
         if reached and following is not None:
@@ -134,15 +134,17 @@ def _prefix_levels(texts: SteeredTexts, setting: Setting, prompted: Prompted) ->
     costs = {}
     for prefix in prompted.prefixes:
         prompts = [f"{prefix} {prompt}" for prompt in setting.validation_prompts]
-        prefixed = SteeredTexts.of(texts.model, after_prompts(setting, prompts, texts.texts))
+        prefixed = SteeredTexts.of(
+            texts.model, after_prompts(texts.model, prompts, texts.texts, chat_template=setting.chat)
+        )
         costs[prefix] = float(divergence_between(texts, prefixed, BATCH).mean())
     levels = []
     for budget in setting.budgets:
-        prefix = _nearest(costs, budget)
+        prefix = nearest(costs, budget)
         levels.append(Level(budget, costs[prefix], spends(costs[prefix], budget), prefix=prefix))
     return levels
 
 
-def _nearest(costs: dict[Tried, float], budget: float) -> Tried:
+def nearest(costs: dict[Tried, float], budget: float) -> Tried:
     """What costs nearest to the budget, in logarithms; the first of equals."""
     return min(costs, key=lambda one: abs(math.log(max(costs[one], 1e-12) / budget)))

@@ -15,7 +15,7 @@ from models import EVERY
 
 import odesteer_tl as ot
 from odesteer_tl.integrations.inspect import ODESteerAPI, provider
-from odesteer_tl.integrations.inspect.batching import Batcher
+from odesteer_tl.integrations.inspect.batcher import Batcher
 
 WAYS = [(kind, family) for kind in EVERY for family in ("llama", "gpt2")]
 QUESTIONS = ["the film is", "a", "we saw it and it was good", "truly"]

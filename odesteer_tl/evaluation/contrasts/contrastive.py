@@ -10,8 +10,8 @@ from typing import Any
 from odesteer_tl.backends.checks import whole_number
 from odesteer_tl.evaluation.contrasts.axis import axis_of
 from odesteer_tl.evaluation.contrasts.contrast import Contrast, Pair
+from odesteer_tl.evaluation.contrasts.kept_pairs import why_dropped
 from odesteer_tl.evaluation.contrasts.question_list import questions_of
-from odesteer_tl.evaluation.contrasts.sifting import why_dropped
 from odesteer_tl.evaluation.contrasts.templates import FORMS, Example, Form, one_line, paired_prompts
 from odesteer_tl.evaluation.contrasts.writers import writer_of, written
 from odesteer_tl.evaluation.judged_texts import FEWEST

@@ -6,7 +6,7 @@ from typing import Any
 
 from odesteer_tl.evaluation.contrasts.axis import Axis
 from odesteer_tl.evaluation.contrasts.everyday_questions import QUESTIONS
-from odesteer_tl.evaluation.contrasts.sifting import fresh
+from odesteer_tl.evaluation.contrasts.kept_pairs import fresh
 from odesteer_tl.evaluation.contrasts.templates import question_prompt
 from odesteer_tl.evaluation.contrasts.writers import Writer, written
 

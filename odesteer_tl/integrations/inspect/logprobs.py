@@ -7,7 +7,7 @@ from typing import Any
 from inspect_ai.model import Logprob, Logprobs, TopLogprob
 
 from odesteer_tl.backends.tokenize import token_texts
-from odesteer_tl.integrations.inspect.reading import Read
+from odesteer_tl.integrations.inspect.second_pass import Read
 
 
 def logprobs_of(tokenizer: Any, tokens: Sequence[int], read: Read, top: int) -> Logprobs:

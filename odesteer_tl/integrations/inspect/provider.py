@@ -29,9 +29,9 @@ from odesteer_tl.integrations.continuations import Continuation, continuations
 from odesteer_tl.integrations.fingerprint import fingerprint
 from odesteer_tl.integrations.fired import Fired
 from odesteer_tl.integrations.given import check_known
-from odesteer_tl.integrations.inspect.batching import Batcher
+from odesteer_tl.integrations.inspect.batcher import Batcher
 from odesteer_tl.integrations.inspect.logprobs import logprobs_of
-from odesteer_tl.integrations.inspect.reading import Read, read_again
+from odesteer_tl.integrations.inspect.second_pass import Read, read_again
 from odesteer_tl.integrations.steered_model import SteeredModel
 
 LOG = logging.getLogger(__name__)

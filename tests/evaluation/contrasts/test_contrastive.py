@@ -8,7 +8,7 @@ from models import load
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation.contrasts.everyday_questions import QUESTIONS
-from odesteer_tl.evaluation.contrasts.sifting import AGAIN, ECHO, EMPTY, SAME, why_dropped
+from odesteer_tl.evaluation.contrasts.kept_pairs import AGAIN, ECHO, EMPTY, SAME, why_dropped
 from odesteer_tl.evaluation.data_check.near_duplicates import near
 
 AXIS = ("politeness", "is polite: it thanks", "is rude: it mocks")
