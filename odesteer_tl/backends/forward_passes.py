@@ -161,5 +161,7 @@ def _around(stack_module: Any, runner: EditRunner, owner: Owner, errors_in_threa
             raise
         finally:
             runner.end(outer)
+            if outer[0] is None:
+                owner.leave()
 
     return around

@@ -2,10 +2,11 @@
 asyncio task, and others are refused while it is open."""
 
 import asyncio
-import sys
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -34,6 +35,7 @@ class Owner:
         self.helper: threading.Thread | None = None
         self._older = WeakSet(threading.enumerate())
         self._parts = parts
+        self._calls: dict[threading.Thread, FrameType] = {}  # the newest generate or forward of a thread
 
     def admit(self) -> None:
         """Called before a forward pass in this thread. Raises RuntimeError if the pass does not belong to the block."""
@@ -41,14 +43,18 @@ class Owner:
         if me is self.thread:
             if not self.is_here():
                 raise _refused("asyncio task")
-            self.wait()
-        elif torch._C._current_graph_task_id() == -1:  # not in a backward pass, which recomputes in its own threads
-            if self.alone or me in self._older:
-                raise _refused("thread")
-            others = {self.thread, self.helper} - {me, None}
-            if any(self._busy(other, _PATIENCE * (other is self.helper)) for other in others if other is not None):
-                raise _concurrent_use()
-            self.helper = me
+        elif torch._C._current_graph_task_id() != -1:  # a backward pass, which recomputes in its own threads
+            return
+        elif self.alone or me in self._older:
+            raise _refused("thread")
+        while not self.alone and (other := self._enter(me)) is not None:
+            self._wait_for(other, 0.0 if other is self.thread else _PATIENCE)
+
+    def leave(self) -> None:
+        """Called when a forward pass in this thread has ended. A generate may go on, and make the next pass."""
+        call = self._calls.get(threading.current_thread())
+        if call is not None and call.f_code.co_name == "forward":
+            self._calls.pop(threading.current_thread(), None)
 
     def steers(self, root: Any) -> bool:
         """Whether the block steers the module `root`: it holds what runs the decoder blocks, as a model, a part of it,
@@ -61,26 +67,53 @@ class Owner:
 
     def wait(self) -> None:
         """Wait for a thread that was started in the block. Raises RuntimeError if it keeps running the model."""
-        if self.helper is not None and self._busy(self.helper, _PATIENCE):
+        if self.helper is not None:
+            self._wait_for(self.helper, _PATIENCE)
+
+    def _enter(self, me: threading.Thread) -> threading.Thread | None:
+        """The pass is this thread's, unless the returned other thread is in a generate or forward of the model."""
+        with _LOCK:
+            for other in (self.thread, self.helper):
+                if other is not None and other is not me and self._busy(other):
+                    return other
+            if me is not self.thread:
+                self.helper = me
+            if not self._busy(me) and (call := self._outermost_call()) is not None:
+                self._calls[me] = call
+        return None
+
+    def _wait_for(self, thread: threading.Thread, patience: float) -> None:
+        """Raises RuntimeError if the thread is still in a generate or forward of the model after `patience` seconds."""
+        for _ in range(int(patience * 100)):
+            if not self._busy(thread):
+                return
+            thread.join(0.01)
+        if self._busy(thread):
             raise _concurrent_use()
 
-    def _busy(self, thread: threading.Thread, patience: float = 0.0) -> bool:
-        """Whether `thread` is in a generate or forward of the model, and still is after `patience` seconds."""
-        for _ in range(1 + int(patience * 100)):
-            if not thread.is_alive() or not self._calls(sys._current_frames().get(thread.ident or 0)):
-                return False
-            thread.join(0.01 if patience else 0)
-        return True
+    def _busy(self, thread: threading.Thread) -> bool:
+        """Whether `thread` is in a generate or forward of the model. Python clears a frame only when it has returned;
+        to walk the frames of a running thread may crash Python 3.11."""
+        with _LOCK:
+            if (call := self._calls.get(thread)) is not None:
+                try:
+                    call.clear()
+                except RuntimeError:  # it still runs
+                    return thread.is_alive()
+                del self._calls[thread]
+        return False
 
-    def _calls(self, frame: Any) -> bool:
+    def _outermost_call(self) -> FrameType | None:
+        """The first generate or forward of the model among the calls that this thread is in; None outside of any."""
+        found, frame = None, inspect.currentframe()
         while frame is not None:
             code = frame.f_code
-            if code.co_name in ("generate", "forward") and code.co_varnames[:1] == ("self",):
+            named = code.co_name in ("generate", "forward") and code.co_varnames[:1] == ("self",)
+            if named and not code.co_flags & inspect.CO_GENERATOR:  # to clear a generator would close it
                 instance = frame.f_locals.get("self")
-                if any(instance is part for part in self._parts):
-                    return True
+                found = frame if any(instance is part for part in self._parts) else found
             frame = frame.f_back
-        return False
+        return found
 
 
 @contextmanager

@@ -211,6 +211,23 @@ def test_threads_of_the_block_that_overlap_or_outlive_it_are_told(loaded, monkey
     handle.remove()
 
 
+def test_a_thread_that_comes_between_two_passes_of_a_generate_is_refused():
+    """Between its passes a generate is in no forward of the model, and still goes on."""
+    model, raised = load("huggingface", "llama"), []
+
+    def between(ids, scores):
+        raised.append(told(lambda: forward(model)))
+        return scores
+
+    own = {"do_sample": False, "eos_token_id": 10**6, "pad_token_id": 0, "max_new_tokens": STEPS}
+    with ot.steering(model, METHOD, 30.0) as report:
+        right = model.generate(IDS, **own)
+        assert torch.equal(model.generate(IDS, **own, logits_processor=[between]), right)
+        assert told(lambda: forward(model)) is None
+    assert len(raised) == STEPS and all("Two threads run this model" in str(error) for error in raised)
+    assert report.tokens_steered[1] == 2 * STEPS + 1
+
+
 def test_a_lock_makes_threads_take_turns(loaded):
     _kind, model = loaded
     lock, methods = threading.Lock(), [METHOD, OTHER]
