@@ -29,10 +29,10 @@ class Demo:
     pairs: list[dict[str, str]]
 
 
-def load_demo(model: Any = None, device: str = "cpu", library: Library = "transformer_lens") -> Demo:
+def load_demo(model: Any = None, device: str = "cpu", library: Library = "transformer_lens", dtype: Any = None) -> Demo:
     """Load the embedded model (or take the given `model`) with texts, prompts and pairs. Offline, in a few seconds."""
     if model is None:
-        model = load_model(assets.model_folder(), device=device, library=library)
+        model = load_model(assets.model_folder(), device=device, dtype=dtype, library=library)
         if library == "transformer_lens":
             model.cfg.model_name = EMBEDDED  # so that fitted methods store this name, not the path of the package
     texts, prompts = assets.texts(), assets.prompts()

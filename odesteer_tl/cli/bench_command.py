@@ -6,6 +6,7 @@ import typer
 
 from odesteer_tl.cli import options, values
 from odesteer_tl.cli.app import app
+from odesteer_tl.cli.model_options import loads_model
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_writable
 from odesteer_tl.cli.streams import command_output
@@ -32,6 +33,7 @@ def _rows(given: Any) -> list[str]:
 
 
 @app.command()
+@loads_model
 def bench(
     name: Annotated[
         str, typer.Argument(parser=_benchmark, metavar="NAME", help="Which benchmark; docs/benchmarks.md.")

@@ -8,6 +8,7 @@ from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
 from odesteer_tl.cli.exit_codes import STOPPED
+from odesteer_tl.cli.model_options import loads_model
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.streams import command_output
@@ -18,6 +19,7 @@ from odesteer_tl.evaluation.judged_texts import FEWEST
 
 
 @app.command()
+@loads_model
 def check(
     desired: options.Desired,
     undesired: options.Undesired,

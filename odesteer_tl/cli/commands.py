@@ -9,11 +9,13 @@ from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
 from odesteer_tl.cli.exit_codes import WRONG
-from odesteer_tl.cli.models import check_model, chosen_model
+from odesteer_tl.cli.model_options import loads_model
+from odesteer_tl.cli.models import check_model, chosen_model, is_plain_demo
 from odesteer_tl.cli.streams import command_output
 
 
 @app.command()
+@loads_model
 def demo(
     model: options.ModelName = EMBEDDED,
     layer: options.Layer = None,
@@ -30,7 +32,7 @@ def demo(
         from odesteer_tl.evaluation.reports.demo import run_showcase
 
         run_showcase(
-            model=None if model == EMBEDDED else model,
+            model=None if is_plain_demo(model) else model,
             layer=layer,
             towards_praise=direction is options.Direction.positive,
             quick=quick,
@@ -44,6 +46,7 @@ def demo(
 
 
 @app.command()
+@loads_model
 def compare(
     model: options.ModelName = EMBEDDED,
     layer: options.Layer = None,
@@ -59,7 +62,7 @@ def compare(
         from odesteer_tl.evaluation.reports.paper import run_contest
 
         run_contest(
-            model=None if model == EMBEDDED else model,
+            model=None if is_plain_demo(model) else model,
             layer=layer,
             quick=quick,
             seeds=seeds,

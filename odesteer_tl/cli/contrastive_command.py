@@ -10,6 +10,7 @@ from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import contrast_options, options
 from odesteer_tl.cli.app import app
 from odesteer_tl.cli.exit_codes import STOPPED
+from odesteer_tl.cli.model_options import loads_model
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_writable
 from odesteer_tl.cli.streams import command_output
@@ -19,6 +20,7 @@ from odesteer_tl.evaluation.judged_texts import FEWEST
 
 
 @app.command()
+@loads_model
 def contrastive(
     out: contrast_options.ContrastOut,
     axis: contrast_options.Axis,

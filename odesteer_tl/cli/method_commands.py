@@ -8,6 +8,7 @@ import typer
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
+from odesteer_tl.cli.model_options import loads_model
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_output, keep
 from odesteer_tl.cli.pairs import check_pairs
@@ -19,6 +20,7 @@ from odesteer_tl.evaluation.judged_texts import FEWEST
 
 
 @app.command()
+@loads_model
 def fit(
     desired: options.Desired,
     undesired: options.Undesired,
@@ -94,6 +96,7 @@ def fit(
 
 
 @app.command()
+@loads_model
 def calibrate(
     folder: options.Folder,
     prompts: options.PromptArgument,
@@ -120,6 +123,7 @@ def calibrate(
 
 
 @app.command()
+@loads_model
 def generate(
     folder: options.Folder,
     prompt: options.Prompts,

@@ -5,6 +5,7 @@ from typing import Any
 
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.backends.gguf_files import check_gguf, is_gguf
+from odesteer_tl.cli.model_options import DEFAULTS, device_and_dtype
 
 
 def check_model(name: str) -> None:
@@ -24,15 +25,25 @@ def check_model(name: str) -> None:
         )
 
 
+def is_plain_demo(name: str) -> bool:
+    """Whether `name` is the embedded model as it is loaded by itself, on the CPU and in float32."""
+    return name == EMBEDDED and device_and_dtype() == DEFAULTS
+
+
 def chosen_model(name: str) -> Any:
-    """The model called `name` as a TransformerBridge. Raises ValueError if it cannot be loaded."""
+    """The model called `name` as a TransformerBridge, on --device and in --dtype. Raises ValueError if it cannot be
+    loaded."""
+    import torch
+
     import odesteer_tl as ot
 
     check_model(name)
-    if name == EMBEDDED:
+    if is_plain_demo(name):
         return ot.load_demo().model
+    device, dtype = device_and_dtype()
+    where = {"device": device, "dtype": getattr(torch, dtype)}
     try:
-        return ot.load_model(name)
+        return ot.load_demo(**where).model if name == EMBEDDED else ot.load_model(name, **where)
     except MemoryError:
         raise
     except Exception as error:  # many types: weights may be truncated, pickled, or of another shape

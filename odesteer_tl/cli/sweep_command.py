@@ -8,6 +8,7 @@ from typing import Any
 from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options
 from odesteer_tl.cli.app import app
+from odesteer_tl.cli.model_options import loads_model
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_writable
 from odesteer_tl.cli.streams import command_output
@@ -19,6 +20,7 @@ FEWEST = 5
 
 
 @app.command()
+@loads_model
 def sweep(
     desired: options.Desired,
     undesired: options.Undesired,

@@ -61,6 +61,23 @@ def temperature(given: Any) -> float:
     return value
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def dtype(given: Any) -> str:
+    """Reads the name of a type of number that models are run in."""
+    if given not in DTYPES:
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(DTYPES)}.")
+    return str(given)
+
+
+def device(given: Any) -> str:
+    """Reads the name of a torch device: letters, and a number after a colon."""
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", str(given)):
+        raise typer.BadParameter(f"{given!r} is not a device, as in cpu, cuda or cuda:1.")
+    return str(given)
+
+
 def method_names() -> list[str]:
     """The methods that are fitted to activations of texts, in the order of the paper's tables."""
     return [entry.name for entry in registered() if entry.fits_activations]
