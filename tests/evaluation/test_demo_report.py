@@ -125,8 +125,8 @@ def test_odesteer_moves_the_real_model_and_a_random_direction_does_not(demo, act
     unsteered = share(None)
     assert share(ot.ODESteer.fit(acts)) > unsteered + 0.12
     # one direction can move the judge by chance (measured: between -.08 and +.10), their mean does not
-    control = [share(ot.RandomDirection.fit(acts, seed=seed)) for seed in range(4)]
-    assert abs(sum(control) / 4 - unsteered) < 0.12
+    control = [share(ot.RandomDirection.fit(acts, seed=seed)) for seed in range(2)]
+    assert abs(sum(control) / 2 - unsteered) < 0.12
 
 
 @pytest.fixture(scope="module")

@@ -91,16 +91,16 @@ def test_few_independent_texts_are_found_alone():
 
 
 def test_a_tenth_of_wrong_labels_is_told_of_and_they_are_the_texts_to_read_first():
-    """In most of six data sets; of labels that are right in none."""
+    """In most of three data sets; of labels that are right in none."""
     wrong = {(side, row) for side in ("desired", "undesired") for row in range(36, 40)}
     looks = 0
-    for seed in range(6):
+    for seed in range(3):
         found = check(*wrong_labels(*clean(seed=seed)))
         told = {(odd.side, odd.row) for odd in found.texts}
         assert wrong <= told and len(told) <= 10
         looks += found["labels"].verdict == "look"
         assert check(*clean(seed=seed))["labels"].verdict == "pass"
-    assert looks >= 4
+    assert looks >= 2
 
 
 def test_the_rival_of_a_word_that_says_it_is_the_bag_of_words():
