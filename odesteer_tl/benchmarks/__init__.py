@@ -11,12 +11,14 @@ from odesteer_tl.benchmarks.benchmark import Benchmark, Fold, Measured
 from odesteer_tl.benchmarks.classifier_judges import ClassifierJudge, RewardJudge
 from odesteer_tl.benchmarks.endpoint_judge import EndpointJudge
 from odesteer_tl.benchmarks.judges import Judge, KeywordJudge, WordJudge
+from odesteer_tl.benchmarks.language_model_judge import LanguageModelJudge
 from odesteer_tl.benchmarks.preferences import Preferences
 from odesteer_tl.benchmarks.result import BenchmarkResult, BenchmarkRow
 from odesteer_tl.benchmarks.run import run
 from odesteer_tl.benchmarks.sampling import Sampling
 from odesteer_tl.benchmarks.toxicity import RealToxicityPrompts
 from odesteer_tl.benchmarks.truthfulqa import TruthfulQAMC
+from odesteer_tl.benchmarks.truthfulqa_answers import TruthfulQA
 
 __all__ = [
     "ABBehaviour",
@@ -28,11 +30,13 @@ __all__ = [
     "Fold",
     "Judge",
     "KeywordJudge",
+    "LanguageModelJudge",
     "Measured",
     "Preferences",
     "RealToxicityPrompts",
     "RewardJudge",
     "Sampling",
+    "TruthfulQA",
     "TruthfulQAMC",
     "WordJudge",
     "baselines",

@@ -3,6 +3,7 @@
 `letters`: p(its letter) over the sum with that of the other, after the question with its choices. `text`: the same of
 the two answers' own words, after the question without choices, with exp(mean log p per token) in place of p, as answers
 differ in length. Small models cannot read letters, so that `letters` stays at one half for them whatever they prefer.
+`open`, with a judge: its score of the question and the model's own answer, written after the question without choices.
 """
 
 import re
@@ -17,6 +18,8 @@ from odesteer_tl.benchmarks.answers import AnswerScorer, Question
 from odesteer_tl.benchmarks.applied import Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, plain_key, some
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
+from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
+from odesteer_tl.benchmarks.sampling import Sampling, sampled
 
 CAA_SETS = (
     "coordinate-other-ais", "corrigible-neutral-HHH", "hallucination", "myopic-reward", "refusal", "survival-instinct",
@@ -24,6 +27,7 @@ CAA_SETS = (
 )  # fmt: skip
 """The sets of the CAA paper's repository, nrimsky/CAA, by the names of their folders."""
 
+SAMPLING = Sampling(samples=1, max_new_tokens=64)
 CHOICE = re.compile(r"\n[ \t]*\(([A-Z])\)")
 """The beginning of a choice, on a line of its own."""
 
@@ -42,7 +46,7 @@ class Pair:
 @dataclass(frozen=True)
 class ABBehaviour:
     """Fitted on the pairs `fit` and tested on `test`, or with no `test` on both halves of `fit` in turn. `by`: what is
-    fitted on, and the primary measure.
+    fitted on, and the primary measure. `judge`: of how much a question with its answer shows the behaviour, or None.
 
         benchmarks.ABBehaviour.read_caa("datasets", "sycophancy", by="text")
         benchmarks.ABBehaviour.read("pairs.json")
@@ -53,14 +57,14 @@ class ABBehaviour:
     test: tuple[Pair, ...]
     by: Literal["letters", "text"] = "letters"
     split_seed: int = 42
-    measures = ("letters", "text")
-    samples = False
+    judge: Judge | None = None
+    sampling: Sampling = SAMPLING
     prefixes = ()
 
     @classmethod
     def read_caa(
         cls, folder: str | Path, behaviour: str, limit: int | None = None, seed: int = 0,
-        by: Literal["letters", "text"] = "letters",
+        by: Literal["letters", "text"] = "letters", judge: Judge | None = None, sampling: Sampling | None = None,
     ) -> "ABBehaviour":  # fmt: skip
         """One of `CAA_SETS` from a folder with generate/NAME/generate_dataset.json and test/NAME/test_dataset_ab.json.
         `limit`: that many pairs to fit on, and as many to test on. Raises ValueError for another name or folder."""
@@ -72,20 +76,33 @@ class ABBehaviour:
         ]
         fit, test = (tuple(some([_pair(row, file) for row in rows_of(file)], limit, seed)) for file in files)
         tested = {plain_key(pair.question) for pair in test}
-        return cls(behaviour, tuple(pair for pair in fit if plain_key(pair.question) not in tested), test, by)
+        own = tuple(pair for pair in fit if plain_key(pair.question) not in tested)
+        return cls(behaviour, own, test, by, judge=judge, sampling=SAMPLING if sampling is None else sampling)
 
     @classmethod
     def read(
-        cls, source: str | Path, limit: int | None = None, seed: int = 0, by: Literal["letters", "text"] = "letters"
-    ) -> "ABBehaviour":
+        cls, source: str | Path, limit: int | None = None, seed: int = 0, by: Literal["letters", "text"] = "letters",
+        judge: Judge | None = None, sampling: Sampling | None = None,
+    ) -> "ABBehaviour":  # fmt: skip
         """Pairs of one file, in two folds: question (with its choices), answer_matching_behavior "(A)" or "(B)"."""
         pairs = tuple(some([_pair(row, source) for row in rows_of(source)], limit, seed))
-        return cls(Path(source).stem, pairs, (), by)
+        how = SAMPLING if sampling is None else sampling
+        return cls(Path(source).stem, pairs, (), by, judge=judge, sampling=how)
 
     @property
     def name(self) -> str:
         """With the behaviour."""
         return f"ab_{self.behaviour}"
+
+    @property
+    def samples(self) -> bool:
+        """Whether texts are sampled."""
+        return self.judge is not None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """With a judge also that of the model's own answers."""
+        return ("letters", "text", *(("open",) if self.judge is not None else ()))
 
     @property
     def primary(self) -> str:
@@ -105,16 +122,22 @@ class ABBehaviour:
         return [self._fold(n, *(tuple(self.fit[i] for i in side) for side in of)) for n, of in enumerate(parts)]
 
     def measured(self, model: Any, fold: Fold, applied: Applied, seed: int, bos: bool | None) -> Measured:
-        """Both measures of every test pair."""
+        """All measures of every test pair."""
         scorer = AnswerScorer(model, bos)
         letters = scorer.scores([Question(lettered(pair), answers_of(pair, "letters")) for pair in fold.test], applied)
         words = scorer.scores([Question(bare(pair), answers_of(pair, "text")) for pair in fold.test], applied)
-        return Measured(
-            {
-                "letters": [float(torch.softmax(own.sums, 0)[0]) for own in letters],
-                "text": [float(torch.softmax(own.sums / own.tokens, 0)[0]) for own in words],
-            }
-        )
+        found = {
+            "letters": [float(torch.softmax(own.sums, 0)[0]) for own in letters],
+            "text": [float(torch.softmax(own.sums / own.tokens, 0)[0]) for own in words],
+        }
+        if self.judge is None:
+            return Measured(found)
+        prompts = [bare(pair) for pair in fold.test]
+        written = sampled(model, prompts, applied, self.sampling, seed, bos)
+        asked = [prompt for prompt in prompts for _ in range(self.sampling.samples)]
+        scores = judged(self.judge, [prompt + text for prompt, text in zip(asked, written.texts, strict=True)])
+        found["open"] = scores.reshape(len(prompts), self.sampling.samples).mean(1).tolist()
+        return Measured(found, written.guardrails)
 
     def record(self) -> dict[str, Any]:
         """What the benchmark is, in plain values."""
@@ -126,6 +149,8 @@ class ABBehaviour:
             "items": digest_of((self.fit, self.test)),
             "split_seed": None if self.test else self.split_seed,
             "prompt": "question with choices, Answer: (letter; question, Answer: words",
+            "judge": judge_record(self.judge),
+            "sampling": None if self.judge is None else self.sampling.record(),
         }
 
     def _fold(self, number: int, fit: tuple[Pair, ...], test: tuple[Pair, ...]) -> Fold:

@@ -5,27 +5,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from odesteer_tl.benchmarks import preferences, toxicity
+from odesteer_tl.benchmarks import behaviours, preferences, toxicity, truthfulqa_answers
 from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.behaviours import CAA_READERS, ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark
 from odesteer_tl.benchmarks.classifier_judges import ClassifierJudge, RewardJudge
 from odesteer_tl.benchmarks.endpoint_judge import EndpointJudge
 from odesteer_tl.benchmarks.judges import Judge
+from odesteer_tl.benchmarks.language_model_judge import LanguageModelJudge
 from odesteer_tl.benchmarks.preferences import Preferences
 from odesteer_tl.benchmarks.toxicity import RealToxicityPrompts
 from odesteer_tl.benchmarks.truthfulqa import TruthfulQAMC
+from odesteer_tl.benchmarks.truthfulqa_answers import TruthfulQA
 from odesteer_tl.data.plain_trees import parsed
 from odesteer_tl.evaluation.entries import Entry, entry_of
 from odesteer_tl.methods.registry import method_named, registered
 
 NAMED: dict[str, Callable[..., Benchmark]] = {
-    "truthfulqa-mc": TruthfulQAMC.read, "ab": ABBehaviour.read, **CAA_READERS, "preferences": Preferences.read,
-    "toxicity": RealToxicityPrompts.read,
+    "truthfulqa-mc": TruthfulQAMC.read, "truthfulqa": TruthfulQA.read, "ab": ABBehaviour.read, **CAA_READERS,
+    "preferences": Preferences.read, "toxicity": RealToxicityPrompts.read,
 }  # fmt: skip
 """By name: what reads its data, `read(source, limit=, seed=)`."""
 
-SAMPLING = {"preferences": preferences.SAMPLING, "toxicity": toxicity.SAMPLING}
+SAMPLING = {
+    "truthfulqa": truthfulqa_answers.SAMPLING, "preferences": preferences.SAMPLING, "toxicity": toxicity.SAMPLING,
+    **dict.fromkeys(["ab", *CAA_READERS], behaviours.SAMPLING),
+}  # fmt: skip
 """How those that sample texts do it."""
 
 SHORT = {
@@ -37,32 +42,46 @@ SHORT = {
 
 
 def judge_named(given: str) -> Judge:
-    """The judge of reward:NAME, reward-chat:NAME, classifier:LABEL:NAME or endpoint:FILE, a JSON file with the fields
-    of `EndpointJudge`. Raises ValueError for another form, and as the judges do."""
+    """The judge of reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME, whose template is the text, a
+    line break and WORD with a colon, or endpoint:FILE, a JSON file with the fields of `EndpointJudge`. Raises
+    ValueError for another form, and as the judges do."""
     kind, _, rest = given.partition(":")
     if kind in ("reward", "reward-chat") and rest:
         return RewardJudge.load(rest, chat=kind == "reward-chat")
     label, _, name = rest.partition(":")
     if kind == "classifier" and label and name:
         return ClassifierJudge.load(name, label)
+    if kind == "lm" and label and name:
+        return LanguageModelJudge.load(name, f"{{text}}\n{label}:")
     if kind == "endpoint" and rest:
         try:
             own = parsed(Path(rest).read_text(encoding="utf-8"))
             return EndpointJudge(**own)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{rest} does not describe an endpoint: {error}") from error
-    raise ValueError(f"{given!r} is none of reward:NAME, reward-chat:NAME, classifier:LABEL:NAME and endpoint:FILE.")
+    raise ValueError(
+        f"{given!r} is none of reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME and endpoint:FILE."
+    )
 
 
-def read_named(name: str, source: str, limit: int | None, judge: str | None, how: dict[str, int]) -> Benchmark:
-    """The benchmark of a name. `how`: fields of `Sampling`. Raises ValueError for a judge, or a way to sample, of one
-    that samples no texts."""
-    if name in SAMPLING:
-        own = None if judge is None else judge_named(judge)
-        return NAMED[name](source, limit=limit, judge=own, sampling=replace(SAMPLING[name], **how))
-    if judge is not None or how:
-        raise ValueError(f"{name} scores given answers: leave out --judge, --samples and --sample-tokens.")
-    return NAMED[name](source, limit=limit)
+def read_named(
+    name: str, source: str, limit: int | None, judge: str | None, how: dict[str, int], info: str | None = None
+) -> Benchmark:
+    """The benchmark of a name. `how`: fields of `Sampling`; `info`: a second judge, of how informative an answer is.
+    Raises ValueError for what the benchmark has no use for."""
+    if info is not None and name != "truthfulqa":
+        raise ValueError(f"--info-judge is for truthfulqa: leave it out with {name}.")
+    if name not in SAMPLING:
+        if judge is not None or how:
+            raise ValueError(f"{name} scores given answers: leave out --judge, --samples and --sample-tokens.")
+        return NAMED[name](source, limit=limit)
+    judges: dict[str, Judge | None] = {"judge": None if judge is None else judge_named(judge)}
+    if name == "truthfulqa":
+        judges = {"truth": judges["judge"], "info": None if info is None else judge_named(info)}
+    read = NAMED[name](source, limit=limit, sampling=replace(SAMPLING[name], **how), **judges)
+    if how and not read.samples:
+        raise ValueError(f"{name} samples texts for a judge: give --judge, or leave out --samples and --sample-tokens.")
+    return read
 
 
 def row_names() -> list[str]:

@@ -73,8 +73,12 @@ def bench(
         typer.Option(
             parser=values.name,
             metavar="JUDGE",
-            help="reward:NAME, reward-chat:NAME, classifier:LABEL:NAME or endpoint:FILE.",
+            help="reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME or endpoint:FILE.",
         ),
+    ] = None,
+    info_judge: Annotated[
+        str | None,
+        typer.Option(parser=values.name, metavar="JUDGE", help="For truthfulqa: of how informative an answer is."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -96,8 +100,9 @@ def bench(
         from odesteer_tl.benchmarks.run import run
         from odesteer_tl.evaluation.reports.stages import stages
 
-        how = {"samples": samples, "max_new_tokens": sample_tokens}
-        read = read_named(name, data, limit, judge, {field: one for field, one in how.items() if one is not None})
+        given = {"samples": samples, "max_new_tokens": sample_tokens}
+        how = {field: one for field, one in given.items() if one is not None}
+        read = read_named(name, data, limit, judge, how, info_judge)
         found = run(
             chosen_model(model), read, rows_named(rows, read.prefixes), layer=layer, position=position, layers=layers,
             kl=kl, T=time, seeds=range(seeds), prompts=prompts, max_new_tokens=max_new_tokens, prepend_bos=bos, out=out,

@@ -7,6 +7,7 @@ import pytest
 from instances import without_shape_checks
 
 import odesteer_tl as ot
+from odesteer_tl import benchmarks
 from odesteer_tl.benchmarks import named
 from odesteer_tl.cli import main
 from odesteer_tl.cli.exit_codes import DONE, REFUSED
@@ -50,6 +51,7 @@ def test_a_table_and_json_and_the_folder(capsys):
         (["--rows", "caa,none"], "'none' is not one of prompt, random"),
         (["--judge", "reward:x"], "truthfulqa-mc scores given answers: leave out --judge"),
         (["--samples", "3"], "leave out --judge, --samples and --sample-tokens"),
+        (["--info-judge", "lm:Helpful:x"], "--info-judge is for truthfulqa: leave it out with truthfulqa-mc"),
         (["--limit", "3"], "3 is not from 4"),
         (["--position", "all"], "position"),
     ],
@@ -59,14 +61,28 @@ def test_what_cannot_be_is_refused(change, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_free_answers_with_two_judges_and_what_has_no_use_for_samples(monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(named, "judge_named", lambda name: given.append(name) or benchmarks.KeywordJudge(("a", "i")))
+    free = ["bench", "truthfulqa", *LINE[2:], "--rows", "caa", "--samples", "1", "--sample-tokens", "3"]
+    assert main([*free, "--judge", "lm:True:x", "--info-judge", "lm:Helpful:y", "--json"]) == DONE
+    assert given == ["lm:True:x", "lm:Helpful:y"]
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["rows"][1]["scores"]) == {"true_info", "true", "info", "closer"}
+    choice = {"question": "Is it?\n (A) Yes\n (B) No", "answer_matching_behavior": "(A)"}
+    Path("ab.json").write_text(json.dumps([choice | {"answer_not_matching_behavior": "(B)"}] * 4))
+    assert main(["bench", "ab", "ab.json", *LINE[3:], "--samples", "2"]) == REFUSED
+    assert "ab samples texts for a judge: give --judge, or leave out --samples" in capsys.readouterr().err
+
+
 def test_names_and_judges(capsys):
     assert main(["bench", "truth", "qa.csv", "--model", "embedded"]) == REFUSED
-    assert "'truth' is not one of truthfulqa-mc, ab, ab-coordinate-other-ais" in capsys.readouterr().err
+    assert "'truth' is not one of truthfulqa-mc, truthfulqa, ab, ab-coordinate-other-ais" in capsys.readouterr().err
     assert main(["bench", "truthfulqa-mc", "no.csv", "--model", "embedded"]) == REFUSED
     assert "no.csv is no file, and no name of a data set" in capsys.readouterr().err
     Path("judge.json").write_text(json.dumps({"url": "http://localhost:1/v1", "model": "m", "template": "{text}?"}))
     assert named.judge_named("endpoint:judge.json").prompt("a") == "a?"
-    for wrong in ("endpoint:none.json", "endpoint:qa.csv", "reward", "classifier:x", "words"):
+    for wrong in ("endpoint:none.json", "endpoint:qa.csv", "reward", "classifier:x", "lm:x", "words"):
         with pytest.raises(ValueError, match=r"does not describe an endpoint|is none of reward:NAME"):
             named.judge_named(wrong)
     assert {name.removesuffix("-text") for name in named.NAMED if name.startswith("ab-")} == {
