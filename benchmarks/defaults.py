@@ -23,7 +23,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,17 @@ FIT, HELD_OUT, JUDGED = 150, 50, 50
 
 @dataclass(frozen=True)
 class Axis:
-    """Texts to fit on and for the AUC (desired, undesired), and the judge's queries and answers."""
+    """Texts to fit on and for the AUC (desired, undesired), and the judge's queries and answers. `query`: what all of
+    the texts to fit on answer; None where they stand alone, or hold their queries."""
 
     fit: tuple[list[str], list[str]]
     held_out: tuple[list[str], list[str]]
     judge: tuple[list[str], list[str], list[str]]
+    query: str | None = None
+
+    def queries(self, sides: tuple[list[str], list[str]]) -> list[str] | None:
+        """One per pair of texts."""
+        return None if self.query is None else [self.query] * len(sides[0])
 
 
 def sentiment(data: Path, chance: random.Random) -> Axis:
@@ -67,12 +73,14 @@ def sentiment(data: Path, chance: random.Random) -> Axis:
 
 
 def toxicity(data: Path, chance: random.Random) -> Axis:
-    """Sentences and their polite rewrites, after two words that say nothing."""
+    """Sentences and their polite rewrites, as answers to two words that say nothing."""
     with (data / "paradetox" / "paradetox.tsv").open(encoding="utf-8", newline="") as file:
         rows = [(row["neutral1"], row["toxic"]) for row in csv.DictReader(file, delimiter="\t") if row["neutral1"]]
     rows = chance.sample(rows, FIT + HELD_OUT + JUDGED)
-    sides = [[row[side] for row in rows[JUDGED:]] for side in (0, 1)]
-    return _axis(sides, [("They wrote:", f" {polite}", f" {toxic}") for polite, toxic in rows[:JUDGED]])
+    query = "They wrote:"
+    pairs = [(query, f" {polite}", f" {toxic}") for polite, toxic in rows]
+    sides = [[pair[side] for pair in pairs[JUDGED:]] for side in (1, 2)]
+    return replace(_axis(sides, pairs[:JUDGED]), query=query)
 
 
 def truthfulness(data: Path, chance: random.Random) -> Axis:
@@ -192,7 +200,9 @@ def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argpar
     axis = AXES[axis_name](args.data, random.Random(seed))
     judge, read = judge_of(model, axis.judge), {}
     for position in args.positions:
-        fits, held = (read_at(model, sides, layers, position) for sides in (axis.fit, axis.held_out))
+        fits, held = (
+            read_at(model, sides, layers, position, axis.queries(sides)) for sides in (axis.fit, axis.held_out)
+        )
         read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
     return [
         {"axis": axis_name, "method": name, "seed": seed}
@@ -222,7 +232,8 @@ def grid(
     }
     if args.grid_only:
         return shown
-    choice = ot.choose_layer(model, *axis.fit, fitter, layers=args.layers, kl=args.kl, seed=seed)
+    queries = axis.queries(axis.fit)
+    choice = ot.choose_layer(model, *axis.fit, fitter, layers=args.layers, kl=args.kl, queries=queries, seed=seed)
     print(choice)
     there = shifts_of(judge, choice.method, args.kl)
     chosen = with_error(there)

@@ -21,9 +21,18 @@ ANSWER = "\nA:"
 
 
 def read(
-    model: Any, sides: tuple[list[str], list[str]], layers: Sequence[int], position: str
+    model: Any,
+    sides: tuple[list[str], list[str]],
+    layers: Sequence[int],
+    position: str,
+    queries: list[str] | None = None,
 ) -> list[ContrastiveActivations]:
-    """The activations at each layer; none where the texts have no such position."""
+    """The activations at each layer; none where the texts have no such position. `queries`: what the texts answer."""
+    if position in ("last", "mean", "random:3"):
+        return ot.collect_layers(model, *sides, layers, position=position, queries=queries)
+    if queries is not None:
+        joined = [[query + text for query, text in zip(queries, side, strict=True)] for side in sides]
+        sides = joined[0], joined[1]
     if position == "attention":
         texts = ot.collect(model, *sides, layers[0]).tokens
         assert texts is not None
@@ -32,14 +41,12 @@ def read(
         return [ot.collect(model, *sides, layer, position=own) for layer, own in weights.items()]
     if position == "instruction":
         return ot.collect_layers(model, *sides, layers, chat_template=True)
-    if position == "answer":
-        if not all(ANSWER in text for side in sides for text in side):
-            return []
-        cut = [[text.partition(ANSWER) for text in side] for side in sides]
-        queries = [query + mark for query, mark, _ in cut[0]]
-        good, bad = ([answer for _, _, answer in side] for side in cut)
-        return ot.collect_layers(model, good, bad, layers, queries=queries, position="mean")
-    return ot.collect_layers(model, *sides, layers, position=position)
+    if queries is not None or not all(ANSWER in text for side in sides for text in side):
+        return []  # the mean is over the answers already
+    cut = [[text.partition(ANSWER) for text in side] for side in sides]
+    asked = [query + mark for query, mark, _ in cut[0]]
+    good, bad = ([answer for _, _, answer in side] for side in cut)
+    return ot.collect_layers(model, good, bad, layers, queries=asked, position="mean")
 
 
 @torch.no_grad()

@@ -53,8 +53,8 @@ from odesteer_tl.flows.barriers import Barrier, LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial, PolynomialSketch, RandomFourier
 from odesteer_tl.flows.fields import Constant, Gradient, UnitGradient
 from odesteer_tl.flows.flow import Flow, Trajectory
+from odesteer_tl.flows.grid_search import Tuned, tune
 from odesteer_tl.flows.solvers import RK4, Euler, Midpoint, integrate
-from odesteer_tl.flows.tuning import Tuned, tune
 from odesteer_tl.methods import *  # noqa: F403 — its __all__ is the public methods
 from odesteer_tl.plots.token_map import token_map
 from odesteer_tl.portable.edits import Edit, State

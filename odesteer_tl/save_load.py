@@ -19,7 +19,7 @@ from odesteer_tl.data.storage import read_tree, write_tree
 from odesteer_tl.data.targets import check_target
 from odesteer_tl.flows.barriers import Differentiated, LogRatioBarrier
 from odesteer_tl.flows.features import Fourier, Kernel, Linear, Sketch, Squares
-from odesteer_tl.flows.training import Network, NetworkBarrier
+from odesteer_tl.flows.networks import Network, NetworkBarrier
 from odesteer_tl.methods import Calibrated, Layers, Method, PointwiseMethod
 from odesteer_tl.methods.registry import registered
 from odesteer_tl.portable.edits import State

@@ -23,7 +23,7 @@ LONGEST = (
     "test_truth_flow.py", "test_server_replies.py", "test_calibrating_on_a_server.py", "test_planted.py",
     "test_fuzz_save_load.py", "test_interrupted.py", "test_calibrate.py", "test_nnsight_blocks.py",
     "test_progress.py", "test_owners.py", "test_forward_passes.py", "test_server_failures.py",
-    "test_closed_loop_rows.py", "test_tuning.py", "test_barriers.py", "test_generate.py", "test_imports.py",
+    "test_closed_loop_rows.py", "test_grid_search.py", "test_barriers.py", "test_generate.py", "test_imports.py",
     "test_checks_of_payloads.py", "test_jacobians.py", "test_loopback_server.py", "test_huggingface.py",
     "test_calibrated.py",
 )  # fmt: skip
@@ -71,6 +71,6 @@ def pytest_runtest_setup():
 @pytest.fixture
 def short_training(monkeypatch):
     """Networks are trained for 50 steps where few rows are given, for tests that do not ask what they have learned."""
-    from odesteer_tl.flows import training
+    from odesteer_tl.flows import networks
 
-    monkeypatch.setattr(training, "LEAST_STEPS", 50)
+    monkeypatch.setattr(networks, "LEAST_STEPS", 50)

@@ -18,7 +18,7 @@ from odesteer_tl.backends.score import token_losses
 from odesteer_tl.backends.tokenize import tokenise
 from odesteer_tl.control.diagnostics.linearity import local_linearity
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.flows.tuning import folds_of
+from odesteer_tl.flows.grid_search import folds_of
 from odesteer_tl.save_load import load as load_method
 from odesteer_tl.save_load import save
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from odesteer_tl.interventions.positions import Tracker
-from odesteer_tl.interventions.recording import Recording
+from odesteer_tl.interventions.records import Recording
 from odesteer_tl.portable.apply_edits import OwnedEdit, PassEdits, Selection, Tally, by_place
 from odesteer_tl.portable.sites import Site, place_of
 from odesteer_tl.portable.token_tracks import Pass, PromptCache, TokenTrack

@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer_tl._shapes import Time, TimeOrStrength
 from odesteer_tl.backends.batches import of_rows
 from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use, whole_number
-from odesteer_tl.backends.decoding import batch_continued, decoding_of, merged_report, seeded
+from odesteer_tl.backends.decode_settings import batch_continued, decoding_of, merged_report, seeded
 from odesteer_tl.backends.model_info import device_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.owners import owned

@@ -12,7 +12,7 @@ from odesteer_tl._shapes import TokenIds
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.batches import of_rows
 from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_other_use, whole_number
-from odesteer_tl.backends.decoding import Decoding, batch_continued, decoding_of, merged_report, seeded
+from odesteer_tl.backends.decode_settings import Decoding, batch_continued, decoding_of, merged_report, seeded
 from odesteer_tl.backends.model_info import device_of, dtype_of, load_weights
 from odesteer_tl.backends.outputs import Generation, finished
 from odesteer_tl.backends.own_draws import OwnDraws

@@ -18,7 +18,7 @@ from odesteer_tl.backends.edit_runner import EditRunner, SiteValue
 from odesteer_tl.backends.model_info import dtype_of, pad_id_of, tokenizer_of
 from odesteer_tl.backends.tokenize import token_texts
 from odesteer_tl.interventions.positions import Positions, PromptLengths, Tracker
-from odesteer_tl.interventions.recording import RecordedEdit, Recording
+from odesteer_tl.interventions.records import RecordedEdit, Recording
 from odesteer_tl.interventions.report import Report
 from odesteer_tl.portable.apply_edits import owned_edits
 from odesteer_tl.portable.edits import Edit, State

@@ -15,7 +15,7 @@ from odesteer_tl.benchmarks.language_model_judge import LanguageModelJudge
 from odesteer_tl.benchmarks.preferences import Preferences
 from odesteer_tl.benchmarks.result import BenchmarkResult, BenchmarkRow
 from odesteer_tl.benchmarks.run import run
-from odesteer_tl.benchmarks.sampling import Sampling
+from odesteer_tl.benchmarks.samples import Sampling
 from odesteer_tl.benchmarks.toxicity import RealToxicityPrompts
 from odesteer_tl.benchmarks.truthfulqa import TruthfulQAMC
 from odesteer_tl.benchmarks.truthfulqa_answers import TruthfulQA

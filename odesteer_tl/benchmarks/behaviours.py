@@ -19,7 +19,7 @@ from odesteer_tl.benchmarks.applied import Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, plain_key, some
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
 from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
-from odesteer_tl.benchmarks.sampling import Sampling, sampled
+from odesteer_tl.benchmarks.samples import Sampling, sampled
 
 CAA_SETS = (
     "coordinate-other-ais", "corrigible-neutral-HHH", "hallucination", "myopic-reward", "refusal", "survival-instinct",

@@ -19,7 +19,7 @@ from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, some
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
 from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
-from odesteer_tl.benchmarks.sampling import Sampled, Sampling, sampled
+from odesteer_tl.benchmarks.samples import Sampled, Sampling, sampled
 
 TURN = "\n\nAssistant:"
 """What begins an answer in HH-RLHF."""

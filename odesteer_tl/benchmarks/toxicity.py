@@ -17,7 +17,7 @@ from odesteer_tl.benchmarks.applied import Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, some
 from odesteer_tl.benchmarks.data_files import rows_of
 from odesteer_tl.benchmarks.judges import Judge, WordJudge, judge_record, judged
-from odesteer_tl.benchmarks.sampling import Sampling, sampled
+from odesteer_tl.benchmarks.samples import Sampling, sampled
 
 TOXIC = 0.5
 PREFIXES = (

@@ -16,7 +16,7 @@ import torch
 from odesteer_tl.benchmarks.applied import Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured
 from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
-from odesteer_tl.benchmarks.sampling import Sampling, sampled
+from odesteer_tl.benchmarks.samples import Sampling, sampled
 from odesteer_tl.benchmarks.truthfulqa import PREFIXES, Item, TruthfulQAMC, few_shot, zero_shot
 
 SAMPLING = Sampling(samples=1, max_new_tokens=50)

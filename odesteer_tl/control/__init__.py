@@ -3,7 +3,7 @@
 from odesteer_tl.control.a_lqr import ALQR
 from odesteer_tl.control.diagnostics.bound import Bound, tracking_bound
 from odesteer_tl.control.diagnostics.linearity import Linearity, local_linearity, similarity
-from odesteer_tl.control.diagnostics.tracking import Tracking, set_point_tracking
+from odesteer_tl.control.diagnostics.tracking_error import Tracking, set_point_tracking
 from odesteer_tl.control.s_pid import SPID
 
 __all__ = [

@@ -22,7 +22,7 @@ from odesteer_tl._progress import bar
 from odesteer_tl._shapes import Position
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.barriers import Barrier, with_grad
-from odesteer_tl.flows.tuning import folds_of
+from odesteer_tl.flows.grid_search import folds_of
 from odesteer_tl.remote.payloads import moved
 
 Z95 = 1.96
@@ -79,9 +79,9 @@ def separations(
     """A `Separation` for every one of `acts` and `fits`, in this order; `fits` as in {"linear": ot.ITI.fit}.
 
     Each fit sees the rows outside a fold and is judged within it, so that a fit that chooses (`ot.tune`) chooses anew
-    in every fold. The folds are `flows.tuning.folds_of`: pairs stay together, and all fits see the same ones. Raises
-    ValueError for activations with groups, as `position="all"` and "random:3" give them, for a fit without a barrier,
-    and as `folds_of` and the fits do.
+    in every fold. The folds are `flows.grid_search.folds_of`: pairs stay together, and all fits see the same ones.
+    Raises ValueError for activations with groups, as `position="all"` and "random:3" give them, for a fit without a
+    barrier, and as `folds_of` and the fits do.
     """
     sites = [acts] if isinstance(acts, ContrastiveActivations) else list(acts)
     found = []

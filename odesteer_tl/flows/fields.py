@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from odesteer_tl._shapes import Activations, Direction
 from odesteer_tl.flows.barriers import Barrier, Differentiated, LogRatioBarrier, Subspace, with_grad
-from odesteer_tl.flows.training import NetworkBarrier
+from odesteer_tl.flows.networks import NetworkBarrier
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import grad_given, linear_grad
 

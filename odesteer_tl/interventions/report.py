@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from odesteer_tl.interventions.pages.token_page import ShownToken, Text, TokenPage, read_once, token_page
-from odesteer_tl.interventions.recording import Recording, TokenRecord
+from odesteer_tl.interventions.records import Recording, TokenRecord
 
 
 @dataclass(eq=False)

@@ -30,7 +30,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
-from odesteer_tl.flows.training import Network, centred, check_trainable, held_out, random_parameters, train
+from odesteer_tl.flows.networks import Network, centred, check_trainable, held_out, random_parameters, train
 from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.methods.registry import register
 from odesteer_tl.methods.view import FRACTION, View

@@ -29,7 +29,7 @@ from odesteer_tl.data.degeneracy import rounding_of
 from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.fields import Gradient
 from odesteer_tl.flows.flow import Flow
-from odesteer_tl.flows.training import (
+from odesteer_tl.flows.networks import (
     Network,
     NetworkBarrier,
     centred,

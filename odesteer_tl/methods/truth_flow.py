@@ -40,7 +40,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.degeneracy import check_queries
 from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.flow import Trajectory
-from odesteer_tl.flows.training import Parameters, centred, check_trainable, held_out, random_parameters, train
+from odesteer_tl.flows.networks import Parameters, centred, check_trainable, held_out, random_parameters, train
 from odesteer_tl.methods.pointwise import PointwiseMethod
 from odesteer_tl.methods.registry import as_needed, register
 from odesteer_tl.methods.view import Unit, View

@@ -26,7 +26,7 @@ from odesteer_tl.backends.tokenize import ChatTemplate, Texts, check_context, to
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.pages.token_page import Column, ShownToken, Text, TokenPage, read_once, token_page
 from odesteer_tl.interventions.positions import Positions, PromptLengths
-from odesteer_tl.interventions.recording import Recording
+from odesteer_tl.interventions.records import Recording
 from odesteer_tl.interventions.report import Report, has_h, shown_token
 from odesteer_tl.methods.calibrated import positions_name
 from odesteer_tl.portable.method_list import pairs_of

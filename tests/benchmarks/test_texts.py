@@ -14,7 +14,7 @@ from odesteer_tl.backends.tokenize import tokenise
 from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
 from odesteer_tl.benchmarks.judges import judge_record, judged
 from odesteer_tl.benchmarks.preferences import Preference
-from odesteer_tl.benchmarks.sampling import sampled
+from odesteer_tl.benchmarks.samples import sampled
 from odesteer_tl.parity.table import parity_rows
 
 START = "\n\nHuman: Is it good?\n\nAssistant: I do.\n\nHuman: {}\n\nAssistant:"

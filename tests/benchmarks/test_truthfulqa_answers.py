@@ -10,7 +10,7 @@ from models import hugging_face, load
 import odesteer_tl as ot
 from odesteer_tl import benchmarks
 from odesteer_tl.benchmarks.applied import UNCHANGED
-from odesteer_tl.benchmarks.sampling import sampled
+from odesteer_tl.benchmarks.samples import sampled
 from odesteer_tl.benchmarks.truthfulqa import Item, few_shot
 from odesteer_tl.benchmarks.truthfulqa_answers import closer
 

@@ -14,7 +14,7 @@ from odesteer_tl.cli import app
 from odesteer_tl.cli.values import method_names
 from odesteer_tl.evaluation.reports import ablation, demo, paper
 from odesteer_tl.flows.features import Polynomial
-from odesteer_tl.flows.tuning import tune
+from odesteer_tl.flows.grid_search import tune
 
 run = CliRunner()
 GOOD = ["the film is great", "a fine plot", "we saw it and it was good", "truly great", "great and never dull"] * 4

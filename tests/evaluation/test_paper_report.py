@@ -28,10 +28,10 @@ from odesteer_tl.evaluation.reports import ablation
 from odesteer_tl.evaluation.reports import paper as paper_module
 from odesteer_tl.evaluation.reports.ablation import Barriers, agreement, barriers_of
 from odesteer_tl.evaluation.tables import spread
-from odesteer_tl.flows import training
+from odesteer_tl.flows import networks
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear, Polynomial
-from odesteer_tl.flows.tuning import Trial, folds_of, tune
+from odesteer_tl.flows.grid_search import Trial, folds_of, tune
 
 SEEDS = 2
 COUNTS = {"samples": 2, "max_new_tokens": 3}
@@ -49,7 +49,7 @@ def small(half, tmp_path_factory):
         patch.setattr(ablation, "tune", few_candidates)
         patch.setitem(entries_module.FEW, "n_jacobians", 2)
         patch.setitem(entries_module.FEW, "context", 4)
-        patch.setattr(training, "LEAST_STEPS", 100)
+        patch.setattr(networks, "LEAST_STEPS", 100)
         lines: list[str] = []
         # the texts are few, and every fit and every continuation is checked elsewhere: this is long
         with without_shape_checks(), warnings.catch_warnings():

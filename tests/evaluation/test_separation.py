@@ -11,7 +11,7 @@ import odesteer_tl as ot
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.separation import separations
 from odesteer_tl.flows.barriers import mean_difference
-from odesteer_tl.flows.tuning import folds_of
+from odesteer_tl.flows.grid_search import folds_of
 
 
 class Along:

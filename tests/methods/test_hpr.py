@@ -11,7 +11,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Linear
-from odesteer_tl.flows.training import Network
+from odesteer_tl.flows.networks import Network
 from odesteer_tl.methods import HPR
 from odesteer_tl.portable.networks import angle_between
 

@@ -12,7 +12,7 @@ from torchdiffeq import odeint
 
 import odesteer_tl as ot
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.flows.training import train
+from odesteer_tl.flows.networks import train
 from odesteer_tl.methods import truth_flow
 from odesteer_tl.methods.truth_flow import TruthFlow
 from odesteer_tl.portable.unet import sampled, time_features, unet, velocity

@@ -20,7 +20,7 @@ from odesteer_tl.evaluation.entries import Entry
 from odesteer_tl.evaluation.results import ComparedRow, spread
 from odesteer_tl.evaluation.tables import Comparison, wrapped
 from odesteer_tl.flows.features import Linear, Polynomial, Recipe
-from odesteer_tl.flows.tuning import Trial, tune
+from odesteer_tl.flows.grid_search import Trial, tune
 from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
 
 

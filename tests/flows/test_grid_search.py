@@ -13,11 +13,11 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-import odesteer_tl.flows.tuning
+import odesteer_tl.flows.grid_search
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.flows.barriers import LogRatioBarrier, auc
 from odesteer_tl.flows.features import Linear, Polynomial
-from odesteer_tl.flows.tuning import DEFAULT_CANDIDATES, folds_of, tune
+from odesteer_tl.flows.grid_search import DEFAULT_CANDIDATES, folds_of, tune
 
 
 def grouped(acts: ContrastiveActivations, n_groups: int = 15) -> ContrastiveActivations:
@@ -142,7 +142,7 @@ def test_no_candidate_is_judged_on_rows_that_it_was_fitted_to(monkeypatch):
         return auc(barrier, desired, undesired)
 
     monkeypatch.setattr(LogRatioBarrier, "fit", spied_fit)
-    monkeypatch.setattr(odesteer_tl.flows.tuning, "auc", spied_auc)
+    monkeypatch.setattr(odesteer_tl.flows.grid_search, "auc", spied_auc)
     tune(acts, [Linear(), Polynomial()], [1.0, 10.0], folds=3)
     assert len(fitted) == len(judged) == 2 * 2 * 3
 
@@ -173,7 +173,7 @@ def test_features_are_fitted_once_a_fold_whatever_the_number_of_Cs():
 def test_the_choice_is_the_largest_mean_and_the_first_of_equal_ones(monkeypatch):
     def scripted(figures):
         left = iter(figures)
-        monkeypatch.setattr(odesteer_tl.flows.tuning, "auc", lambda *_: next(left))
+        monkeypatch.setattr(odesteer_tl.flows.grid_search, "auc", lambda *_: next(left))
         return tune(planted(), [Linear(), Linear(normalize=False)], [1, 2], folds=2)
 
     # By features, within them by C, within that by fold.

@@ -1,6 +1,6 @@
 """How a closed loop keeps to its set-points on the embedded model: the tables and the picture of docs/closed_loop.md.
 
-    python benchmarks/tracking.py --picture docs/tracking.png
+    python benchmarks/tracking_error.py --picture docs/tracking.png
 
 A-LQR is fitted on the demo's texts and tracks T times their set-points on its validation prompts.
 """

@@ -1,6 +1,6 @@
 """What the recording of a steering block costs while a model writes: where it is not asked for, and where it is.
 
-    python benchmarks/recording.py
+    python benchmarks/record_cost.py
 
 `steering(record=True)` keeps h and displacement of every token. The code that would record stands in every steered
 pass. Generations are timed in turn: steered, as it is; steered, with the lines that could record taken out of

@@ -1,7 +1,7 @@
 """What a fit costs: time and memory against the size of the activations, and against scikit-learn's own pipeline.
 
-    python benchmarks/fitting.py                        # 20,000 activations against scikit-learn, five seeds
-    python benchmarks/fitting.py --growth 20000 100000  # memory and time of the package alone; a process for each size
+    python benchmarks/fit_cost.py                        # 20,000 activations against scikit-learn, five seeds
+    python benchmarks/fit_cost.py --growth 20000 100000  # memory and time of the package alone; a process for each size
 
 The pipeline is the paper's estimator as scikit-learn has it: PolynomialCountSketch(8000, degree 2, gamma .1, coef0 1)
 on unit rows, then LogisticRegression, in float64. Limits: the activations themselves, which are in memory before the

@@ -1,6 +1,6 @@
 """What reading costs: `ot.collect` at layer L of N over one bare forward pass of the model over the same batches.
 
-    python benchmarks/reading.py
+    python benchmarks/read_cost.py
 
 GPT-2 small's shape with random weights, texts of one length as token tensors, the same batches for both, one thread;
 each library against its own bare forward pass (no gradients, no hooks).

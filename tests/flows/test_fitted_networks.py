@@ -7,7 +7,7 @@ import torch
 from instances import activations, without_shape_checks
 
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.flows.training import LEAST_STEPS, Network, NetworkBarrier, centred, held_out, random_parameters, train
+from odesteer_tl.flows.networks import LEAST_STEPS, Network, NetworkBarrier, centred, held_out, random_parameters, train
 from odesteer_tl.portable.networks import angle_between, network
 from odesteer_tl.remote.payloads import moved
 from odesteer_tl.save_load import _built, _plain

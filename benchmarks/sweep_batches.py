@@ -1,7 +1,7 @@
 """What a sweep saves: several strengths in one batch, over one run for each.
 
-    python benchmarks/sweeping.py                          # ot.generate_strengths over ot.generate
-    python benchmarks/sweeping.py --model FOLDER           # the same on a real model, and ot.sweep at eight strengths
+    python benchmarks/sweep_batches.py                     # ot.generate_strengths over ot.generate
+    python benchmarks/sweep_batches.py --model FOLDER      # the same on a real model, and ot.sweep at eight strengths
 
 GPT-2 small's shape with random weights, KV cache, greedy, one thread. `ot.generate_strengths` computes the prompt once
 and continues it at all strengths; the runs apart do the same rows one by one, and the tokens must agree. Ratios are
