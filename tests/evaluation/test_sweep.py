@@ -212,6 +212,16 @@ def test_front_and_best_are_those_of_the_definition():
         Sweep(PLAN, (), (rows[4],)).best()
 
 
+def test_the_conclusion_says_what_is_within_noise_and_which_walks_stopped_too_soon():
+    start, clear, noisy = row(0.0, 0.0, 0.0, 0.1), row(1.0, 0.3, 0.5, 0.7), row(1.0, 0.3, -0.5, 0.9)
+    assert Sweep(PLAN, (), (start, clear)).conclusion().endswith("for 0.3 nats of KL.")
+    assert "within the noise of no steering" in Sweep(PLAN, (), (start, noisy)).conclusion()
+    plain = walked(start, [1.0, 2.0, 3.0], lambda at: row(at, 0.04 * at, 0.0, 0.1))
+    enough = walked(start, [1.0, 2.0, 3.0], lambda at: row(at, 0.05 * at, 0.0, 0.1))
+    said = Sweep(PLAN, (), (start, *plain, *enough)).conclusion()
+    assert "stopped in the noise below 0.1 nats: 1 of 2; begin at a larger strength" in said  # 0.08, and not 0.1
+
+
 def test_the_front_is_that_of_all_comparisons():
     points = torch.randint(0, 6, (60, 2), generator=torch.Generator().manual_seed(1)).double().tolist()
     rows = [row(float(i), kl, p, p) for i, (kl, p) in enumerate(points)]

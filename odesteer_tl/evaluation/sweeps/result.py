@@ -7,7 +7,10 @@ from odesteer_tl.evaluation.continuations import UNSTEERED
 from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.sweeps.ablated import Ablated
 from odesteer_tl.evaluation.sweeps.plan import Plan
-from odesteer_tl.evaluation.sweeps.rows import Screened, SweptRow, rows_table
+from odesteer_tl.evaluation.sweeps.rows import IDLE, Screened, SweptRow, improves, rows_table
+
+FAINT = 0.1
+"""Nats of KL below which most steering does too little to be seen in a few texts."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,27 @@ class Sweep:
         return max(good, key=lambda row: (row.primary, -(row.measures.get("kl") or 0.0)))
 
     def conclusion(self) -> str:
-        """The best row within the guardrails in a sentence, or that there is none."""
+        """The best row within the guardrails in a sentence, or that there is none; whether it can be told from no
+        steering, and how many walks ended before they spent 0.1 nats."""
         try:
             best = self.best()
         except ValueError as none:
             return str(none)
         (low, high), kl = best.interval(), best.measures["kl"]
-        return (
+        said = (
             f"Best within the guardrails: {best.method} at layer {best.layer}, position {best.position}, strength "
             f"{best.strength:g} ({best.unit}={best.value:.3g}): {self.plan.primary} {best.primary:.3f} ({low:.3f} to "
             f"{high:.3f}), {self.rows[0].primary:.3f} without steering, for {kl:.3g} nats of KL."
         )
+        if not improves(best, self.rows[0]):
+            said += " That is within the noise of no steering: more prompts, samples or seeds would tell."
+        faint = sum(row.stop == IDLE and (row.measures["kl"] or 0.0) < FAINT for row in self.rows)
+        if faint:
+            said += (
+                f" Walks that stopped in the noise below {FAINT:g} nats: {faint} of "
+                f"{sum(row.stop is not None for row in self.rows)}; begin at a larger strength, or give more samples."
+            )
+        return said
 
     def table(self) -> str:
         """All rows in Markdown, with the reasons for which a place stopped."""

@@ -8,6 +8,11 @@ import torch
 
 from odesteer_tl._shapes import Position
 
+PATIENCE = 2
+"""Strengths in a row without an improvement."""
+IDLE = f"no improvement beyond noise {PATIENCE} times in a row"
+"""Why a walk stopped there."""
+
 
 @dataclass(frozen=True)
 class Screened:
@@ -60,6 +65,14 @@ class SweptRow:
     def as_json(self) -> dict[str, Any]:
         """The row as plain values, with the mean and its interval."""
         return asdict(self) | {"primary": self.primary, "interval": self.interval()}
+
+
+def improves(new: SweptRow, old: SweptRow) -> bool:
+    """Whether the primary metric exceeds that of `old` by one standard error of the difference over prompts, each the
+    mean over seeds."""
+    scores = [torch.tensor(row.scores, dtype=torch.float64, device="cpu").mean(0) for row in (new, old)]
+    gain = scores[0] - scores[1]
+    return float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5
 
 
 def rows_table(rows: Sequence[SweptRow], primary: str, measures: Sequence[str]) -> str:

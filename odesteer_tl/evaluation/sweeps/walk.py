@@ -3,20 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
-from odesteer_tl.evaluation.sweeps.result import SweptRow
-
-PATIENCE = 2
-"""Strengths in a row without an improvement."""
-
-
-def improves(new: SweptRow, old: SweptRow) -> bool:
-    """Whether the primary metric exceeds that of `old` by one standard error of the difference over prompts, each the
-    mean over seeds."""
-    scores = [torch.tensor(row.scores, dtype=torch.float64, device="cpu").mean(0) for row in (new, old)]
-    gain = scores[0] - scores[1]
-    return float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5
+from odesteer_tl.evaluation.sweeps.rows import IDLE, PATIENCE, SweptRow, improves
 
 
 def walked(unsteered: SweptRow, strengths: Sequence[float], row_at: Callable[[float], SweptRow]) -> list[SweptRow]:
@@ -31,7 +18,7 @@ def walked(unsteered: SweptRow, strengths: Sequence[float], row_at: Callable[[fl
         if row.broken:
             stop = f"guardrail: {'; '.join(row.broken)}"
         elif idle == PATIENCE:
-            stop = f"no improvement beyond noise {PATIENCE} times in a row"
+            stop = IDLE
         elif strength == strengths[-1]:
             stop = "last strength"
         rows.append(replace(row, stop=stop))
