@@ -142,7 +142,11 @@ def _around(stack_module: Any, runner: EditRunner, owner: Owner, errors_in_threa
     call = _Call(stack_module)
 
     def around(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        owner.admit()
+        with owner.at_work():
+            owner.admit()
+            return run(forward, args, kwargs)
+
+    def run(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         outer = runner.under_way
         try:
             try:
@@ -161,7 +165,5 @@ def _around(stack_module: Any, runner: EditRunner, owner: Owner, errors_in_threa
             raise
         finally:
             runner.end(outer)
-            if outer[0] is None:
-                owner.leave()
 
     return around

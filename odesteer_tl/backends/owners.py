@@ -2,17 +2,17 @@
 asyncio task, and others are refused while it is open."""
 
 import asyncio
-import inspect
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
 import torch
 
 from odesteer_tl.backends.base import backend_of
+from odesteer_tl.backends.forward_calls import around_forward
 from odesteer_tl.backends.model_info import stack_of
 
 _PATIENCE = 1.0
@@ -35,7 +35,7 @@ class Owner:
         self.helper: threading.Thread | None = None
         self._older = WeakSet(threading.enumerate())
         self._parts = parts
-        self._calls: dict[threading.Thread, FrameType] = {}  # the newest generate or forward of a thread
+        self._calls: Counter[threading.Thread] = Counter()  # of generate and forward that a thread is in
 
     def admit(self) -> None:
         """Called before a forward pass in this thread. Raises RuntimeError if the pass does not belong to the block."""
@@ -47,14 +47,27 @@ class Owner:
             return
         elif self.alone or me in self._older:
             raise _refused("thread")
-        while not self.alone and (other := self._enter(me)) is not None:
+        while (other := self._other_at_work(me)) is not None:
             self._wait_for(other, 0.0 if other is self.thread else _PATIENCE)
 
-    def leave(self) -> None:
-        """Called when a forward pass in this thread has ended. A generate may go on, and make the next pass."""
-        call = self._calls.get(threading.current_thread())
-        if call is not None and call.f_code.co_name == "forward":
-            self._calls.pop(threading.current_thread(), None)
+    def count(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Goes around each generate and forward of the model: this thread is at work until it returns."""
+        with self.at_work():
+            return method(*args, **kwargs)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, this thread is in a generate or forward of the model."""
+        me = threading.current_thread()
+        with _LOCK:
+            self._calls[me] += 1
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self._calls[me] -= 1
+                if not self._calls[me]:
+                    del self._calls[me]
 
     def steers(self, root: Any) -> bool:
         """Whether the block steers the module `root`: it holds what runs the decoder blocks, as a model, a part of it,
@@ -70,16 +83,14 @@ class Owner:
         if self.helper is not None:
             self._wait_for(self.helper, _PATIENCE)
 
-    def _enter(self, me: threading.Thread) -> threading.Thread | None:
-        """The pass is this thread's, unless the returned other thread is in a generate or forward of the model."""
+    def _other_at_work(self, me: threading.Thread) -> threading.Thread | None:
+        """The other thread that is in a generate or forward of the model; None if this one may run it now."""
         with _LOCK:
             for other in (self.thread, self.helper):
                 if other is not None and other is not me and self._busy(other):
                     return other
             if me is not self.thread:
                 self.helper = me
-            if not self._busy(me) and (call := self._outermost_call()) is not None:
-                self._calls[me] = call
         return None
 
     def _wait_for(self, thread: threading.Thread, patience: float) -> None:
@@ -92,28 +103,7 @@ class Owner:
             raise _concurrent_use()
 
     def _busy(self, thread: threading.Thread) -> bool:
-        """Whether `thread` is in a generate or forward of the model. Python clears a frame only when it has returned;
-        to walk the frames of a running thread may crash Python 3.11."""
-        with _LOCK:
-            if (call := self._calls.get(thread)) is not None:
-                try:
-                    call.clear()
-                except RuntimeError:  # it still runs
-                    return thread.is_alive()
-                del self._calls[thread]
-        return False
-
-    def _outermost_call(self) -> FrameType | None:
-        """The first generate or forward of the model among the calls that this thread is in; None outside of any."""
-        found, frame = None, inspect.currentframe()
-        while frame is not None:
-            code = frame.f_code
-            named = code.co_name in ("generate", "forward") and code.co_varnames[:1] == ("self",)
-            if named and not code.co_flags & inspect.CO_GENERATOR:  # to clear a generator would close it
-                instance = frame.f_locals.get("self")
-                found = frame if any(instance is part for part in self._parts) else found
-            frame = frame.f_back
-        return found
+        return thread.is_alive() and self._calls[thread] > 0
 
 
 @contextmanager
@@ -126,10 +116,22 @@ def owned(model: Any, blocks: Any = None, alone: bool = False) -> Iterator[Owner
         owner = Owner(parts, alone or any(other.alone for other in _open_on(model)))
         _OPEN_BLOCKS.append(owner)
     try:
-        yield owner
+        with ExitStack() as stack:
+            if not owner.alone:  # else no other thread may run the model at all
+                for module, name in _entries(parts):
+                    stack.enter_context(around_forward(module, owner.count, name))
+            yield owner
     finally:
         with _LOCK:
             _OPEN_BLOCKS[:] = [other for other in _OPEN_BLOCKS if other is not owner]
+
+
+def _entries(parts: list[Any]) -> list[tuple[Any, str]]:
+    """The forward of each part, and every generate in them: an adapter calls that of the model in it."""
+    modules = {id(part): part for part in parts if isinstance(part, torch.nn.Module)}
+    inside = {id(module): module for part in modules.values() for module in part.modules()}
+    writing = [module for module in inside.values() if callable(getattr(type(module), "generate", None))]
+    return [(module, "forward") for module in modules.values()] + [(module, "generate") for module in writing]
 
 
 def check_free(model: Any) -> None:

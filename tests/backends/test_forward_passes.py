@@ -220,6 +220,7 @@ class Rounded(transformers.cache_utils.QuantizedLayer):
 
 @pytest.mark.parametrize("rule", POSITIONS)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # since transformers 5.24
 def test_a_quantised_cache_is_counted(caa, family, rule):
     hf, layers = made.hugging_face(family), [Rounded(residual_length=3) for _ in range(3)]
     block = (hf.model.layers if family == "llama" else hf.transformer.h)[LAYER]

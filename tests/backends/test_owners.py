@@ -330,6 +330,72 @@ class Wrapper(torch.nn.Module):
         return self.inner(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
+class Twice(Wrapper):
+    """Its forward calls the model twice, and between them `between`."""
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        self.inner(input_ids=input_ids, use_cache=False)
+        self.between()
+        return self.inner(input_ids=input_ids, use_cache=False)
+
+
+def test_a_thread_that_comes_between_two_passes_of_one_forward_is_refused():
+    model, raised = load("huggingface", "llama"), []
+    twice = Twice(model)
+    twice.between = lambda: None
+    with ot.steering(twice, METHOD, T, positions="all") as alone:
+        right = twice(IDS).logits
+    twice.between = lambda: raised.append(told(lambda: forward(model)))
+    with ot.steering(twice, METHOD, T, positions="all") as report:
+        assert torch.equal(twice(IDS).logits, right)
+    assert "Two threads run this model" in str(raised[0]) and report.tokens_steered == alone.tokens_steered
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thread_that_comes_in_a_forward_after_another_one_inside_it_is_refused(kind):
+    model, raised = load(kind, "llama"), []
+    with ot.steering(model, METHOD, T, positions="all"):
+        right = forward(model)
+
+    def nested(module, args):
+        if not raised:
+            raised.append(None)
+            assert torch.equal(forward(model), right)
+            raised[0] = told(lambda: forward(model))
+
+    handle = modules_of(model)[0].register_forward_pre_hook(nested)
+    with ot.steering(model, METHOD, T, positions="all"):
+        with contextlib.suppress(RuntimeError):  # HookedTransformer's outer pass cannot go on after the inner one
+            assert torch.equal(forward(model), right)
+    handle.remove()
+    assert "Two threads run this model" in str(raised[0])
+
+
+def test_two_coroutines_take_turns_in_a_block_and_an_error_keeps_its_frames():
+    model = load("huggingface", "llama")
+
+    class Writer(torch.nn.Module):
+        async def generate(self, ids):
+            for _ in range(3):
+                ids = torch.cat([ids, forward(model)[:, -1:].argmax(-1)], 1)
+                await asyncio.sleep(0)
+            return ids
+
+    async def both():
+        return await asyncio.gather(Writer().generate(IDS), Writer().generate(IDS))
+
+    with ot.steering(model, METHOD, T):
+        assert torch.equal(*asyncio.run(both()))
+        with pytest.raises(ValueError) as error:
+            model.generate(IDS, max_new_tokens=-3)
+        forward(model)
+    trace, kept = error.value.__traceback__, []
+    while trace is not None:
+        kept.append(trace.tb_frame.f_locals.get("self"))
+        trace = trace.tb_next
+    assert any(one is model for one in kept)
+
+
 @pytest.mark.parametrize("shape", ["wrapper", "part", "adapter"])
 @pytest.mark.parametrize("first", ["base", "other"])
 def test_a_wrapper_and_a_part_of_a_model_are_steered_by_its_block_and_belong_to_its_owner(shape, first):

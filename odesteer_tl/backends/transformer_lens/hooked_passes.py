@@ -64,12 +64,7 @@ def _hooks(model: Any, layers: list[int], runner: EditRunner, owner: Owner) -> l
         return block
 
     def returned(layer: int) -> Callable[..., None]:
-        def block(module: Any, args: tuple[Any, ...], output: Any) -> None:
-            runner.check_complete(layer, made_by(model))
-            if layer == max(layers):
-                owner.leave()
-
-        return block
+        return lambda module, args, output: runner.check_complete(layer, made_by(model))
 
     embeds.__dict__["steers"] = True  # for `stream_weights`, which folds no weights meanwhile
     hooks = [(model.embed, model.embed.register_forward_pre_hook(embeds))]
