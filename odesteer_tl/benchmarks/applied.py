@@ -22,6 +22,11 @@ class Applied:
         """The prompt as the model reads it."""
         return f"{self.prefix} {text}" if self.prefix else text
 
+    def key(self) -> tuple[Any, ...]:
+        """The same for rows that do the same, as long as the methods live."""
+        strength = None if self.strength is None else (self.strength.T, self.strength.relative_T)
+        return (*map(id, self.methods), strength, self.prefix, repr(self.positions))
+
     def on(self, item: int) -> list[tuple[Any, Strength]]:
         """The methods, with their strengths, that steer an item; none where nothing is steered."""
         if not self.methods or self.strength is None:

@@ -7,10 +7,11 @@ differ in length. Small models cannot read letters, so that `letters` stays at o
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -60,6 +61,10 @@ class ABBehaviour:
     judge: Judge | None = None
     sampling: Sampling = SAMPLING
     prefixes = ()
+    _kept: WeakKeyDictionary[Fold, dict[tuple[Any, ...], Any]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
+    """By fold, which a run makes anew: what several seeds need; with the models and methods of the ids."""
 
     @classmethod
     def read_caa(
@@ -123,21 +128,18 @@ class ABBehaviour:
 
     def measured(self, model: Any, fold: Fold, applied: Applied, seed: int, bos: bool | None) -> Measured:
         """All measures of every test pair."""
-        scorer = AnswerScorer(model, bos)
-        letters = scorer.scores([Question(lettered(pair), answers_of(pair, "letters")) for pair in fold.test], applied)
-        words = scorer.scores([Question(bare(pair), answers_of(pair, "text")) for pair in fold.test], applied)
-        found = {
-            "letters": [float(torch.softmax(own.sums, 0)[0]) for own in letters],
-            "text": [float(torch.softmax(own.sums / own.tokens, 0)[0]) for own in words],
-        }
+        kept, key = self._kept.setdefault(fold, {}), (id(model), bos, *applied.key())
+        if key not in kept:  # it is the same under every seed of the sampling
+            kept[key] = _forced(AnswerScorer(model, bos), fold, applied), model, applied.methods
+        found: dict[str, list[float]] = kept[key][0]
         if self.judge is None:
             return Measured(found)
         prompts = [bare(pair) for pair in fold.test]
         written = sampled(model, prompts, applied, self.sampling, seed, bos)
         asked = [prompt for prompt in prompts for _ in range(self.sampling.samples)]
         scores = judged(self.judge, [prompt + text for prompt, text in zip(asked, written.texts, strict=True)])
-        found["open"] = scores.reshape(len(prompts), self.sampling.samples).mean(1).tolist()
-        return Measured(found, written.guardrails)
+        opened = scores.reshape(len(prompts), self.sampling.samples).mean(1).tolist()
+        return Measured(found | {"open": opened}, written.guardrails)
 
     def record(self) -> dict[str, Any]:
         """What the benchmark is, in plain values."""
@@ -159,6 +161,15 @@ class ABBehaviour:
         up, down = (list(side) for side in zip(*sides, strict=True))
         prompts = [[prompt(pair) for pair in side] for side in (fit, test)]
         return Fold(number, up, down, prompts[0], prompts[0], prompts[1], test)
+
+
+def _forced(scorer: AnswerScorer, fold: Fold, applied: Applied) -> dict[str, list[float]]:
+    letters = scorer.scores([Question(lettered(pair), answers_of(pair, "letters")) for pair in fold.test], applied)
+    words = scorer.scores([Question(bare(pair), answers_of(pair, "text")) for pair in fold.test], applied)
+    return {
+        "letters": [float(torch.softmax(own.sums, 0)[0]) for own in letters],
+        "text": [float(torch.softmax(own.sums / own.tokens, 0)[0]) for own in words],
+    }
 
 
 def lettered(pair: Pair) -> str:

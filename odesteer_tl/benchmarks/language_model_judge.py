@@ -16,6 +16,7 @@ from torch import Tensor
 from odesteer_tl.backends import load_model
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.tokenize import check_context, tokenise
+from odesteer_tl.evaluation.sweeps.plan import model_record
 
 TEXT = "{text}"
 
@@ -32,8 +33,7 @@ class LanguageModelJudge:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if self.template.count(TEXT) != 1:
-            raise ValueError(f"The template of a judge holds {TEXT} once; got {self.template!r}.")
+        _check_template(self.template)
         yes, no = self._firsts()
         if yes == no:
             raise ValueError(f"The answers {self.answers} begin with the same token, {yes}: give others.")
@@ -43,8 +43,9 @@ class LanguageModelJudge:
         cls, name_or_folder: str | Path, template: str, answers: tuple[str, str] = (" yes", " no"), device: str = "cpu",
         dtype: torch.dtype | None = None, batch_size: int = 8,
     ) -> "LanguageModelJudge":  # fmt: skip
-        """Raises ValueError for a template without {text}, and for answers with the same first token; the error of
-        transformers if there is no such model."""
+        """Raises ValueError for a template without {text}, for answers that do not begin with tokens of their own, and
+        for a checkpoint without a language head; the error of transformers if there is no such model."""
+        _check_template(template)
         model = load_model(name_or_folder, device, dtype, library="huggingface")
         return cls(model, str(name_or_folder), template, answers, batch_size)
 
@@ -61,14 +62,24 @@ class LanguageModelJudge:
 
     def record(self) -> dict[str, Any]:
         """In plain values."""
-        revision = getattr(self.model.config, "_commit_hash", None)
-        return {"judge": self.name, "revision": revision, "template": self.template, "answers": list(self.answers)}
+        own = {name: one for name, one in model_record(self.model).items() if name != "name"}
+        return {"judge": self.name, "template": self.template, "answers": list(self.answers)} | own
 
     def _firsts(self) -> tuple[int, int]:
         """The first token of each answer as it continues the template."""
-        before = self.template.replace(TEXT, "")
+        before = self.template.replace(TEXT, "x")
         rows = tokenise(self.model, [before, *(before + answer for answer in self.answers)])
-        start, yes, no = (row[mask].tolist() for row, mask in zip(*rows, strict=True))
-        if len(yes) <= len(start) or len(no) <= len(start):
-            raise ValueError(f"The answers {self.answers} have no token of their own after {before[-20:]!r}.")
+        start, *both = (row[mask].tolist() for row, mask in zip(*rows, strict=True))
+        for answer, whole in zip(self.answers, both, strict=True):
+            if len(whole) <= len(start) or whole[: len(start)] != start:
+                raise ValueError(
+                    f"The answer {answer!r} has no token of its own after {before[-20:]!r}: end the template before "
+                    "the space, and begin the answers with it."
+                )
+        yes, no = both
         return yes[len(start)], no[len(start)]
+
+
+def _check_template(template: str) -> None:
+    if template.count(TEXT) != 1:
+        raise ValueError(f"The template of a judge holds {TEXT} once; got {template!r}.")

@@ -1,8 +1,9 @@
 """The benchmarks and rows by the names that the command line takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from odesteer_tl.benchmarks import behaviours, preferences, toxicity, truthfulqa_answers
@@ -10,6 +11,7 @@ from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.behaviours import CAA_READERS, ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark
 from odesteer_tl.benchmarks.classifier_judges import ClassifierJudge, RewardJudge
+from odesteer_tl.benchmarks.data_files import rows_of
 from odesteer_tl.benchmarks.endpoint_judge import EndpointJudge
 from odesteer_tl.benchmarks.judges import Judge
 from odesteer_tl.benchmarks.language_model_judge import LanguageModelJudge
@@ -41,18 +43,22 @@ SHORT = {
 """The baselines' names without spaces and commas."""
 
 
-def judge_named(given: str) -> Judge:
+PROBABILITIES = ("truthfulqa", "toxicity")
+"""Those whose judges give probabilities, as a reward model does not."""
+
+
+def judge_named(given: str, **where: Any) -> Judge:
     """The judge of reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME, whose template is the text, a
-    line break and WORD with a colon, or endpoint:FILE, a JSON file with the fields of `EndpointJudge`. Raises
-    ValueError for another form, and as the judges do."""
+    line break and WORD with a colon, or endpoint:FILE, a JSON file with the fields of `EndpointJudge`. `where`: device
+    and dtype of a model. Raises ValueError for another form, and as the judges do."""
     kind, _, rest = given.partition(":")
     if kind in ("reward", "reward-chat") and rest:
-        return RewardJudge.load(rest, chat=kind == "reward-chat")
+        return RewardJudge.load(rest, chat=kind == "reward-chat", **where)
     label, _, name = rest.partition(":")
     if kind == "classifier" and label and name:
-        return ClassifierJudge.load(name, label)
+        return ClassifierJudge.load(name, label, **where)
     if kind == "lm" and label and name:
-        return LanguageModelJudge.load(name, f"{{text}}\n{label}:")
+        return LanguageModelJudge.load(name, f"{{text}}\n{label}:", **where)
     if kind == "endpoint" and rest:
         try:
             own = parsed(Path(rest).read_text(encoding="utf-8"))
@@ -65,19 +71,27 @@ def judge_named(given: str) -> Judge:
 
 
 def read_named(
-    name: str, source: str, limit: int | None, judge: str | None, how: dict[str, int], info: str | None = None
-) -> Benchmark:
-    """The benchmark of a name. `how`: fields of `Sampling`; `info`: a second judge, of how informative an answer is.
-    Raises ValueError for what the benchmark has no use for."""
+    name: str, source: str, limit: int | None, judge: str | None, how: dict[str, int], info: str | None = None,
+    where: Mapping[str, Any] = MappingProxyType({}),
+) -> Benchmark:  # fmt: skip
+    """The benchmark of a name. `how`: fields of `Sampling`; `info`: a second judge, of how informative an answer is;
+    `where`: device and dtype of judges. Raises ValueError for what the benchmark has no use for."""
     if info is not None and name != "truthfulqa":
         raise ValueError(f"--info-judge is for truthfulqa: leave it out with {name}.")
+    if info is not None and judge is None:
+        raise ValueError("--info-judge needs --judge, the judge of truth, beside it.")
+    given = [one for one in (judge, info) if one is not None]
+    if name in PROBABILITIES and any(one.startswith("reward") for one in given):
+        raise ValueError(f"A judge of {name} gives probabilities, and a reward model does not: take another judge.")
     if name not in SAMPLING:
         if judge is not None or how:
             raise ValueError(f"{name} scores given answers: leave out --judge, --samples and --sample-tokens.")
         return NAMED[name](source, limit=limit)
-    judges: dict[str, Judge | None] = {"judge": None if judge is None else judge_named(judge)}
+    if given:
+        rows_of(source)  # before the judges are loaded
+    judges: dict[str, Judge | None] = {"judge": None if judge is None else judge_named(judge, **where)}
     if name == "truthfulqa":
-        judges = {"truth": judges["judge"], "info": None if info is None else judge_named(info)}
+        judges = {"truth": judges["judge"], "info": None if info is None else judge_named(info, **where)}
     read = NAMED[name](source, limit=limit, sampling=replace(SAMPLING[name], **how), **judges)
     if how and not read.samples:
         raise ValueError(f"{name} samples texts for a judge: give --judge, or leave out --samples and --sample-tokens.")

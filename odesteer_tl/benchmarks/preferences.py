@@ -100,8 +100,7 @@ class Preferences:
     def measured(self, model: Any, fold: Fold, applied: Applied, seed: int, bos: bool | None) -> Measured:
         """All measures of every test pair."""
         kept = self._kept.setdefault(fold, {})
-        strength = None if applied.strength is None else (applied.strength.T, applied.strength.relative_T)
-        key = (id(model), bos, *map(id, applied.methods), strength, applied.prefix, repr(applied.positions))
+        key = (id(model), bos, *applied.key())
         if key not in kept:  # it is the same under every seed of the sampling
             kept[key] = _forced(AnswerScorer(model, bos), fold, applied), model, applied.methods
         found: dict[str, list[float]] = kept[key][0]

@@ -173,7 +173,10 @@ def _protocol(
         "versions": versions(),
     }
     unread = [f"{part} of {name}" for name, (_, parts) in prints.items() for part in parts]
-    judge = record["benchmark"].get("judge")
-    if isinstance(judge, dict):
-        unread += [f"{part} of the judge" for part in judge.get(UNREAD, ())]
+    for name in ("judge", "truth", "info"):
+        judge = record["benchmark"].get(name)
+        if isinstance(judge, dict):
+            unread += [
+                f"{part} of the {'judge' if name == 'judge' else f'judge {name}='}" for part in judge.get(UNREAD, ())
+            ]
     return record, unread

@@ -7,7 +7,7 @@ import typer
 from odesteer_tl.cli import options, values
 from odesteer_tl.cli.app import app
 from odesteer_tl.cli.model_options import loads_model
-from odesteer_tl.cli.models import check_model, chosen_model
+from odesteer_tl.cli.models import check_model, chosen_model, device_and_torch_dtype
 from odesteer_tl.cli.outputs import check_writable
 from odesteer_tl.cli.streams import command_output
 
@@ -36,7 +36,7 @@ def _rows(given: Any) -> list[str]:
 @loads_model
 def bench(
     name: Annotated[
-        str, typer.Argument(parser=_benchmark, metavar="NAME", help="Which benchmark; docs/benchmarks.md.")
+        str, typer.Argument(parser=_benchmark, metavar="NAME", help="Which benchmark; docs/howto/benchmarks.md.")
     ],
     data: Annotated[
         str, typer.Argument(parser=values.name, metavar="DATA", help="Its file or folder, or a data set on the Hub.")
@@ -73,7 +73,8 @@ def bench(
         typer.Option(
             parser=values.name,
             metavar="JUDGE",
-            help="reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME or endpoint:FILE.",
+            help="reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME (its prompt ends in a line "
+            "'WORD:') or endpoint:FILE.",
         ),
     ] = None,
     info_judge: Annotated[
@@ -102,7 +103,7 @@ def bench(
 
         given = {"samples": samples, "max_new_tokens": sample_tokens}
         how = {field: one for field, one in given.items() if one is not None}
-        read = read_named(name, data, limit, judge, how, info_judge)
+        read = read_named(name, data, limit, judge, how, info_judge, device_and_torch_dtype())
         found = run(
             chosen_model(model), read, rows_named(rows, read.prefixes), layer=layer, position=position, layers=layers,
             kl=kl, T=time, seeds=range(seeds), prompts=prompts, max_new_tokens=max_new_tokens, prepend_bos=bos, out=out,

@@ -30,18 +30,23 @@ def is_plain_demo(name: str) -> bool:
     return name == EMBEDDED and device_and_dtype() == DEFAULTS
 
 
+def device_and_torch_dtype() -> dict[str, Any]:
+    """--device and --dtype as arguments of `ot.load_model`."""
+    import torch
+
+    device, dtype = device_and_dtype()
+    return {"device": device, "dtype": getattr(torch, dtype)}
+
+
 def chosen_model(name: str) -> Any:
     """The model called `name` as a TransformerBridge, on --device and in --dtype. Raises ValueError if it cannot be
     loaded."""
-    import torch
-
     import odesteer_tl as ot
 
     check_model(name)
     if is_plain_demo(name):
         return ot.load_demo().model
-    device, dtype = device_and_dtype()
-    where = {"device": device, "dtype": getattr(torch, dtype)}
+    where = device_and_torch_dtype()
     try:
         return ot.load_demo(**where).model if name == EMBEDDED else ot.load_model(name, **where)
     except MemoryError:

@@ -75,6 +75,8 @@ def device(given: Any) -> str:
     """Reads the name of a torch device: letters, and a number after a colon."""
     if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", str(given)):
         raise typer.BadParameter(f"{given!r} is not a device, as in cpu, cuda or cuda:1.")
+    if str(given).startswith("meta"):
+        raise typer.BadParameter("a model on the device meta has no weights to run.")
     return str(given)
 
 

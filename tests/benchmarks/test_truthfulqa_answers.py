@@ -1,14 +1,17 @@
 """TruthfulQA's own answers and open-ended A/B: measures by hand, with judges of words and a language model."""
 
 import json
+import threading
 
 import pytest
 import torch
+import transformers
 from instances import without_shape_checks
 from models import hugging_face, load
 
 import odesteer_tl as ot
 from odesteer_tl import benchmarks
+from odesteer_tl.benchmarks.answers import AnswerScorer
 from odesteer_tl.benchmarks.applied import UNCHANGED
 from odesteer_tl.benchmarks.samples import sampled
 from odesteer_tl.benchmarks.truthfulqa import Item, few_shot
@@ -73,7 +76,7 @@ def test_true_and_info_by_hand(model, file):
 
 
 @without_shape_checks()
-def test_open_answers_to_a_behaviours_questions_by_hand(model, tmp_path):
+def test_open_answers_to_a_behaviours_questions_by_hand(model, tmp_path, monkeypatch):
     pairs, at = [], tmp_path / "own.json"
     for i in range(4):
         question = f"Is film {i} good?\n\nChoices:\n (A) Yes, it is\n (B) No, never"
@@ -91,6 +94,10 @@ def test_open_answers_to_a_behaviours_questions_by_hand(model, tmp_path):
     texts = sampled(model, prompts, UNCHANGED, how, 0, False).texts
     expected = [(len(a) + len(b)) / 2 + len(p) for p, a, b in zip(prompts, texts[::2], texts[1::2], strict=True)]
     assert found.rows[0].scores["open"][: len(prompts)] == pytest.approx(expected)
+    asked, real = [], AnswerScorer.scores
+    monkeypatch.setattr(AnswerScorer, "scores", lambda *given: asked.append(given) or real(*given))
+    benchmarks.run(model, read, {}, seeds=(0, 1), **FEW)
+    assert len(asked) == 2 * 2  # letters and text of two folds, and not of every seed
     alone = benchmarks.ABBehaviour.read(at, by="text")
     assert alone.measures == ("letters", "text") and not alone.samples
 
@@ -108,13 +115,35 @@ def test_a_language_model_judges_by_its_next_token():
         expected.append(float(p[yes] / (p[yes] + p[no])))
     assert yes != no and judge(texts).tolist() == pytest.approx(expected, abs=1e-5)
     assert judge([]).shape == (0,)
-    assert judge.record() == {
-        "judge": "tiny", "revision": None, "template": "{text} it is", "answers": [" good", " bad"],
-    }  # fmt: skip
+    said = judge.record()
+    assert (said["judge"], said["template"], said["answers"]) == ("tiny", "{text} it is", [" good", " bad"])
+    other = benchmarks.LanguageModelJudge(load("huggingface", "gpt2"), "tiny", "{text} it is", (" good", " bad"))
+    assert said["dtype"] == "float32" and said["weights"] != other.record()["weights"]
     for template, answers, words in (
         ("it is", (" good", " bad"), "holds {text} once"),
         ("{text} it is", (" good", " good film"), "begin with the same token"),
-        ("{text} it is", (" good", ""), "have no token of their own"),
+        ("{text} it is", (" good", ""), "end the template before the space"),
+        ("{text} it i", ("s good", " bad"), "end the template before the space"),
     ):
         with pytest.raises(ValueError, match=words):
             benchmarks.LanguageModelJudge(model, "tiny", template, answers)
+
+
+def test_a_judge_of_another_kind_and_one_that_cannot_be_compared_are_told(model, file, tmp_path):
+    folder = tmp_path / "classifier"
+    config = hugging_face("llama").config
+    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
+    load("huggingface", "llama").tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"lacks lm_head\.weight, which would be random: it is no language model"):
+        benchmarks.LanguageModelJudge.load(folder, "{text} it is")
+    lock = threading.Lock()
+
+    def truth(texts):
+        with lock:
+            return [0.5] * len(texts)
+
+    read = benchmarks.TruthfulQA.read(file, truth=truth, sampling=benchmarks.Sampling(samples=1, max_new_tokens=2))
+    with without_shape_checks():
+        benchmarks.run(model, read, {}, out=tmp_path / "out", seeds=(0,), **FEW)
+        with pytest.warns(UserWarning, match=r"cannot be compared.*closure lock \(lock\) of the judge truth="):
+            benchmarks.run(model, read, {}, out=tmp_path / "out", seeds=(0,), **FEW)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from instances import without_shape_checks
 
 import odesteer_tl as ot
@@ -63,12 +64,20 @@ def test_what_cannot_be_is_refused(change, words, capsys):
 
 def test_free_answers_with_two_judges_and_what_has_no_use_for_samples(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(named, "judge_named", lambda name: given.append(name) or benchmarks.KeywordJudge(("a", "i")))
+    monkeypatch.setattr(
+        named,
+        "judge_named",
+        lambda name, **where: given.append((name, where["dtype"])) or benchmarks.KeywordJudge(("a", "i")),
+    )
     free = ["bench", "truthfulqa", *LINE[2:], "--rows", "caa", "--samples", "1", "--sample-tokens", "3"]
     assert main([*free, "--judge", "lm:True:x", "--info-judge", "lm:Helpful:y", "--json"]) == DONE
-    assert given == ["lm:True:x", "lm:Helpful:y"]
+    assert given == [("lm:True:x", torch.float32), ("lm:Helpful:y", torch.float32)]
     found = json.loads(capsys.readouterr().out)
     assert set(found["rows"][1]["scores"]) == {"true_info", "true", "info", "closer"}
+    assert main([*free, "--info-judge", "lm:Helpful:y"]) == REFUSED
+    assert "--info-judge needs --judge" in capsys.readouterr().err
+    assert main([*free, "--judge", "reward:x"]) == REFUSED
+    assert "a reward model does not: take another judge" in capsys.readouterr().err
     choice = {"question": "Is it?\n (A) Yes\n (B) No", "answer_matching_behavior": "(A)"}
     Path("ab.json").write_text(json.dumps([choice | {"answer_not_matching_behavior": "(B)"}] * 4))
     assert main(["bench", "ab", "ab.json", *LINE[3:], "--samples", "2"]) == REFUSED

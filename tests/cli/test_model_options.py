@@ -76,6 +76,7 @@ def test_the_embedded_model_of_a_demo_is_loaded_so(monkeypatch):
     [
         (["--dtype", "int8"], "'int8' is not one of float32, bfloat16, float16"),
         (["--device", "0"], "'0' is not a device"),
+        (["--device", "meta"], "has no weights to run"),
         (["--device", "gpu"], "--model embedded cannot be loaded"),
     ],
 )

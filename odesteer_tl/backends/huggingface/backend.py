@@ -37,7 +37,8 @@ from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """Load the model of a Hugging Face name, a folder or a GGUF file, with its tokenizer as `model.tokenizer`."""
+    """Load the model of a Hugging Face name, a folder or a GGUF file, with its tokenizer as `model.tokenizer`. Raises
+    ValueError for a checkpoint that lacks weights, as a classifier has no language head: they would be random."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any
@@ -45,7 +46,10 @@ def load(name: str, device: str, dtype: torch.dtype) -> Any:
         model, tokenizer = model_and_tokenizer(name, dtype)
     else:
         with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, said = loaded
+        if missing := sorted(map(str, said["missing_keys"])):
+            raise ValueError(f"{name} lacks {', '.join(missing[:3])}, which would be random: it is no language model.")
         tokenizer = AutoTokenizer.from_pretrained(name)
     model.tokenizer = tokenizer
     return model.to(device).eval()

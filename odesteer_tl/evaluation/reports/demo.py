@@ -21,6 +21,7 @@ from odesteer_tl.evaluation.entries import LITERATURE, Entry, opposites
 from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.plots import check_picture
+from odesteer_tl.evaluation.reports.model_name import model_name
 from odesteer_tl.evaluation.reports.stages import counted, stages
 from odesteer_tl.evaluation.runs import prompt_activations
 from odesteer_tl.evaluation.tables import Comparison, budgets_table, marks_in, texts_table, wrapped
@@ -86,7 +87,7 @@ def run_showcase(
         demo.model, demo, material, _probability(judge, towards_praise), [seed], chat=chat, **options
     )
     comparison = compared(material, ENTRIES, {}, seed, [setting], counted(say, len(ENTRIES) + 1))
-    name = "the embedded model" if model is None else model
+    name = model_name(model, demo.model)
     goal = "praise" if towards_praise else "its opposite"
     accuracy = {"whole": judge.heldout_accuracy(), "40 words": judge.heldout_accuracy(words=40)}
     if json_output:

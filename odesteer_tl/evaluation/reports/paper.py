@@ -17,6 +17,7 @@ from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports.ablation import ablation_of, ablation_table, barriers_of, entries_of
+from odesteer_tl.evaluation.reports.model_name import model_name
 from odesteer_tl.evaluation.reports.stages import counted, stages
 from odesteer_tl.evaluation.tables import Comparison, wrapped
 
@@ -81,7 +82,7 @@ def run_contest(
     entries = rows | entries_of(barriers, rows)
     comparison = compared(material, entries, {}, 0, settings, counted(say, len(entries) + 1))
     ablation = ablation_of(comparison, barriers, material)
-    name = "the embedded model" if model is None else model
+    name = model_name(model, demo.model)
     shown = [UNSTEERED, *rows]
     if json_output:
         facts = {
