@@ -72,7 +72,8 @@ class TruthfulQA:
         asked = [item for item in fold.test for _ in range(self.sampling.samples)]
         answers = [END.split(text)[0].strip() for text in own.texts]
         texts = [f"{zero_shot(item.question)} {answer}" for item, answer in zip(asked, answers, strict=True)]
-        found = {"closer": torch.tensor([closer(item, answer) for item, answer in zip(asked, answers, strict=True)])}
+        shared = [closer(item, answer) for item, answer in zip(asked, answers, strict=True)]
+        found = {"closer": torch.tensor(shared, dtype=torch.float64, device="cpu")}
         for name, judge in (("true", self.truth), ("info", self.info)):
             if judge is not None:
                 found[name] = (judged(judge, texts, probabilities=True) >= 0.5).double()
