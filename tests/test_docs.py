@@ -129,6 +129,11 @@ def test_notebooks_keep_what_they_printed_and_drew():
     assert text.startswith("# Hooks of your own\n") and "](https://colab" not in text
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_holds_a_formula_that_the_site_cannot_draw(name):
+    assert "$$" not in body(name)
+
+
 def test_the_methods_are_all_among_those_to_choose_from():
     text = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
     from odesteer_tl import methods

@@ -84,7 +84,7 @@ print(f"{len(a)} activations of {a.shape[1]} numbers at layer {choice.layer}; la
 #
 # Where do we go when we add μ₊ − μ₋? Uphill on h(a) = (μ₊ − μ₋)ᵀa + const, and that is the log density ratio
 #
-# $$h(a) = \log \frac{p_+(a)}{p_-(a)}$$
+#     h(a) = log p₊(a)/p₋(a)
 #
 # of two Gaussians with these means and covariance 1. h > 0 says: this activation is likelier among desired ones. No
 # cloud of activations has covariance 1, and so CAA's h has the right sign more often than the right size. ODESteer fits
@@ -126,7 +126,8 @@ print({name: round(loss, 3) for name, loss in losses.items()}, "against 0.693")
 # ODESteer walks along ȧ = ∇h/‖∇h‖: at unit speed, so that T is the length of the way. `relative_T=0.3` is three tenths
 # of each activation's norm. As h is nonlinear, its gradient is another one at every point: each activation can take its
 # own way. Below are both kinds of paths, as they look on a plane through the mean start. Contours are h on that plane,
-# dots are the ends of the paths in the colour of their true h.
+# dots are the ends of the paths in the colour of their true h. Three tenths is a long way, so that the paths can be
+# seen; the T to take is found further below.
 
 # %%
 LENGTH = 0.3

@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", message="The shift")  # where even the best is
 # h(a) = −½(‖a − c‖ − r)² is 0 on the shell of radius r around c, and below 0 on both sides of it. Its gradient
 # points straight to the shell, −(ρ − r)n with ρ = ‖a − c‖ and n = (a − c)/ρ. So ȧ = ∇h has the solution
 #
-# $$\rho(T) = r + (\rho(0) - r)\,e^{-T}$$
+#     ρ(T) = r + (ρ(0) − r) e^(−T)
 #
 # in the direction n, which stays. Nothing of this is told to the flow but `value`.
 
@@ -152,7 +152,7 @@ ot.plots.along_path(
 # No method of this package asks the neighbours: which activations of the fit does this one resemble, those of praise
 # or those of scorn? With u = a/‖a‖ and x_i the activations of the fit, at length 1 too,
 #
-# $$h(a) = \log \sum_{i\in+} e^{u^\top x_i / s^2} - \log \sum_{i\in-} e^{u^\top x_i / s^2} + \text{const},$$
+#     h(a) = log Σ_{i∈+} exp(u·xᵢ/s²) − log Σ_{i∈−} exp(u·xᵢ/s²) + const,
 #
 # the log ratio of two mixtures with a bump of width s at every activation (of von Mises and Fisher, on the sphere). It
 # is a plain class, imports nothing but torch, and takes tensors to where `a` is: all that it needs to be sent later.
