@@ -198,6 +198,10 @@ def check_token_map(tab: Tab, address: str, size: str, theme: str, folder: Path)
     for key, label in (("before", "h before"), ("after", "h after"), ("moved", "displacement")):
         value = f"{float(f'{data[key][0][number]:.4g}'):g}".replace("-", "−")
         assert f"{label}{value}" in said, (label, value, said)
+    if data["kl"]:
+        kl = data["kl"][number]
+        value = "—" if kl is None else f"{float(f'{kl:.4g}'):g} nats".replace("-", "−")
+        assert f"KL, next token{value}" in said, (value, said)
     tab.screenshot(folder / f"{name}-pointed.png")
     tab.ask("document.querySelector('main .t').focus()")
     before = tab.ask("document.activeElement.textContent")
