@@ -195,7 +195,8 @@ claims = {
         for name, (_, items) in FAULTS.items()
     ),
     "of the ten texts to read first nine at least have a wrong label": len(worst) == 10 and right >= 9,
-    "on reviews the bag of words is not shown to be beaten": reviews["surface"].verdict != "pass",
+    "on reviews the embedded model is not shown to beat the bag of words (others may)": MODEL is not None
+    or reviews["surface"].verdict != "pass",
     "the sweep runs no more cells than its plan says, and a second call runs none": len(said) - 1 <= plan.cells
     and heard == ["screening"]
     and again.to_json() == swept.to_json(),
