@@ -118,7 +118,7 @@ def owned(model: Any, blocks: Any = None, alone: bool = False) -> Iterator[Owner
     try:
         with ExitStack() as stack:
             if not owner.alone:  # else no other thread may run the model at all
-                for module, name in _entries(parts):
+                for module, name in _entries(parts[:-1]):  # a pass counts the last one itself, in `at_work`
                     stack.enter_context(around_forward(module, owner.count, name))
             yield owner
     finally:
