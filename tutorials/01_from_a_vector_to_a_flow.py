@@ -221,12 +221,15 @@ claims = {
     == min(losses.values()),
     "h rises on every path, and ten steps climb higher than one": bool((rise > 0).all())
     and float(path.h[-1].mean()) > float(one_step.h[-1].mean()),
-    "at 0.1 nats both make more praise, by two standard errors (claimed of the embedded model, on others only "
-    "shown)": MODEL is not None or all(gain > 2 * error for gain, error in map(gained, found)),
+    "at 0.1 nats both make more praise, by two standard errors (claimed of the embedded model alone)": all(
+        gain > 2 * error for gain, error in map(gained, found)
+    )
+    if MODEL is None
+    else None,
 }
 for claim, holds in claims.items():
-    print("holds " if holds else "FAILS ", claim)
-assert all(claims.values())
+    print("not claimed here " if holds is None else "holds " if holds else "FAILS ", claim)
+assert all(holds is None or holds for holds in claims.values())
 
 # %% [markdown]
 # Next: [is a nonlinear barrier worth it?](02_linear_or_nonlinear_barrier.ipynb)

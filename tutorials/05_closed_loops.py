@@ -119,7 +119,7 @@ ot.plots.linearity(linear)
 # follow the model; `tracking_bound` adds that drift as a third term.
 
 # %%
-bound, bounded = None, True
+bound, bounded = None, None  # on a large model it is not computed
 if SMALL:
     bound = tracking_bound(model, loops["A-LQR"], prompts[:6], found["A-LQR"].strength.value)
     bounded = bool((bound.errors <= bound.bound * (1 + 1e-5)).all())
@@ -306,16 +306,17 @@ claims = {
     "feedback takes out more than half of a disturbance, replayed pushes do not": max(share[name] for name in loops)
     < 0.5
     < share["replayed pushes"],
-    "undisturbed, the loops gain more on pairs, and not 0.05 more in sampled texts (claimed of the embedded model, on "
-    "others only shown)": MODEL is not None
-    or (
+    "undisturbed, the loops gain more on pairs, and not 0.05 more in sampled texts (claimed of the embedded model "
+    "alone)": (
         all(more > 2 * error for more, error in against.values())
         and all(more - 2 * error < 0.05 for more, error in in_texts.values())
-    ),
+    )
+    if MODEL is None
+    else None,
 }  # fmt: skip
 for claim, holds in claims.items():
-    print("holds " if holds else "FAILS ", claim)
-assert all(claims.values())
+    print("not claimed here " if holds is None else "holds " if holds else "FAILS ", claim)
+assert all(holds is None or holds for holds in claims.values())
 
 # %% [markdown]
 # Next: [a barrier of your own](06_a_barrier_of_your_own.ipynb).

@@ -195,8 +195,11 @@ claims = {
         for name, (_, items) in FAULTS.items()
     ),
     "of the ten texts to read first nine at least have a wrong label": len(worst) == 10 and right >= 9,
-    "on reviews the embedded model is not shown to beat the bag of words (others may)": MODEL is not None
-    or reviews["surface"].verdict != "pass",
+    "on reviews the activations are not shown to beat the bag of words (claimed of the embedded model alone)": (
+        reviews["surface"].verdict != "pass"
+    )
+    if MODEL is None
+    else None,
     "the sweep runs no more cells than its plan says, and a second call runs none": len(said) - 1 <= plan.cells
     and heard == ["screening"]
     and again.to_json() == swept.to_json(),
@@ -211,8 +214,8 @@ claims = {
     and "seeds: [0, 1] in the folder, [0, 2] now" in refused,
 }
 for claim, holds in claims.items():
-    print("holds " if holds else "FAILS ", claim)
-assert all(claims.values())
+    print("not claimed here " if holds is None else "holds " if holds else "FAILS ", claim)
+assert all(holds is None or holds for holds in claims.values())
 
 # %% [markdown]
 # Back to the first: [from a vector to a flow](01_from_a_vector_to_a_flow.ipynb).
