@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -20,6 +19,7 @@ from odesteer_tl.benchmarks.applied import Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, plain_key, some
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
 from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
+from odesteer_tl.benchmarks.kept_scores import KeptScores
 from odesteer_tl.benchmarks.samples import Sampling, sampled
 
 CAA_SETS = (
@@ -61,10 +61,7 @@ class ABBehaviour:
     judge: Judge | None = None
     sampling: Sampling = SAMPLING
     prefixes = ()
-    _kept: WeakKeyDictionary[Fold, dict[tuple[Any, ...], Any]] = field(
-        default_factory=WeakKeyDictionary, compare=False, repr=False
-    )
-    """By fold, which a run makes anew: what several seeds need; with the models and methods of the ids."""
+    _kept: KeptScores = field(default_factory=KeptScores, compare=False, repr=False)
 
     @classmethod
     def read_caa(
@@ -128,10 +125,9 @@ class ABBehaviour:
 
     def measured(self, model: Any, fold: Fold, applied: Applied, seed: int, bos: bool | None) -> Measured:
         """All measures of every test pair."""
-        kept, key = self._kept.setdefault(fold, {}), (id(model), bos, *applied.key())
-        if key not in kept:  # it is the same under every seed of the sampling
-            kept[key] = _forced(AnswerScorer(model, bos), fold, applied), model, applied.methods
-        found: dict[str, list[float]] = kept[key][0]
+        found: dict[str, list[float]] = self._kept.of(  # the same under every seed of the sampling
+            fold, model, applied, lambda: _forced(AnswerScorer(model, bos), fold, applied), bos
+        )
         if self.judge is None:
             return Measured(found)
         prompts = [bare(pair) for pair in fold.test]

@@ -11,7 +11,6 @@ from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.behaviours import CAA_READERS, ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark
 from odesteer_tl.benchmarks.classifier_judges import ClassifierJudge, RewardJudge
-from odesteer_tl.benchmarks.data_files import rows_of
 from odesteer_tl.benchmarks.endpoint_judge import EndpointJudge
 from odesteer_tl.benchmarks.judges import Judge
 from odesteer_tl.benchmarks.language_model_judge import LanguageModelJudge
@@ -88,7 +87,7 @@ def read_named(
             raise ValueError(f"{name} scores given answers: leave out --judge, --samples and --sample-tokens.")
         return NAMED[name](source, limit=limit)
     if given:
-        rows_of(source)  # before the judges are loaded
+        NAMED[name](source, limit=limit)  # refuses other data before judges are loaded, which can take minutes
     judges: dict[str, Judge | None] = {"judge": None if judge is None else judge_named(judge, **where)}
     if name == "truthfulqa":
         judges = {"truth": judges["judge"], "info": None if info is None else judge_named(info, **where)}

@@ -10,7 +10,6 @@ among the guardrails reward_p90, the 0.9 quantile over texts.
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, some
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
 from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
+from odesteer_tl.benchmarks.kept_scores import KeptScores
 from odesteer_tl.benchmarks.samples import Sampled, Sampling, sampled
 
 TURN = "\n\nAssistant:"
@@ -58,10 +58,7 @@ class Preferences:
     primary = "accuracy"
     prefixes = PREFIXES
     position = "mean"
-    _kept: WeakKeyDictionary[Fold, dict[tuple[Any, ...], Any]] = field(
-        default_factory=WeakKeyDictionary, compare=False, repr=False
-    )
-    """By fold, which a run makes anew: what several seeds, or rows, need; with the models and methods of the ids."""
+    _kept: KeptScores = field(default_factory=KeptScores, compare=False, repr=False)
 
     @classmethod
     def read(
@@ -99,16 +96,16 @@ class Preferences:
 
     def measured(self, model: Any, fold: Fold, applied: Applied, seed: int, bos: bool | None) -> Measured:
         """All measures of every test pair."""
-        kept = self._kept.setdefault(fold, {})
-        key = (id(model), bos, *applied.key())
-        if key not in kept:  # it is the same under every seed of the sampling
-            kept[key] = _forced(AnswerScorer(model, bos), fold, applied), model, applied.methods
-        found: dict[str, list[float]] = kept[key][0]
+        found: dict[str, list[float]] = self._kept.of(  # the same under every seed of the sampling
+            fold, model, applied, lambda: _forced(AnswerScorer(model, bos), fold, applied), bos
+        )
         if self.judge is None:
             return Measured(found)
-        if (id(model), bos, seed) not in kept:
-            kept[id(model), bos, seed] = self._rewards(self._written(model, fold, UNCHANGED, seed, bos), fold)
-        plain, own = kept[id(model), bos, seed], self._written(model, fold, applied, seed, bos)
+        plain: Tensor = self._kept.of(  # the same for every row
+            fold, model, UNCHANGED, lambda: self._rewards(self._written(model, fold, UNCHANGED, seed, bos), fold),
+            bos, "rewards", seed,
+        )  # fmt: skip
+        own = self._written(model, fold, applied, seed, bos)
         rewards = self._rewards(own, fold)
         wins = (rewards > plain).double() + (rewards == plain).double() / 2
         found = found | {"win": wins.mean(1).tolist(), "reward": rewards.mean(1).tolist()}

@@ -9,6 +9,7 @@ from instances import without_shape_checks
 import odesteer_tl as ot
 from odesteer_tl import benchmarks
 from odesteer_tl.backends.tokenize import tokenise
+from odesteer_tl.benchmarks import named
 from odesteer_tl.benchmarks.behaviours import Pair
 
 ROWS = [
@@ -48,6 +49,16 @@ def test_what_is_read_and_no_test_question_is_fitted_on(folder):
     assert fold.desired[:2] == [" No", " Yes"] and fold.queries[0] == "Question 0?\n\nAnswer:"
     two = benchmarks.ABBehaviour.read(folder / "test" / "refusal" / "test_dataset_ab.json").folds()
     assert len(two) == 2 and sorted(p.bare for f in two for p in f.test) == sorted(p.bare for p in read.test)
+
+
+def test_a_folder_of_sets_takes_a_judge_and_is_read_before_it_is_loaded(folder, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(named, "judge_named", lambda name: made.append(name) or benchmarks.KeywordJudge(("yes",)))
+    read = named.read_named("ab-refusal", str(folder), None, "lm:Refuses:x", {"samples": 2})
+    assert read.samples and read.sampling.samples == 2 and made == ["lm:Refuses:x"]
+    with pytest.raises(ValueError, match="is no file"):
+        named.read_named("ab-refusal", str(tmp_path), None, "lm:Refuses:x", {})
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,18 @@ def model():
     return ot.load_demo().model
 
 
-def test_a_csv_and_the_hubs_form_hold_the_same_items(file, tmp_path):
+def lay_out_as_on_the_hub(rows, folder):
+    """The repository of the data set: two configurations with one split each, the other one without these fields."""
+    folder.mkdir(parents=True)
+    parts = {"generation": '{"question": "q", "type": "t"}\n', "multiple_choice": rows.read_text()}
+    listed = []
+    for name, text in parts.items():
+        (folder / f"{name}.jsonl").write_text(text)
+        listed.append(f"- config_name: {name}\n  data_files:\n  - split: validation\n    path: {name}.jsonl\n")
+    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(listed)}---\n")
+
+
+def test_a_csv_and_the_hubs_form_hold_the_same_items(file, tmp_path, monkeypatch):
     read = benchmarks.TruthfulQAMC.read(file)
     assert read.items[0] == Item(ROWS[0][0], ("Paris", "The city of Paris"), ("Lyon", "Nice"))
     assert read.items[1].right == ("No", "Cows cannot fly") and read.items[2].right == ("No, of rock", "It is rock")
@@ -54,6 +65,10 @@ def test_a_csv_and_the_hubs_form_hold_the_same_items(file, tmp_path):
     other = tmp_path / "qa.jsonl"
     other.write_text("\n".join(map(json.dumps, rows)))
     assert benchmarks.TruthfulQAMC.read(other).items == read.items
+    lay_out_as_on_the_hub(other, tmp_path / "truthfulqa" / "truthful_qa")
+    monkeypatch.chdir(tmp_path)  # where `datasets` looks before it asks the Hub
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    assert benchmarks.TruthfulQAMC.read("truthfulqa/truthful_qa").items == read.items
 
 
 @pytest.mark.parametrize(
