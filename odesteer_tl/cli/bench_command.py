@@ -25,7 +25,7 @@ def _rows(given: Any) -> list[str]:
     """Reads names of rows, separated by commas."""
     from odesteer_tl.benchmarks.named import row_names
 
-    names = list(dict.fromkeys(str(given).split(",")))
+    names = values.lower_names(given)
     for each in names:
         if each not in row_names():
             raise typer.BadParameter(f"{each!r} is not one of {', '.join(row_names())}; separate several by commas.")

@@ -86,20 +86,25 @@ def method_names() -> list[str]:
 
 
 def method(given: Any) -> str:
-    """Reads the name of a method that is fitted to activations."""
-    if given not in method_names():
+    """Reads the name of a method that is fitted to activations, also as its class is written: CAA, ODESteer."""
+    if str(given).lower() not in method_names():
         raise typer.BadParameter(f"{given!r} is not one of {', '.join(method_names())}.")
-    return str(given)
+    return str(given).lower()
 
 
 def methods(given: Any) -> list[str]:
     """Reads names, separated by commas, of methods that are fitted to the activations of texts without pairs."""
     known = [entry.name for entry in registered() if entry.fits_activations and entry.needs in UNPAIRED]
-    names = list(dict.fromkeys(str(given).split(",")))
+    names = lower_names(given)
     for each in names:
         if each not in known:
             raise typer.BadParameter(f"{each!r} is not one of {', '.join(known)}; separate several by commas.")
     return names
+
+
+def lower_names(given: Any) -> list[str]:
+    """Names, separated by commas, in lower case and each once."""
+    return list(dict.fromkeys(each.strip().lower() for each in str(given).split(",")))
 
 
 def strengths(given: Any) -> list[float]:

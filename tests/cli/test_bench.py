@@ -69,7 +69,7 @@ def test_free_answers_with_two_judges_and_what_has_no_use_for_samples(monkeypatc
         "judge_named",
         lambda name, **where: given.append((name, where["dtype"])) or benchmarks.KeywordJudge(("a", "i")),
     )
-    free = ["bench", "truthfulqa", *LINE[2:], "--rows", "caa", "--samples", "1", "--sample-tokens", "3"]
+    free = ["bench", "truthfulqa", *LINE[2:], "--rows", "CAA", "--samples", "1", "--sample-tokens", "3"]
     assert main([*free, "--judge", "lm:True:x", "--info-judge", "lm:Helpful:y", "--json"]) == DONE
     assert given == [("lm:True:x", torch.float32), ("lm:Helpful:y", torch.float32)]
     found = json.loads(capsys.readouterr().out)

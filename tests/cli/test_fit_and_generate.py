@@ -79,7 +79,7 @@ def test_a_sweep_is_planned_run_and_resumed(texts, tmp_path, monkeypatch):
 
 def test_fit_on_the_embedded_model_serves_other_words(texts, tmp_path):
     out = str(tmp_path / "caa")
-    fitted = run.invoke(app, ["fit", *texts, out, "--layer", "2", "--method", "caa", "--no-calibrate"])
+    fitted = run.invoke(app, ["fit", *texts, out, "--layer", "2", "--method", "CAA", "--no-calibrate"])
     assert fitted.exit_code == 0, fitted.output
     steered = run.invoke(app, ["generate", out, "The film opens with", "--T", "1", "--max-new-tokens", "5"])
     assert steered.exit_code == 0, steered.output
