@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, TokenIds, TokenMask
+from odesteer_tl._shapes import PerRow, Position, TokenIds, TokenMask
 from odesteer_tl.data.origin import Processing
 from odesteer_tl.data.tokens import Reading, Tokenised
 from odesteer_tl.portable.sites import Site
@@ -177,6 +177,7 @@ class Backend(Protocol):
         model: Any,
         batch: Tokenised,
         asked: TokenMask,
+        copies: PerRow,
         following: Tensor,
         pairs: list[tuple[Any, Strength]],
         intervene_args: dict[str, Any],
@@ -184,8 +185,8 @@ class Backend(Protocol):
         written: Iterable[int],
         count: int,
     ) -> tuple[Tensor, Tensor]:
-        """`next_tokens.likelihoods` at the tokens of `asked`, computed on a server, steered there by the methods of
-        `pairs`. At each of the layers `written`, `count` tokens are. `intervene_args` are those of
+        """`next_tokens.likelihoods` at `tokens.places_of(asked, copies)`, computed on a server, steered there by the
+        methods of `pairs`. At each of the layers `written`, `count` tokens are. `intervene_args` are those of
         `generate_remotely`. Called only if `check_place` accepted `remote`."""
         ...
 

@@ -14,7 +14,7 @@ from odesteer_tl.backends.checks import check_mask_taken, check_place, warn_of_o
 from odesteer_tl.backends.model_info import load_weights
 from odesteer_tl.backends.steer import attached, edit_runner_for, warn_of_limit, warn_of_rounding
 from odesteer_tl.backends.tokenize import check_context, trimmed
-from odesteer_tl.data.tokens import Tokenised
+from odesteer_tl.data.tokens import Tokenised, places_of
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.method_list import pairs_of
 from odesteer_tl.portable.next_tokens import likelihoods as likelihoods_in
@@ -59,8 +59,9 @@ def likelihoods(
 
     Steered by `method` as a generation of the same text would be: "decoding" steers the last token of the context and
     every token after it. The last token of a text predicts nothing, so the model does not see it, and it is not
-    steered. Texts of similar length share a pass; results do not depend on that. `top`: the number of likeliest tokens
-    to find at each place. Other arguments as for `ot.generate`.
+    steered. Texts that differ in their last token alone, such as the letters of a multiple choice, are one row of a
+    pass, which those of similar length share; results do not depend on that. `top`: the number of likeliest tokens to
+    find at each place. Other arguments as for `ot.generate`.
 
     A text of which `positions` names no token is computed unsteered, and its entry in `steered` is 0. Raises ValueError
     for a context without tokens or as long as its text, for a text longer than the model's context, for `top` on a
@@ -88,23 +89,39 @@ def likelihoods(
         named = torch.zeros_like(named)
     found: dict[int, list[Tensor]] = {}
     limits: dict[str, None] = {}
-    for rows in bar(_batches(lengths, named.any(1), batch_size), label="Log-likelihoods", progress=progress):
+    alike = _alike(seen, context_lengths, named)
+    firsts = torch.tensor(list(alike), device="cpu")
+    for numbers in bar(
+        _batches(lengths[firsts], named[firsts].any(1), batch_size), label="Log-likelihoods", progress=progress
+    ):
+        rows = firsts[numbers]
         batch = trimmed(Tokenised(seen.tokens[rows], seen.mask[rows]))
         width = batch.mask.shape[1]
         asked = index[rows][:, -width:].ge(context_lengths[rows].unsqueeze(1) - 1) & batch.mask
-        following = texts.tokens[rows][:, -width:][asked]
+        members = [row for first in rows.tolist() for row in alike[first]]
+        copies = torch.tensor([len(alike[first]) for first in rows.tolist()], device="cpu")
+        of_members = asked.repeat_interleave(copies, 0)
+        following = texts.tokens[members][:, -width:][of_members]
         check_mask_taken(model, batch.mask)
         where = {"positions": _of_rows(positions, rows), "prompt_lengths": context_lengths[rows], "layer": layer}
         count, steered = int(named[rows].sum()), pairs if bool(named[rows].any()) else []
         parts = _measured(
-            model, batch, asked, following, steered, where | {"blocks": blocks}, limits, remote, count, top
+            model, batch, asked, copies, following, steered, where | {"blocks": blocks}, limits, remote, count, top
         )
-        of_rows = zip(*(part.split(asked.sum(1).tolist()) for part in parts), strict=True)
-        found |= {row: list(own) for row, own in zip(rows.tolist(), of_rows, strict=True)}
+        of_rows = zip(*(part.split(of_members.sum(1).tolist()) for part in parts), strict=True)
+        found |= {row: list(own) for row, own in zip(members, of_rows, strict=True)}
     warn_of_limit(list(limits))
     values, greedy, *best = zip(*(found[row] for row in range(len(lengths))), strict=True)
     likeliest = list(zip(*best, strict=True)) if top else None
     return Likelihoods(list(values), list(greedy), named.sum(1), likeliest)
+
+
+def _alike(seen: Tokenised, context_lengths: PerRow, named: Bool[Tensor, "batch pos"]) -> dict[int, list[int]]:
+    """The rows whose passes are the same, {the first of them: all of them}."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for row, (tokens, mask, length, own) in enumerate(zip(*seen, context_lengths.tolist(), named, strict=True)):
+        found.setdefault((*tokens[mask].tolist(), length, *own[mask].tolist()), []).append(row)
+    return {rows[0]: rows for rows in found.values()}
 
 
 def _batches(lengths: PerRow, steered: Bool[Tensor, " batch"], batch_size: int) -> list[Tensor]:
@@ -122,6 +139,7 @@ def _measured(
     model: Any,
     batch: Tokenised,
     asked: Tensor,
+    copies: Tensor,
     following: Tensor,
     pairs: list[Any],
     where: dict[str, Any],
@@ -133,11 +151,13 @@ def _measured(
     """`next_tokens.likelihoods` of one batch, and the `top` likeliest tokens where there are to be any. Raises
     RuntimeError unless `count` tokens are steered at each layer."""
     backend = backend_of(model)
-    rows, columns = asked.nonzero(as_tuple=True)
+    rows, columns = places_of(asked, copies)
     runner = edit_runner_for(model, pairs, **where) if pairs else None
     if remote:  # making the runner has checked that the method fits
         written = [] if runner is None else list(runner.tokens_steered)
-        return backend.likelihoods_remotely(model, batch, asked, following, pairs, where, remote, written, count)
+        return backend.likelihoods_remotely(
+            model, batch, asked, copies, following, pairs, where, remote, written, count
+        )
     if runner is None:
         logits = backend.logits(model, batch)
     else:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from odesteer_tl._shapes import Position, Residual, Samples, TokenIds, TokenMask
+from odesteer_tl._shapes import PerRow, Position, Residual, Samples, TokenIds, TokenMask
 from odesteer_tl.portable.attention_sinks import kept_of, norms_of, sinks_among
 
 
@@ -197,3 +197,10 @@ def warn_of_sinks(
             "that is read; pass keep_sinks=True to read them without this warning."
         )
     warnings.warn(message, stacklevel=stacklevel + 1)
+
+
+def places_of(asked: TokenMask, copies: PerRow) -> tuple[Tensor, Tensor]:
+    """The rows and columns of the tokens of `asked`, of each row as often as `copies` says."""
+    rows = torch.arange(len(asked), device="cpu").repeat_interleave(copies)
+    numbers, columns = asked[rows].nonzero(as_tuple=True)
+    return rows[numbers], columns

@@ -19,10 +19,10 @@ LENGTHS = torch.tensor([len(context) for context in CONTEXTS])
 RULES = ["decoding", "generated", "prompt", "all", slice(1, 3), slice(0, 8, 2)]
 
 
-def expected(family, rule, method):
+def expected(family, rule, method, contexts=CONTEXTS, answers=ANSWERS):
     """By row: log p and whether it is the largest, of each token of the answer, and the number of steered tokens."""
     found = []
-    for context, answer in zip(CONTEXTS, ANSWERS, strict=True):
+    for context, answer in zip(contexts, answers, strict=True):
         row = (context + answer)[:-1]  # the model need not see the last token
         where = [] if rule is None else steered_positions(rule, len(context), len(row))
         after = logits(hugging_face(family), row, where, method, T)[len(context) - 1 :]
@@ -58,6 +58,23 @@ def test_batches_change_nothing(loaded, batch_size):
     whole = likelihoods(model, TEXTS, LENGTHS, method, T)
     for one, other in zip(found.tokens, whole.tokens, strict=True):
         assert (one - other).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_texts_that_differ_in_their_last_token_alone_are_one_row(loaded, batch_size, monkeypatch):
+    """Unless another part of them is the context, as other tokens are steered then."""
+    contexts = [[1, 8, 4], [1, 8, 4], [1, 8, 4], [1, 8], [1, 8, 4], [1, 8, 4]]
+    answers = [[9], [5, 6], [12], [4, 9], [5, 7], [9]]
+    family, model = loaded
+    passes, measured = [], module._measured
+    monkeypatch.setattr(module, "_measured", lambda m, batch, *what: passes.append(batch) or measured(m, batch, *what))
+    texts = left_padded([context + answer for context, answer in zip(contexts, answers, strict=True)], 0)
+    lengths = torch.tensor([len(context) for context in contexts])
+    for method, rule in ((Stub(32), "decoding"), (Stub(32), "prompt"), (None, None)):
+        found = likelihoods(model, texts, lengths, method, method and T, positions=rule or "all", batch_size=batch_size)
+        check(found, expected(family, rule, method or Stub(32), contexts, answers))
+        assert sum(len(batch.tokens) for batch in passes) == 3
+        passes.clear()
 
 
 def test_without_a_method_they_are_the_models_own(loaded):

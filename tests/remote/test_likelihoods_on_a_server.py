@@ -14,8 +14,8 @@ ASK = """
     from odesteer_tl.parity import table
 
     url, model = sys.argv[1], load(sys.argv[2])
-    texts = left_padded([[1, 5, 6, 7, 9, 10, 11], [1, 5, 6, 7], [1, 8, 4, 9]], 0)
-    lengths = torch.tensor([5, 1, 3])
+    texts = left_padded([[1, 5, 6, 7, 9, 10, 11], [1, 5, 6, 7], [1, 8, 4, 9], [1, 8, 4, 12]], 0)
+    lengths = torch.tensor([5, 1, 3, 3])
     rows, sizes, found = table.parity_rows(), [], {}
 
     class Counting(server_errors.ServerRequest):
@@ -71,7 +71,7 @@ def test_they_are_those_of_this_machine(found, name, rule):
     measured = found[f"{name} {rule}"]
     here, there = measured["steered"]
     assert measured["off"] <= 1e-4 and measured["greedy"] and here == there
-    assert here == ([0, 0, 0] if name is None else [2, 3, 1] if rule == "decoding" else [1, 2, 0])
+    assert here == ([0, 0, 0, 0] if name is None else [2, 3, 1, 1] if rule == "decoding" else [1, 2, 0, 0])
 
 
 def test_no_logits_are_sent_back(found):

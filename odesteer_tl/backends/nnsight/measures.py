@@ -7,11 +7,11 @@ import nnsight
 import torch
 from torch import Tensor
 
-from odesteer_tl._shapes import TokenMask
+from odesteer_tl._shapes import PerRow, TokenMask
 from odesteer_tl.backends.nnsight.replies import effects_in, likelihoods_in, report_in
 from odesteer_tl.backends.nnsight.run import OVERHEAD_BYTES, inputs_of, per_row
 from odesteer_tl.backends.nnsight.server_errors import server_request
-from odesteer_tl.data.tokens import Tokenised
+from odesteer_tl.data.tokens import Tokenised, places_of
 from odesteer_tl.portable.nnsight.gather import effects_at, likelihoods_at
 from odesteer_tl.portable.nnsight.intervene import intervene
 from odesteer_tl.portable.strength import Strength
@@ -63,6 +63,7 @@ def likelihoods_remotely(
     model: Any,
     batch: Tokenised,
     asked: TokenMask,
+    copies: PerRow,
     following: Tensor,
     pairs: list[tuple[Any, Strength]],
     intervene_args: dict[str, Any],
@@ -70,14 +71,14 @@ def likelihoods_remotely(
     written: Iterable[int],
     count: int,
 ) -> tuple[Tensor, Tensor]:
-    """`likelihoods` (see `next_tokens`) at the tokens of `asked`, from a server, steered there by `intervene(model,
-    pairs, **intervene_args)` in the same pass. The logits stay there.
+    """`likelihoods` (see `next_tokens`) at the tokens of `asked`, of each row `copies` times, from a server, steered
+    there by `intervene(model, pairs, **intervene_args)` in the same pass. The logits stay there.
 
     Raises as `ServerRequest` does, and RuntimeError for a reply that is not what was asked; `count` tokens are steered
     at each of the layers `written`.
     """
     inputs, mask = inputs_of(model, batch)
-    rows, columns = torch.zeros_like(mask).masked_scatter(mask, asked[batch.mask]).nonzero(as_tuple=True)
+    rows, columns = places_of(torch.zeros_like(mask).masked_scatter(mask, asked[batch.mask]), copies)
     remote_args = {name: per_row(value, 1) for name, value in intervene_args.items()}
     found, steered, steer = None, None, bool(pairs)
     server = server_request(model, remote, OVERHEAD_BYTES + 16 * len(rows))
