@@ -40,6 +40,8 @@ def check(
         check_readable(desired, undesired, queries)
         if html is not None:
             check_writable_file(html)
+            if any(html.exists() and html.samefile(each) for each in (desired, undesired, queries) if each is not None):
+                raise ValueError(f"--html {html} would replace the texts that it is about: name another file.")
         check_model(model)
         if reads_several(position):
             raise ValueError(f"--position {position} reads several tokens of a text: give last, mean or an index.")

@@ -17,6 +17,8 @@ from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds
 
 FEWEST = 5
 """Texts a side: each of five folds holds one out."""
+NEAR_CHANCE = 0.6
+"""The share of held-out texts below which a judge of two sides is said to be of no use."""
 
 
 @app.command()
@@ -71,6 +73,8 @@ def sweep(
         read = [*map(lines_of, judged)] or [*sides]
         if min(map(len, read)) < FEWEST:
             raise ValueError(f"--judge {','.join(map(str, judged))} needs at least {FEWEST} texts a side.")
+        if judged:
+            check_differ(judged[0], judged[1], (read[0], read[1]))
         import odesteer_tl as ot
         from odesteer_tl.backends.chat_templates import has_template
         from odesteer_tl.backends.model_info import tokenizer_of
@@ -110,7 +114,8 @@ def _judge(choice: Any, read: Sequence[list[str]]) -> tuple[Any, str]:
         return found, f"Judge: {found.trained_on}."
     found, right = fitted_judge(read[0], read[1])
     files = "the two" if choice == "texts" else "two other"
-    return found, f"Judge: words and pairs of words of {files} files, right for {100 * right:.0f} % of held-out texts."
+    said = f"Judge: words and pairs of words of {files} files, right for {100 * right:.0f} % of held-out texts"
+    return found, f"{said}, which is near chance: give another --judge." if right < NEAR_CHANCE else f"{said}."
 
 
 def _bounds(given: Sequence[tuple[str, float | None, float | None]] | None) -> Bounds:

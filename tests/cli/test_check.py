@@ -44,6 +44,7 @@ def test_clean_texts_end_with_0_and_a_page_and_a_stop_with_3(capsys):
         (["--layers", "x"], "names no layers"),
         (["--html", "no/page.html"], "no/page.html cannot be written: there is no folder"),
         (["--html", "."], ". is a folder: name a file in it"),
+        (["--html", "bad.txt"], "--html bad.txt would replace the texts that it is about: name another file"),
         (["--html", "/proc/page.html"], "/proc/page.html cannot be written: choose a file or folder with write"),
         (["--position", "all"], "--position all reads several tokens"),
         (["--method", "hpr"], "pass --paired"),

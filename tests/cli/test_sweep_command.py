@@ -10,6 +10,7 @@ from planted_texts import clean, model
 import odesteer_tl as ot
 from odesteer_tl.cli import main
 from odesteer_tl.cli.exit_codes import DONE, REFUSED
+from odesteer_tl.cli.sweep_command import _judge
 
 LINE = ["sweep", "good.txt", "bad.txt", "--layers", "2", "--dry-run"]
 
@@ -57,6 +58,11 @@ def test_the_judge_is_chosen(judge, said, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith(said)
 
 
+def test_a_judge_near_chance_is_told_of():
+    texts = [f"word{number} and more" for number in range(10)]
+    assert _judge("texts", (texts, texts[::-1]))[1].endswith("which is near chance: give another --judge.")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -66,6 +72,7 @@ def test_the_judge_is_chosen(judge, said, capsys):
         (["--guardrail", "fun<1"], "'fun<1' bounds none of kl, kl_p95"),
         (["--judge", "few.txt,good.txt"], "--judge few.txt,good.txt needs at least 5 texts a side"),
         (["--judge", "few.txt,no.txt"], "no.txt is not a file"),
+        (["--judge", "good.txt,good.txt"], "good.txt and good.txt hold the same texts"),
         (["--unrelated", "no.txt"], "no.txt is not a file"),
     ],
 )

@@ -9,6 +9,8 @@ from torch import Tensor
 from odesteer_tl.evaluation.data_check.rankings import Folds, Ranking, ranking
 from odesteer_tl.evaluation.data_check.surface import Surface
 
+WORD = r"\w+|[^\w\s]"
+
 
 def baselines(surface: Surface, folds: Folds, units: list[int]) -> list[Ranking]:
     """Length in tokens, bag of words (present or not), first and last token, each fitted anew in every fold."""
@@ -19,7 +21,7 @@ def baselines(surface: Surface, folds: Folds, units: list[int]) -> list[Ranking]
     firsts, lasts = ([[row[place]] for row in surface.tokens] for place in (0, -1))
     makers: list[tuple[str, Callable[[], Any], list[Any]]] = [
         ("length", StandardScaler, lengths),
-        ("bag of words", lambda: CountVectorizer(binary=True, token_pattern=r"\w+|[^\w\s]"), surface.texts),
+        ("bag of words", lambda: CountVectorizer(binary=True, token_pattern=WORD), surface.texts),
         ("first token", lambda: OneHotEncoder(handle_unknown="ignore"), firsts),
         ("last token", lambda: OneHotEncoder(handle_unknown="ignore"), lasts),
     ]
@@ -27,6 +29,19 @@ def baselines(surface: Surface, folds: Folds, units: list[int]) -> list[Ranking]
         ranking(name, _regression(make, rows, surface.n_desired), folds, surface.n_desired, units)
         for name, make, rows in makers
     ]
+
+
+def heaviest_words(surface: Surface, count: int = 3) -> list[str]:
+    """The words by which a logistic regression on all texts tells the sides apart most, each with its side."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    bag = CountVectorizer(binary=True, token_pattern=WORD)
+    labels = [row < surface.n_desired for row in range(len(surface.texts))]
+    model = LogisticRegression(max_iter=1000, class_weight="balanced").fit(bag.fit_transform(surface.texts), labels)
+    words, weights = bag.get_feature_names_out(), model.coef_[0]
+    found = sorted(range(len(words)), key=lambda number: -abs(weights[number]))[:count]
+    return [f"{words[number]!r} ({'' if weights[number] > 0 else 'un'}desired)" for number in found]
 
 
 def _regression(make: Callable[[], Any], rows: list[Any], n_desired: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -17,12 +17,12 @@ from odesteer_tl.data.tokens import SiteTokens
 from odesteer_tl.evaluation.choose_layer import candidates, fit_of
 from odesteer_tl.evaluation.data_check.activation_items import beyond_surface, labels, learning, sinks
 from odesteer_tl.evaluation.data_check.activation_items import positions as best_position
-from odesteer_tl.evaluation.data_check.baselines import baselines
+from odesteer_tl.evaluation.data_check.baselines import baselines, heaviest_words
 from odesteer_tl.evaluation.data_check.held_out_h import SHARES, h_ranking, learning_curve
 from odesteer_tl.evaluation.data_check.near_duplicates import Couples, near, same, units_of
 from odesteer_tl.evaluation.data_check.rankings import Ranking, folds_of_units
 from odesteer_tl.evaluation.data_check.report import Area, DataCheck, Item
-from odesteer_tl.evaluation.data_check.surface import Surface, shown, surface_of
+from odesteer_tl.evaluation.data_check.surface import Surface, named, shown, surface_of
 from odesteer_tl.evaluation.data_check.surface_items import duplicates, end_tokens, lengths, sizes
 from odesteer_tl.evaluation.judged_texts import FEWEST
 from odesteer_tl.methods import CAA, ODESteer
@@ -84,7 +84,7 @@ def check_data(
         *duplicates(alike - (partners - exact), exact, sides),
         *sizes(sides, units),
         lengths(surface, units),
-        *end_tokens(surface, units, pairs, seed),
+        *end_tokens(surface, units, pairs, seed, lambda token: named(model, token)),
     ]
     if set(whole.texts[:n]) == set(whole.texts[n:]) or any(
         (i.name, i.verdict) == ("effective n", "stop") for i in items
@@ -122,7 +122,8 @@ def check_data(
     of_labels, odd = labels([replace(found[best], name=f"h at {found[best].name}"), plain], whole)
     curve = learning_curve(found[best], at[best], fit, folds, units, seed)
     items += [
-        beyond_surface(found[best], trivial, len(found)), learning(curve, SHARES), of_labels, best_position(found)
+        beyond_surface(found[best], trivial, len(found), heaviest_words(surface)), learning(curve, SHARES), of_labels,
+        best_position(found),
     ]  # fmt: skip
     areas += [Area(f"h at {one.name}", one.auc, one.error) for one in found.values()]
     return DataCheck(tuple(items), tuple(odd), tuple(areas), best, sides)

@@ -86,7 +86,11 @@ class DataCheck(StaysHere):
             lines += ["", f"{'held-out AUC':<28}      ± error"]
             lines += [f"{one.name:<28}  {one.auc:.3f} ± {one.error:.3f}" for one in self.areas]
         if self.texts:
-            lines += ["", "texts whose h contradicts their label most (side, row from 0, placement)"]
+            lines += [
+                "",
+                "texts whose held-out h is nearer to the other side, the nearest first: side, row from 0, the",
+            ]
+            lines += ["share of the other side's texts that they are on the right side of"]
             for odd in self.texts:
                 start = textwrap.shorten(odd.text, 70, placeholder=" …")
                 lines.append(f"{odd.side:<9} {odd.row:>5}  {odd.placement:.2f}  {start!r}")

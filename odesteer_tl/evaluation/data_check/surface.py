@@ -43,6 +43,12 @@ def surface_of(model: Any, desired: Texts, undesired: Texts) -> Surface:
     return Surface(texts, tokens, counts[0])
 
 
+def named(model: Any, token: int) -> str:
+    """A token as it reads, in quotes, or its number without a tokenizer."""
+    tokenizer = tokenizer_of(model)
+    return f"Token {token}" if tokenizer is None else repr(token_texts(tokenizer, [token])[0])
+
+
 def shown(model: Any, texts: Texts) -> list[str]:
     """How each of the texts reads."""
     return _side(model, texts)[0]

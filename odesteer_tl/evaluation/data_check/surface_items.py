@@ -1,5 +1,7 @@
 """Items that need no activation: duplicates, balance, effective number, lengths, first and last tokens."""
 
+from collections.abc import Callable
+
 import torch
 
 from odesteer_tl.evaluation.data_check.near_duplicates import NEAR, Couples
@@ -18,7 +20,13 @@ BEYOND, AREA, DISTANCE, DRAWS = 3.0, 0.1, 0.15, 500
 
 def duplicates(couples: Couples, exact: Couples, sides: tuple[int, int]) -> list[Item]:
     """Within and across sides; `couples` hold the exact ones too."""
-    inside = {b for a, b in couples if (a < sides[0]) == (b < sides[0])}
+    repeats = sorted((b, a) for a, b in couples if (a < sides[0]) == (b < sides[0]))
+    inside = dict.fromkeys(b for b, _ in repeats)
+    rows = {
+        "desired": [b for b in inside if b < sides[0]],
+        "undesired": [b - sides[0] for b in inside if b >= sides[0]],
+    }
+    first = f"the first: {_place(repeats[0][1], sides)} and {_place(repeats[0][0], sides)}; " if repeats else ""
     share = len(inside) / sum(sides)
     apart = [(a, b) for a, b in couples if a < sides[0] <= b]
     across = max(len({a for a, _ in apart}) / sides[0], len({b for _, b in apart}) / sides[1])
@@ -26,21 +34,27 @@ def duplicates(couples: Couples, exact: Couples, sides: tuple[int, int]) -> list
     near = f"near-duplicates are texts whose Jaccard index of 5-character shingles is at least {NEAR:g}"
     inner: Verdict = "stop" if share >= MOST else "look" if share >= MANY else "pass"
     outer: Verdict = "stop" if across >= MANY else "look" if apart else "pass"
-    example = f"the first: desired {min(apart)[0]} and undesired {min(apart)[1] - sides[0]}; " if apart else ""
+    example = f"the first: {_place(min(apart)[0], sides)} and {_place(min(apart)[1], sides)}; " if apart else ""
     return [
         Item(
-            "duplicates", inner, f"{len(inside)} of {sum(sides)} texts ({share:.0%}) repeat one of their side; {near}.",
-            "" if inner == "pass" else "Keep one of each, as in list(dict.fromkeys(texts)).",
-            {"repeated": len(inside), "share": share},
+            "duplicates", inner, f"{len(inside)} of {sum(sides)} texts ({share:.0%}) repeat one of their side "
+            f"({first}{near}).",
+            "" if inner == "pass" else 'Keep one of each: drop the rows in check["duplicates"].numbers["rows"], which '
+            "--json prints.", {"repeated": len(inside), "share": share, "rows": rows},
         ),
         Item(
             "across", outer,
             f"{len(apart)} couples, {same} of them exact, stand on both sides ({example}{across:.0%} of a side).",
-            "" if outer == "pass" else "Drop these texts on both sides; if they are meant to differ by a word, give "
-            "them as pairs, paired=True.",
-            {"couples": len(apart), "exact": same, "share": across},
+            "" if outer == "pass" else 'Drop these texts on both sides, check["across"].numbers["rows"]; if they are '
+            "meant to differ by a word, give them as pairs, paired=True.",
+            {"couples": len(apart), "exact": same, "share": across,
+             "rows": {"desired": sorted({a for a, _ in apart}), "undesired": sorted({b - sides[0] for _, b in apart})}},
         ),
     ]  # fmt: skip
+
+
+def _place(row: int, sides: tuple[int, int]) -> str:
+    return f"desired {row}" if row < sides[0] else f"undesired {row - sides[0]}"
 
 
 def sizes(sides: tuple[int, int], units: list[int]) -> list[Item]:
@@ -70,15 +84,18 @@ def lengths(surface: Surface, units: list[int]) -> Item:
     medians = [float(side.double().median()) for side in (counts[: surface.n_desired], counts[surface.n_desired :])]
     return Item(
         "length", "look" if uneven else "pass",
-        f"A desired text has {medians[0]:g} tokens and an undesired one {medians[1]:g} (medians); the longer is the "
-        f"desired one with AUC {found.auc:.2f} ± {found.error:.2f}.",
+        f"A desired text has {medians[0]:g} tokens and an undesired one {medians[1]:g} (medians); of two, the "
+        f"desired one is the longer with probability {found.auc:.2f} ± {found.error:.2f}.",
         "Match the lengths: cut the longer side, or pick texts of equal length from both." if uneven else "",
         {"auc": found.auc, "error": found.error},
     )  # fmt: skip
 
 
-def end_tokens(surface: Surface, units: list[int], paired: bool, seed: int) -> list[Item]:
-    """Total variation ½ Σ |p₊ − p₋| of first and of last tokens, against shuffled labels, one text a unit and side."""
+def end_tokens(
+    surface: Surface, units: list[int], paired: bool, seed: int, name_of: Callable[[int], str]
+) -> list[Item]:
+    """Total variation ½ Σ |p₊ − p₋| of first and of last tokens, against shuffled labels, one text a unit and side.
+    `name_of`: how a token reads."""
     seen, kept = set(), []
     for row, unit in enumerate(units):
         if (key := (unit, row < surface.n_desired)) not in seen:
@@ -93,11 +110,13 @@ def end_tokens(surface: Surface, units: list[int], paired: bool, seed: int) -> l
         usual, most = float(drawn.mean()), float(drawn.max())
         uneven = found > most and found > usual + DISTANCE
         gap = table[first].mean(0) - table[~first].mean(0)
+        side = "desired" if float(gap[gap.abs().argmax()]) > 0 else "undesired"
         token = surface.tokens[kept[int((ids == gap.abs().argmax()).nonzero()[0])]][place]
         items.append(Item(
             name, "look" if uneven else "pass",
             f"Total variation {found:.2f} between the sides; shuffled labels give {usual:.2f}, at most {most:.2f}.",
-            f"Token {token} is on one side by {float(gap.abs().max()):.0%} more: reword, or cut the {name}s."
+            f"{name_of(token)} is the {name} of {float(gap.abs().max()):.0%} more of the {side} texts: reword, or cut "
+            f"the {name}s."
             if uneven else "",
             {"distance": found, "shuffled": usual, "most": most},
         ))  # fmt: skip

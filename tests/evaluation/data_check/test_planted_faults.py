@@ -103,8 +103,26 @@ def test_a_tenth_of_wrong_labels_is_told_of_and_they_are_the_texts_to_read_first
     assert looks >= 2
 
 
-def test_the_rival_of_a_word_that_says_it_is_the_bag_of_words():
-    assert "bag of words 0.988" in check(*a_word_that_says_it(*clean()))["surface"].why
+def test_the_rival_of_a_word_that_says_it_is_the_bag_of_words_and_the_word_is_named():
+    said = check(*a_word_that_says_it(*clean()))["surface"].why
+    assert "bag of words 0.988" in said and "'this' (desired)" in said and "'the' (undesired)" in said
+
+
+def test_what_stands_at_the_ends_of_a_side_is_named():
+    high, low = clean()
+    assert "'!' is the last token of 50% more of the desired texts" in check(*other_ends(high, low))["last token"].do
+    low, high = other_beginnings(low, high)
+    assert " is the first token of 50% more of the undesired texts" in check(high, low)["first token"].do
+
+
+@pytest.mark.parametrize("fault", [repeated, nearly_repeated])
+def test_the_rows_that_repeat_an_earlier_text_are_told(fault):
+    high, low = fault(*clean())
+    found = check(low, high)["duplicates"]
+    assert found.numbers["rows"] == {"desired": [], "undesired": list(range(SIDE, SIDE + 6))}
+    assert f"the first: undesired 0 and undesired {SIDE};" in found.why
+    across = check(*often_on_both_sides(*clean()))["across"].numbers["rows"]
+    assert across == {"desired": [0, 1, 2, 3], "undesired": list(range(SIDE, SIDE + 4))}
 
 
 def test_texts_that_are_nearly_one_are_no_data_and_no_auc_is_measured():
