@@ -218,7 +218,7 @@ def grid(
     print(f"\n{axis_name}, {name}, seed {seed}\nlayer  position  AUC   shift")
     cells = {}
     for (layer, position), (acts, out) in read.items():
-        method = fitter.fit(acts)
+        method = fitter.fit(acts.without_sinks())
         area = auc(method.to(dtype=torch.float64).barrier, out.desired.double(), out.undesired.double())
         shifts = shifts_of(judge, method, args.kl)
         cells[layer, position] = area, shifts

@@ -65,7 +65,8 @@ class FoldWork:
         shared: dict[str, Any] = {"queries": fold.queries, "prepend_bos": given.bos, "progress": False}
         if given.layer is not None:
             assert given.position is not None  # the benchmark has its own
-            return collect(self.model, fold.desired, fold.undesired, given.layer, position=given.position, **shared)
+            acts = collect(self.model, fold.desired, fold.undesired, given.layer, position=given.position, **shared)
+            return acts.without_sinks()
         positions = ("last", "mean") if given.position is None else given.position
         sides = fold.desired, fold.undesired
         return choose_layer(

@@ -70,6 +70,7 @@ def fit(
             acts, fitted, tables = choice.acts, choice.method, [str(choice)]
         else:
             acts = ot.collect(loaded, *sides, layer=layer, position="last" if position is None else position, **own)  # type: ignore[arg-type]
+            acts = acts.without_sinks()
             fitted, tables = method_class.fit(acts), []
         start = f"Now `odesteer-tl generate {out} PROMPT`."
         saved: Any = fitted

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from odesteer_tl._shapes import Position
-from odesteer_tl.data.degeneracy import check_apart, warnings_about
+from odesteer_tl.data.degeneracy import check_apart, sink_rows, sinks_told, warnings_about
 from odesteer_tl.data.field_types import check_fields
 from odesteer_tl.data.origin import Origin, Processing, processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
@@ -210,6 +210,20 @@ class ContrastiveActivations:
         if any(bool(mask.all()) or not bool(mask.any()) for mask in masks):
             raise ValueError(f"fraction={fraction} leaves a part without desired or undesired rows.")
         return self._take(*masks), self._take(*(~mask for mask in masks))
+
+    def without_sinks(self, warn: bool = True) -> "ContrastiveActivations":
+        """The rows whose norm is not that of an attention sink, of pairs those of which neither row is.
+
+        A text of one token, or of which a sink alone is read, can have hundreds of times the norm of the others, and a
+        mean over all is then that text. The warning says how many were left out. Itself where none is a sink.
+        """
+        loud = sink_rows(self.desired, self.undesired)
+        kept = tuple(~(loud[0] | loud[1]) for _ in loud) if self.paired else tuple(~side for side in loud)
+        if not any(bool(side.any()) for side in loud) or not all(bool(side.any()) for side in kept):
+            return self
+        if warn:
+            warnings.warn(f"{sinks_told(self.desired, self.undesired)}, and are left out.", stacklevel=3)
+        return self._take(*kept)
 
     def _take(self, desired: Tensor, undesired: Tensor) -> "ContrastiveActivations":
         both = desired, undesired

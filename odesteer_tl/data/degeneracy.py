@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from odesteer_tl._shapes import Desired, Samples, Undesired
@@ -90,15 +90,31 @@ def warnings_about(desired: Desired, undesired: Undesired) -> list[str]:
             f"Desired activations have a median norm of {high:.4g}, undesired ones of {low:.4g}: read both at one site "
             "and position of one model. (The first token of a text may be an attention sink, with a far larger norm.)"
         )
-    both = torch.cat(list(norms.values())).unsqueeze(0).cpu()
-    loud = sinks_among(both, torch.ones_like(both, dtype=torch.bool))[0]
-    if bool(loud.any()) and len(texts) == 0:
+    told = sinks_told(desired, undesired)
+    if told and len(texts) == 0:
         texts.append(
-            f"{int(loud.sum())} of {len(loud)} activations have a norm of {float(both[0, loud].median()):,.4g} where "
-            f"the others have {float(both[0, ~loud].median()):,.4g}: these are attention sinks, such as texts of one "
-            "token, and outweigh the others. Drop them, or read them after a BOS (prepend_bos=True)."
+            f"{told}, and outweigh the others. Fit on acts.without_sinks(), or read after a BOS (prepend_bos=True)."
         )
     return texts
+
+
+def sink_rows(desired: Desired, undesired: Undesired) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " m"]]:
+    """Which rows of each side have the norm of an attention sink, where the others have not."""
+    norms = torch.cat([rows.float().norm(dim=1) for rows in (desired, undesired)]).unsqueeze(0).cpu()
+    loud = sinks_among(norms, torch.ones_like(norms, dtype=torch.bool))[0]
+    return loud[: len(desired)], loud[len(desired) :]
+
+
+def sinks_told(desired: Desired, undesired: Undesired) -> str:
+    """How many rows are attention sinks, and their norms; empty where none is."""
+    loud = torch.cat(sink_rows(desired, undesired))
+    if not bool(loud.any()):
+        return ""
+    norms = torch.cat([rows.float().norm(dim=1).cpu() for rows in (desired, undesired)])
+    return (
+        f"{int(loud.sum())} of {len(loud)} activations have a norm of {float(norms[loud].median()):,.4g} where the "
+        f"others have {float(norms[~loud].median()):,.4g}: these are attention sinks, such as texts of one token"
+    )
 
 
 def check_queries(queries: Samples) -> None:

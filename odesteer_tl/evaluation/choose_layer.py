@@ -68,7 +68,8 @@ def choose_layer(
     every steered token of both sides, whatever follows it. The lift is free of the chance of which word stands where,
     which hides the differences between layers. Places whose shift is not below the largest by two standard errors of
     the difference cannot be told apart: of them the middle layer is taken, as shifts rise and fall slowly with depth,
-    and there the larger shift. The method is fitted once more at that place, on all texts.
+    and there the larger shift. The method is fitted once more at that place, on all texts. Texts that are read as an
+    attention sink, such as those of one token, are left out of fits, with a warning (`acts.without_sinks`).
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
@@ -99,7 +100,9 @@ def choose_layer(
     )  # fmt: skip
     for position, of_layers in zip(map(by_name, positions), of_places, strict=True):
         read |= {(acts.layer, position): acts for acts in of_layers if acts.layer is not None}
-    fitted = {place: _checked(fit(acts._take(~held[0], ~held[1]))) for place, acts in read.items()}
+    fitted = {
+        place: _checked(fit(acts._take(~held[0], ~held[1]).without_sinks(warn=False))) for place, acts in read.items()
+    }
     found = {place: Candidate(*place, *_auc(fitted[place], read[place]._take(*held))) for place in read}
     shifts: dict[Place, Estimate] = {}
     near: float | None = None
@@ -122,7 +125,7 @@ def choose_layer(
             "these texts may not hold what you want to steer, or are too few. Look at the table of the candidates.",
             stacklevel=2,
         )
-    acts = read[best]
+    acts = read[best].without_sinks()
     ordered = tuple(found[place] for place in sorted(found, key=lambda place: (str(place[1]), place[0])))
     seconds = time.perf_counter() - start
     return LayerChoice(*best, fit(acts), acts, ordered, float(kl), judged.counts, seconds)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Samples
 from odesteer_tl.control.base import FeedbackController
+from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.continuations import Outcome, Setting, Steerer, continued
 from odesteer_tl.evaluation.data import FitData, check_place
 from odesteer_tl.evaluation.divergence import SteeredTexts
@@ -121,6 +122,8 @@ def _fitted(name: str, entry: Entry, data: FitData, seed: int) -> Fitted:
         acts = data.on(entry.on)
     except ValueError as missing:
         raise ValueError(f"{name!r} cannot be fitted: {missing}.") from missing
+    if isinstance(acts, ContrastiveActivations):
+        acts = acts.without_sinks()
     start = time.perf_counter()
     try:
         steerer = entry.fit(acts, seed)

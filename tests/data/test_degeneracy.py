@@ -98,6 +98,25 @@ def test_what_is_doubtful_is_said_once(name):
         ot.CAA.fit(acts.split()[0])
 
 
+def test_without_sinks_leaves_out_the_loud_rows_and_nothing_else():
+    plain = planted(40, 40)
+    loud = ot.ContrastiveActivations(torch.cat([plain.desired, 90 * plain.desired[:2]]), plain.undesired)
+    with pytest.warns(UserWarning, match=r"2 of 82 activations have a norm of .* and are left out"):
+        kept = loud.without_sinks()
+    assert torch.equal(kept.desired, plain.desired) and torch.equal(kept.undesired, plain.undesired)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plain.without_sinks() is plain
+        ot.CAA.fit(loud.without_sinks(warn=False))
+    rows = torch.cat([plain.undesired[:3] * 90, plain.undesired[3:]])
+    pairs = ot.ContrastiveActivations(plain.desired, rows, paired=True, queries=plain.desired + 1)
+    with pytest.warns(UserWarning, match="3 of 80"):
+        kept = pairs.without_sinks()
+    assert torch.equal(kept.desired, plain.desired[3:]) and torch.equal(kept.queries, plain.desired[3:] + 1)
+    every = ot.ContrastiveActivations(plain.desired, 900 * plain.undesired[:3])
+    assert every.without_sinks() is every  # a side would be empty
+
+
 def test_shares_and_spreads_are_those_counted_by_hand():
     rows = planted(50, 50).desired
     assert share_repeated(rows[:20], rows[10:]) == 0.5  # rows 10 to 19

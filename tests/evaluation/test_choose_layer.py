@@ -260,6 +260,23 @@ def test_a_function_fits_and_a_method_without_h_is_ranked_by_its_shift(tmp_path)
     assert (tmp_path / "layers.png").stat().st_size > 5_000
 
 
+def test_a_text_of_one_loud_token_changes_no_fit():
+    """The first token of each text has sixty times its norm; the mean of a text of one token is that token."""
+    model = load("huggingface", "llama")
+
+    def loud(module, given, value):
+        return value * (1 + 59 * (torch.arange(value.shape[1]) == 0).unsqueeze(-1))
+
+    handle = model.model.layers[0].register_forward_hook(loud)
+    where = {"layers": [1], "positions": "mean", "kl": KL, "prepend_bos": False}
+    with pytest.warns(UserWarning, match="1 of 41 activations have a norm of .* and are left out"):
+        choice = ot.choose_layer(model, [*GOOD, "great"], BAD, ot.CAA, **where)
+    acts = ot.collect(model, GOOD, BAD, layer=1, position="mean", prepend_bos=False)
+    handle.remove()
+    assert len(choice.acts.desired) == len(GOOD)
+    torch.testing.assert_close(choice.method.barrier.weight, ot.CAA.fit(acts).barrier.weight, rtol=1e-4, atol=1e-5)
+
+
 def test_texts_that_say_nothing_are_told_of():
     model = load("huggingface", "llama")
     with pytest.warns(UserWarning, match="is not above 0 by two standard errors"):
