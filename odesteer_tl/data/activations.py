@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from odesteer_tl._shapes import Position
-from odesteer_tl.data.degeneracy import check_apart, sink_rows, sinks_told, warnings_about
+from odesteer_tl.data.degeneracy import check_apart, rows_without_sinks, sinks_told, warnings_about
+from odesteer_tl.data.drawn_rows import drawn_rows
 from odesteer_tl.data.field_types import check_fields
 from odesteer_tl.data.origin import Origin, Processing, processing_seen_in
 from odesteer_tl.data.storage import read_tree, write_tree
@@ -191,24 +192,7 @@ class ContrastiveActivations:
 
         Pairs and groups stay together. `seed` alone decides. Raises ValueError where a part would have an empty side.
         """
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(ids: Int[Tensor, " n"]) -> Int[Tensor, " chosen"]:
-            unique = ids.unique()
-            order = unique[torch.randperm(len(unique), generator=generator, device="cpu")]
-            return order[: round(fraction * len(unique))]
-
-        if self.groups is not None:
-            fit_ids = draw(torch.cat(self.groups))
-            masks = [torch.isin(side, fit_ids) for side in self.groups]
-            if self.paired and not torch.equal(*masks):
-                raise ValueError("The two members of a pair carry different groups: give each pair one group.")
-        else:
-            ids = [torch.arange(len(side), device="cpu") for side in (self.desired, self.undesired)]
-            first = torch.isin(ids[0], draw(ids[0]))
-            masks = [first, first if self.paired else torch.isin(ids[1], draw(ids[1]))]
-        if any(bool(mask.all()) or not bool(mask.any()) for mask in masks):
-            raise ValueError(f"fraction={fraction} leaves a part without desired or undesired rows.")
+        masks = drawn_rows((len(self.desired), len(self.undesired)), self.groups, self.paired, seed, fraction)
         return self._take(*masks), self._take(*(~mask for mask in masks))
 
     def without_sinks(self, warn: bool = True) -> "ContrastiveActivations":
@@ -217,9 +201,8 @@ class ContrastiveActivations:
         A text of one token, or of which a sink alone is read, can have hundreds of times the norm of the others, and a
         mean over all is then that text. The warning says how many were left out. Itself where none is a sink.
         """
-        loud = sink_rows(self.desired, self.undesired)
-        kept = tuple(~(loud[0] | loud[1]) for _ in loud) if self.paired else tuple(~side for side in loud)
-        if not any(bool(side.any()) for side in loud) or not all(bool(side.any()) for side in kept):
+        kept = rows_without_sinks(self.desired, self.undesired, self.paired)
+        if kept is None:
             return self
         if warn:
             warnings.warn(f"{sinks_told(self.desired, self.undesired)}, and are left out.", stacklevel=3)

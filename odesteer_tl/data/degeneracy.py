@@ -105,6 +105,19 @@ def sink_rows(desired: Desired, undesired: Undesired) -> tuple[Bool[Tensor, " n"
     return loud[: len(desired)], loud[len(desired) :]
 
 
+def rows_without_sinks(
+    desired: Desired, undesired: Undesired, paired: bool
+) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " m"]] | None:
+    """The rows that are no sinks, of pairs those of which neither is; None for all, and where a side would be empty."""
+    loud = sink_rows(desired, undesired)
+    if paired:
+        loud = loud[0] | loud[1], loud[0] | loud[1]
+    kept = ~loud[0], ~loud[1]
+    if not any(bool(side.any()) for side in loud) or not all(bool(side.any()) for side in kept):
+        return None
+    return kept
+
+
 def sinks_told(desired: Desired, undesired: Undesired) -> str:
     """How many rows are attention sinks, and their norms; empty where none is."""
     loud = torch.cat(sink_rows(desired, undesired))
