@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 OUTSIDE = (
     "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/*.png",
+    "benchmarks/results/*.md", "benchmarks/results/*/*.md",
     "tutorials/README.md", "tutorials/*.ipynb", "odesteer_tl/assets/MODEL_CARD.md",
 )  # fmt: skip
 """Files outside docs/ that are pages of the site, or pictures on one."""
