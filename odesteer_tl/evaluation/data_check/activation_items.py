@@ -1,6 +1,6 @@
 """Items about activations: h beyond the surface, the learning curve, odd labels, reading positions, sinks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -21,11 +21,11 @@ what is expected from which their number is worth a look: on planted normal, hea
 wrong labels one ranking in a hundred looks (tests/evaluation/data_check/test_labels.py)."""
 
 
-def beyond_surface(best: Ranking, trivial: Sequence[Ranking], tried: int, words: Sequence[str]) -> Item:
+def beyond_surface(best: Ranking, trivial: Sequence[Ranking], tried: int, words: Callable[[], list[str]]) -> Item:
     """h at the best of the `tried` places against the best trivial baseline, on the same held-out texts.
 
     The best of many is above ½ by chance: it must be so by as many errors as leave 2.5 % for all places together
-    (Bonferroni). `words`: the heaviest of the bag of words.
+    (Bonferroni). `words` gives the heaviest of the bag of words, asked for where that is the baseline.
     """
     errors = NormalDist().inv_cdf(1 - 0.025 / tried)
     rival = max(trivial, key=lambda one: one.auc)
@@ -38,7 +38,7 @@ def beyond_surface(best: Ranking, trivial: Sequence[Ranking], tried: int, words:
                     "Check the labels, add texts, or give other layers= and positions=.", numbers)  # fmt: skip
     if more <= 2 * error or more <= 0:
         if rival.name == "bag of words":
-            said += f" Its heaviest words: {', '.join(words)}."
+            said += f" Its heaviest words: {', '.join(words())}."
         return Item(
             "surface", "look", f"{said} The activation is not shown to know more than the surface.",
             f"Make the sides alike in {rival.name}, with pairs that differ in what you mean alone, or accept that this "

@@ -122,8 +122,8 @@ def check_data(
     of_labels, odd = labels([replace(found[best], name=f"h at {found[best].name}"), plain], whole)
     curve = learning_curve(found[best], at[best], fit, folds, units, seed)
     items += [
-        beyond_surface(found[best], trivial, len(found), heaviest_words(surface)), learning(curve, SHARES), of_labels,
-        best_position(found),
+        beyond_surface(found[best], trivial, len(found), lambda: heaviest_words(surface)),
+        learning(curve, SHARES), of_labels, best_position(found),
     ]  # fmt: skip
     areas += [Area(f"h at {one.name}", one.auc, one.error) for one in found.values()]
     return DataCheck(tuple(items), tuple(odd), tuple(areas), best, sides)

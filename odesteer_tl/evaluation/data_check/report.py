@@ -89,8 +89,8 @@ class DataCheck(StaysHere):
             lines += [
                 "",
                 "texts whose held-out h is nearer to the other side, the nearest first: side, row from 0, the",
+                "share of the other side's texts that they are on the right side of",
             ]
-            lines += ["share of the other side's texts that they are on the right side of"]
             for odd in self.texts:
                 start = textwrap.shorten(odd.text, 70, placeholder=" …")
                 lines.append(f"{odd.side:<9} {odd.row:>5}  {odd.placement:.2f}  {start!r}")
