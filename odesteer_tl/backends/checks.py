@@ -57,7 +57,7 @@ def check_layer(model: Any, layer: int, blocks: Any = None) -> None:
     if not isinstance(layer, int) or isinstance(layer, bool):
         raise ValueError(f"layer is a block index, an integer from 0 to {count - 1}, got {layer!r}.")
     if not 0 <= layer < count:
-        raise ValueError(f"layer={layer!r} does not exist: this model has layers 0 to {count - 1}, counted from 0.")
+        raise ValueError(f"Layer {layer} does not exist: this model has layers 0 to {count - 1}, counted from 0.")
 
 
 def check_sites(model: Any, sites: Iterable[Site], blocks: Any = None) -> None:

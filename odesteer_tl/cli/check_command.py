@@ -1,11 +1,11 @@
 """The command that looks at texts before a fit."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from odesteer_tl.assets.demo import EMBEDDED
-from odesteer_tl.cli import options
+from odesteer_tl.cli import options, values
 from odesteer_tl.cli.app import app
 from odesteer_tl.cli.exit_codes import STOPPED
 from odesteer_tl.cli.model_options import loads_model
@@ -26,10 +26,19 @@ def check(
     model: options.ModelName = EMBEDDED,
     layers: options.Layers = None,
     method: options.MethodName = "odesteer",
-    position: options.Position = None,
+    position: Annotated[
+        Any,  # a name, an index, or None
+        typer.Option(
+            parser=values.position,
+            metavar="WHERE",
+            help="last, mean or an index such as -2. Default: last and mean, compared.",
+        ),
+    ] = None,
     paired: options.Paired = False,
     queries: options.Queries = None,
-    chat: options.Chat = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the queries, or else the texts, into the model's chat template.")
+    ] = False,
     seed: options.Seed = 0,
     html: options.Page = None,
     as_json: options.AsJson = False,

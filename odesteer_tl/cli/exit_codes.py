@@ -79,7 +79,7 @@ def _failed(error: BaseException) -> int:
         traceback.print_exception(error)
     why = reason(error)
     if why is not None:
-        print(f"Error: {on_one_line(in_cli_words(why))}", file=sys.stderr)
+        print(f"Error: {on_one_line(why)}", file=sys.stderr)
         return REFUSED
     hint = "" if debug else "; ODESTEER_TL_DEBUG=1 before the command shows where"
     print(
@@ -91,7 +91,7 @@ def _failed(error: BaseException) -> int:
 
 
 def reason(error: BaseException) -> str | None:
-    """The reason for which a command failed, if it is not a fault of the code; None for an unexpected error.
+    """The reason for which a command failed, in its words, if it is not a fault of the code; None for an unexpected error.
 
     Errors that this package raises on purpose, and errors of files, networks and memory, are shown to the user. Other
     errors of a library are not: they name its arguments and not those of the command.
@@ -101,9 +101,9 @@ def reason(error: BaseException) -> str | None:
         context = getattr(error, "ctx", None)
         hint = "" if context is None else f" See {context.command_path} --help."
         return f"{usage()}{hint}"
-    message = str(error)
+    message = in_cli_words(str(error))
     if isinstance(error, ImportError) and (why := why_not_imported(error)):
-        return why
+        return in_cli_words(why)
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -177,22 +177,9 @@ Others = Annotated[
     list[Path] | None,
     Option("--with", parser=values.path, metavar="FILE", help="JSON output of another installation, to join."),
 ]
-Methods = Annotated[
-    Any,
-    Option(parser=values.methods, metavar="NAMES", help="Methods, separated by commas, such as caa,odesteer."),
-]
 Layers = Annotated[
     Any,  # a list of layers, or None
     Option(parser=values.layers, metavar="LAYERS", help="As in 2,4 or 8:24:4. Default: about eight, evenly spaced."),
-]
-Places = Annotated[Any, Option(parser=values.positions, metavar="WHERE", help="Reading positions, such as last,mean.")]
-Strengths = Annotated[
-    Any,
-    Option(
-        parser=values.strengths,
-        metavar="NUMBERS",
-        help="Separated by commas: relative T where T is a length, else 0.3 is the usual T of the method.",
-    ),
 ]
 SweepOut = Annotated[
     Path | None,
@@ -204,45 +191,4 @@ SweepOut = Annotated[
     ),
 ]
 SweepSeeds = Annotated[int, Option(parser=values.whole(1, MAX_SEEDS), metavar="INTEGER", help="Number of seeds.")]
-Keep = Annotated[
-    int, Option(parser=values.whole(1, MAX_LAYER), metavar="INTEGER", help="Places of a method that texts come from.")
-]
-Samples = Annotated[
-    int, Option(parser=values.whole(1, MAX_SEEDS), metavar="INTEGER", help="Continuations of a prompt.")
-]
-Ablation = Annotated[
-    bool, Option("--ablation", help="Also h linear or nonlinear, in one step or ten, at equal KL (--kl).")
-]
-AblationBudget = Annotated[
-    float | None,
-    Option(
-        "--kl",
-        parser=values.number(0.0, MAX_BUDGET, above=True),
-        metavar="NATS",
-        help="What each row of the ablation spends, KL(unsteered ‖ steered) per token. Default: 0.1.",
-    ),
-]
-Guardrails = Annotated[
-    list[Any] | None,
-    Option(
-        "--guardrail",
-        parser=values.guardrail,
-        metavar="BOUND",
-        help="As 'kl<0.5' or 'distinct2>0.3', in place of the defaults kl<1, perplexity_ratio>0.5 and <2. Repeatable.",
-    ),
-]
-JudgeChoice = Annotated[
-    Any,
-    Option(
-        "--judge",
-        parser=values.judge,
-        metavar="WHICH",
-        help="texts (fitted on your two files), embedded (film reviews), or two other files, as good2.txt,bad2.txt.",
-    ),
-]
-Unrelated = Annotated[
-    Path | None,
-    Option(parser=values.path, metavar="FILE", help="Prompts whose KL is the side effect, unrelated_kl, one per line."),
-]
-DryRun = Annotated[bool, Option("--dry-run", help="Print the evaluation plan with its cost, and run nothing.")]
 AsJson = Annotated[bool, Option("--json", help="Print the numbers as JSON and nothing else.")]

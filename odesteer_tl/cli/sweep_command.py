@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from odesteer_tl.assets.demo import EMBEDDED
-from odesteer_tl.cli import options
+from odesteer_tl.cli import options, sweep_options
 from odesteer_tl.cli.app import app
 from odesteer_tl.cli.model_options import loads_model
 from odesteer_tl.cli.models import check_model, chosen_model
@@ -27,23 +27,23 @@ def sweep(
     desired: options.Desired,
     undesired: options.Undesired,
     model: options.ModelName = EMBEDDED,
-    prompts: options.PromptFile = None,
-    methods: options.Methods = "caa,odesteer",
+    prompts: sweep_options.SweptPrompts = None,
+    methods: sweep_options.Methods = "caa,odesteer",
     layers: options.Layers = None,
-    positions: options.Places = "last",
-    strengths: options.Strengths = "0.05,0.1,0.2,0.4",
-    keep: options.Keep = 3,
+    positions: sweep_options.Places = "last",
+    strengths: sweep_options.Strengths = "0.05,0.1,0.2,0.4",
+    keep: sweep_options.Keep = 3,
     seeds: options.SweepSeeds = 3,
-    samples: options.Samples = 4,
+    samples: sweep_options.Samples = 4,
     max_new_tokens: options.MaxNewTokens = 32,
-    ablation: options.Ablation = False,
-    kl: options.AblationBudget = None,
-    guardrail: options.Guardrails = None,
-    unrelated: options.Unrelated = None,
-    judge: options.JudgeChoice = "texts",
+    ablation: sweep_options.Ablation = False,
+    kl: sweep_options.AblationBudget = None,
+    guardrail: sweep_options.Guardrails = None,
+    unrelated: sweep_options.Unrelated = None,
+    judge: sweep_options.JudgeChoice = "texts",
     chat: options.Chat = False,
     out: options.SweepOut = None,
-    dry_run: options.DryRun = False,
+    dry_run: sweep_options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Screen layers by the AUC of h, generate at the best with rising strengths until a guardrail or the noise ends it,

@@ -11,7 +11,7 @@ import torch
 from odesteer_tl._progress import bar
 from odesteer_tl._shapes import Position
 from odesteer_tl.backends.chat_templates import Systems, Templates
-from odesteer_tl.backends.checks import whole_number
+from odesteer_tl.backends.checks import check_layer, whole_number
 from odesteer_tl.backends.collect import collect_places
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.backends.tokenize import Texts
@@ -138,11 +138,14 @@ def candidates(
     blocks: Any,
     who: str,
 ) -> tuple[list[int], tuple[Position | TokenWeights, ...]]:
-    """The layers, in ascending order, and the positions to compare. Raises ValueError, in the name of `who`, for none,
-    for a position that reads several tokens of a text, and for two weights of one name."""
+    """The layers, in ascending order, and the positions to compare. Raises ValueError for a layer that the model does
+    not have, and in the name of `who` for none, for a position that reads several tokens of a text, and for two weights
+    of one name."""
     given = [layers] if isinstance(layers, int) else layers
     wanted = usual_layers(layers_of(model, blocks)) if given is None else given
     wanted = sorted({whole_number("layer", layer, 0) for layer in wanted})
+    for layer in wanted:
+        check_layer(model, layer, blocks)
     positions = (positions,) if isinstance(positions, (str, int, TokenWeights)) else tuple(positions)
     names = list(map(by_name, positions))
     if not wanted or not names or any(map(reads_several, names)):

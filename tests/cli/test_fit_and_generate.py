@@ -207,7 +207,7 @@ def test_queries_stand_in_the_chat_template_and_so_do_the_prompts_after_them(tmp
     [
         (["fit", "absent.txt", "absent.txt", "out", "--layer", "1"], "absent.txt is not a file"),
         (["generate", "absent", "a prompt", "--T", "1"], "not a saved odesteer_tl folder"),
-        (["demo", "--quick", "--layer", "99"], "--layer 99 does not exist"),
+        (["demo", "--quick", "--layer", "99"], "Layer 99 does not exist"),
     ],
 )
 def test_bad_input_ends_in_its_message(words, message, tmp_path, monkeypatch):

@@ -58,6 +58,20 @@ def test_the_judge_is_chosen(judge, said, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith(said)
 
 
+def test_a_dry_run_looks_into_the_folder_and_writes_nothing(capsys):
+    assert main([*LINE, "--out", "study"]) == DONE and not Path("study").exists()
+    for name in ("other", "begun"):
+        Path(name).mkdir()
+    Path("other/notes.txt").write_text("mine", encoding="utf-8")
+    Path("begun/protocol.json").write_text('{"seeds": [7]}', encoding="utf-8")
+    capsys.readouterr()
+    assert main([*LINE, "--out", "other"]) == REFUSED and "holds files" in capsys.readouterr().err
+    assert main([*LINE, "--out", "begun"]) == REFUSED
+    said = capsys.readouterr().err
+    assert "seeds: [7] in the folder, [0, 1, 2] now" in said and "model: None in the folder, other parts now" in said
+    assert sorted(path.name for path in Path("begun").iterdir()) == ["protocol.json"]
+
+
 def test_a_judge_near_chance_is_told_of():
     texts = [f"word{number} and more" for number in range(10)]
     assert _judge("texts", (texts, texts[::-1]))[1].endswith("which is near chance: give another --judge.")
@@ -70,6 +84,7 @@ def test_a_judge_near_chance_is_told_of():
         (["--guardrail", "kl<1", "--guardrail", "kl>2"], "allows no kl"),
         (["--guardrail", "unrelated_kl<1"], "give --unrelated FILE"),
         (["--guardrail", "fun<1"], "'fun<1' bounds none of kl, kl_p95"),
+        (["--guardrail", "kl=1"], "'kl=1' bounds none of kl, kl_p95"),
         (["--judge", "few.txt,good.txt"], "--judge few.txt,good.txt needs at least 5 texts a side"),
         (["--judge", "few.txt,no.txt"], "no.txt is not a file"),
         (["--judge", "good.txt,good.txt"], "good.txt and good.txt hold the same texts"),

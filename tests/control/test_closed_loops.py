@@ -320,7 +320,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(fit):
         for given, options, said in (
             (([], undesired), {}, "No text"),
             ((desired, undesired), {"layers": []}, "No layers"),
-            ((desired, undesired), {"layers": [0, 3]}, "layer=3 does not exist"),
+            ((desired, undesired), {"layers": [0, 3]}, "Layer 3 does not exist"),
             ((desired, undesired), {"layers": [1, 1]}, "given once"),
             ((desired, undesired), {"layers": 2}, r"such as \[2\], or None for all; got 2"),
             ((desired, undesired), {"also": (["a", "b"], ["c", "d"])}, r"also=\[\(desired2, undesired2\)\]"),
@@ -362,7 +362,7 @@ def test_a_loop_of_another_model_or_processing_is_refused(loaded):
         good = fitted(name, family)
         for change, said in (
             ({"origin": replace(good.origin, processing="centred")}, "fitted on centred weights"),
-            ({"layers": (0, 1, 3)}, "layer=3 does not exist"),
+            ({"layers": (0, 1, 3)}, "Layer 3 does not exist"),
         ):
             with pytest.raises(ValueError, match=said), ot.steering(model, replace(good, **change), 1.0):
                 pass

@@ -147,7 +147,7 @@ def test_strengths_that_are_tried_warn_of_nothing():
         ({"kl": "0.1"}, "kl is a budget in nats"),
         ({"quantile": "x"}, "quantile is a finite number"),
         ({"kl": 0, "method": ROWS["A-LQR"]("llama")}, "A?LQR is not off at 0: it spends"),
-        ({"layer": 9}, "layer=9 does not exist"),
+        ({"layer": 9}, "Layer 9 does not exist"),
         ({"method": ot.CAA}, "CAA is a class, not a fitted method"),
         ({"method": [(ROWS["CAA"]("llama"), 0.0)]}, "All strengths of the list are 0"),
         ({"method": [(ROWS["CAA"]("llama"), torch.ones(3))]}, "give one number for each"),

@@ -296,7 +296,7 @@ def test_texts_that_say_nothing_are_told_of():
         ({"method": ot.GradientFlow}, "got GradientFlow"),
         ({"method": "odesteer"}, "got str"),
         ({"undesired": BAD[:19], "paired": True}, "Pairs need as many desired as undesired texts, got 20 and 19"),
-        ({"layers": [1, 9]}, "layer=9 does not exist"),
+        ({"layers": [1, 9]}, "Layer 9 does not exist"),
         ({"method": lambda acts: ot.Layers(parts=(ot.CAA.fit(acts),))}, "fitted on activations of one site"),
         ({"kl": 1e6}, r"Nowhere does a strength spend 1e\+06 nats"),
         ({"remote": "http://127.0.0.1:1"}, "remote=True needs an nnsight model"),

@@ -48,7 +48,7 @@ def killed(out, demo, after):
 
 if __name__ == "__main__":
     demo, pids = ot.load_demo(), []
-    for after in (1, 3, 3):  # while it screens, after the unsteered cell, after two strengths in one batch
+    for after in (1, 3, 4):  # while it screens, after the unsteered cell, after two strengths in one batch
         pids.append(os.fork())
         if not pids[-1]:
             killed(sys.argv[1], demo, after)
@@ -88,16 +88,23 @@ def test_a_sweep_killed_three_times_gives_the_same_table_and_another_protocol_is
     resumed, once = run(out, said.append, demo), run(whole, demo=demo)
     assert (out / "cells.jsonl").read_bytes() == (whole / "cells.jsonl").read_bytes()
     assert str(resumed) == str(once) and resumed.to_json() == once.to_json()
-    assert len(said) == 1 + 1 and "random, layer" in said[1] and "strength 0.1, strength 0.6" in said[1]
-    plan = run(None, demo=demo, dry_run=True)
+    assert said[:2] == [f"finished before, in {out}: 3 of at most 5", "screening"] and len(said) == 3
+    assert "random, layer" in said[2] and "strength 0.1, strength 0.6" in said[2]
+    before = (out / "cells.jsonl").read_bytes()
+    plan = run(out, demo=demo, dry_run=True)
     assert plan == resumed.plan and "At most 5 cells" in str(plan)
     for changed, message in (
         ({"seeds": (0, 1)}, r"seeds: \[0\] in the folder, \[0, 1\] now"),
-        ({"words": ("good", "fine")}, r"functions\.good\.closure words: '\w+' in the folder, '\w+' now"),
+        ({"words": ("good", "fine")}, r"functions\.good: not as in the folder \(closure words\)"),
         ({"strengths": {"CAA": (0.1,), "random": (0.1,)}}, "own_units: False in the folder, True now"),
     ):
-        with pytest.raises(ValueError, match=f"(?s)another protocol.*{message}"):
-            run(out, demo=demo, **changed)
+        for dry in (False, True):
+            with pytest.raises(ValueError, match=f"(?s)another protocol.*{message}"):
+                run(out, demo=demo, dry_run=dry, **changed)
+    assert (out / "cells.jsonl").read_bytes() == before
+    for one in once.rows:  # its texts are those that were measured
+        assert one.primary == sum(text.count(word) for text in one.texts[0] for word in ("good", "great")) / 2
+    assert len({str(one.texts) for one in once.rows}) > 1 and '"texts"' not in once.to_json()
     caa = [row for row in once.rows if row.method == "CAA"]
     assert {row.unit for row in caa} == {"T"} and caa[0].strength == 0.1
     acts = ot.collect(demo.model, demo.desired[:8], demo.undesired[:8], layer=caa[0].layer)

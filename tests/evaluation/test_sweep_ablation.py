@@ -118,10 +118,10 @@ def test_the_ablation_goes_on_in_the_folder_of_its_sweep_and_resumes(swept):
     assert "spends 0.1 nats of KL per token" in str(plan) and "Ablation" not in str(plain.plan)
     assert found.rows == plain.rows and str(found).startswith(str(plain))
     assert (
-        len([line for line in said if "cell" in line]) == 2 * 4
+        len([line for line in said if ": cell " in line]) == 2 * 4
         and "0.1 nats, seed 1: cell 12 of at most 12" in said[-1]
     )
-    assert not [line for line in again if "cell" in line] and resumed.to_json() == found.to_json()
+    assert not [line for line in again if ": cell " in line] and resumed.to_json() == found.to_json()
     assert '"ablation"' not in plain.to_json().split('"rows"')[1]
 
 

@@ -109,7 +109,7 @@ def test_each_part_is_checked_by_its_own_origin(loaded):
     d = width(model)
     for side, fields, said in (
         (torch.randn(4, d + 1), {"layer": 0}, f"fitted at d_model {d + 1}"),
-        (torch.randn(4, d), {"layer": 7}, "layer=7 does not exist"),
+        (torch.randn(4, d), {"layer": 7}, "Layer 7 does not exist"),
         (torch.randn(4, d), {"layer": 0, "processing": "centred"}, "centred"),
     ):
         bad = ot.CAA.fit(ot.ContrastiveActivations(side, -side, **fields))

@@ -72,7 +72,7 @@ def ablated_place(places: Mapping[Place, FitData]) -> Place:
     """Where both h together tell the sides apart best: the largest mean of their cross-validated AUCs, so that neither
     has chosen the place for itself."""
     fits = {kind: partial(ODESteer.fit, features=features) for kind, features in FEATURES.items()}
-    found = separations([data.texts for data in places.values()], fits, progress=False)
+    found = separations([data.texts.without_sinks(warn=False) for data in places.values()], fits, progress=False)
     means = [fmean(one.auc for one in found[i : i + len(fits)]) for i in range(0, len(found), len(fits))]
     return max(zip(means, places, strict=True), key=lambda pair: pair[0])[1]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,16 +40,12 @@ class Cells:
         if folder is None:
             return
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file: name a folder for the cells, out=.")
-        kept = folder / PROTOCOL
-        if folder.exists() and not kept.exists() and any(_other(one.name) for one in folder.iterdir()):
-            raise ValueError(f"{folder} holds files, and no {PROTOCOL} of a sweep: name a new or empty folder, out=.")
+        kept = check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = locked(folder)
         try:
             if kept.exists():
-                _check_same(kept, protocol)
+                check_same(kept, protocol)
             else:
                 _write_whole(kept, protocol)
             self._file = folder / CELLS
@@ -111,6 +108,16 @@ class Cells:
                     from error  # fmt: skip
 
 
+def check_folder(folder: Path) -> Path:
+    """Where the protocol of a folder is or will be. Raises ValueError for a file, and for a folder of other files."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for the cells, out=.")
+    kept = folder / PROTOCOL
+    if folder.exists() and not kept.exists() and any(_other(one.name) for one in folder.iterdir()):
+        raise ValueError(f"{folder} holds files, and no {PROTOCOL} of a sweep: name a new or empty folder, out=.")
+    return kept
+
+
 def _other(name: str) -> bool:
     """Whether a file is none that a sweep killed at its start leaves."""
     return name not in (LOCK, f"{PROTOCOL}.tmp")
@@ -125,7 +132,8 @@ def _write_whole(kept: Path, protocol: dict[str, Any]) -> None:
     os.replace(unfinished, kept)
 
 
-def _check_same(kept: Path, protocol: dict[str, Any]) -> None:
+def check_same(kept: Path, protocol: dict[str, Any]) -> None:
+    """Raises ValueError where the protocol of a folder, kept in the file `kept`, is another, with the difference."""
     try:
         before = parsed(kept.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -139,12 +147,22 @@ def _check_same(kept: Path, protocol: dict[str, Any]) -> None:
 
 
 def differing(before: Any, now: Any, where: str = "") -> list[str]:
-    """A line for each place where two trees of plain values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = dict.fromkeys([*before, *now])
-        return [
-            line
-            for name in names
-            for line in differing(before.get(name), now.get(name), f"{where}.{name}" if where else name)
-        ]
-    return [] if before == now else [f"  {where}: {before!r} in the folder, {now!r} now"]
+    """A line for each place where two trees of plain values differ. Digests say nothing to a reader: a line names those
+    of one place that differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        values = ("other parts" if isinstance(one, dict) else repr(one) for one in (before, now))
+        return [] if before == now else ["  {}: {} in the folder, {} now".format(where, *values)]
+    apart = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    digests = [name for name in apart if all(map(_is_digest, (before.get(name, ""), now.get(name, ""))))]
+    told = [f"  {where}: not as in the folder ({', '.join(digests)})"] if digests else []
+    others = (name for name in apart if name not in digests)
+    return told + [
+        line
+        for name in others
+        for line in differing(before.get(name), now.get(name), f"{where}.{name}" if where else name)
+    ]
+
+
+def _is_digest(value: Any) -> bool:
+    """Of something; or of nothing, which is empty."""
+    return isinstance(value, str) and re.fullmatch("([0-9a-f]{16})?", value) is not None

@@ -39,7 +39,8 @@ def screened(engine: Engine, asked: Asked, places: Mapping[Place, FitData]) -> t
     """The cross-validated AUC of every method's h at every place, CAA's for a method without one; of each method the
     best places are `kept`."""
     plan, found = asked.plan, list[Screened]()
-    acts, first = [data.texts for data in places.values()], next(iter(places.values()))
+    first = next(iter(places.values()))
+    acts = [data.texts.without_sinks(warn=False) for data in places.values()]  # the engine's fits warn of them
     for name in plan.methods:
         own = method_at(engine, name, first, engine.seed).barrier is not None
         fit = (lambda rows, entry=asked.entries[name]: entry.fit(rows, engine.seed)) if own else CAA.fit

@@ -128,7 +128,7 @@ def protocol_of(model: Any, plan: Plan, texts: Mapping[str, Sequence[str]], func
     prints = {name: fingerprint(one) for name, one in functions.items() if one is not None}
     unread = [f"{part} of {name}" for name, (_, parts) in prints.items() for part in parts]
     return {
-        "format": 2,
+        "format": 3,
         "model": of_model,
         "texts": {name: _digest("\n\0".join(of)) for name, of in texts.items()},
         "layers": list(plan.layers),

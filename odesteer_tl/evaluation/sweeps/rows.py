@@ -1,7 +1,7 @@
 """What stands in a line of a sweep's tables: a place that was screened, and a method at a place and strength."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ class SweptRow:
     """A method at a place and strength, over all seeds. `strength` as in the plan; `value` is the same in the method's
     `unit`, "relative_T" or "T", under the first seed. Where a budget of KL is spent, both are what spends it.
     `measures`: means over seeds, None where one is not finite; `scores`: the primary metric [seeds][prompts]; `broken`:
-    guardrails that it breaks; `stop`: why no larger strength was run, at the last strength of a place."""
+    guardrails that it breaks; `texts`: what was written, [seeds][prompts × samples], those of a prompt beside each other;
+    `stop`: why no larger strength was run, at the last strength of a place."""
 
     method: str
     layer: int | None
@@ -44,6 +45,7 @@ class SweptRow:
     measures: dict[str, float | None]
     scores: list[list[float]]
     broken: tuple[str, ...]
+    texts: list[list[str]] = field(default_factory=list, repr=False)
     stop: str | None = None
 
     @property
@@ -63,8 +65,10 @@ class SweptRow:
         return low, high
 
     def as_json(self) -> dict[str, Any]:
-        """The row as plain values, with the mean and its interval."""
-        return asdict(self) | {"primary": self.primary, "interval": self.interval()}
+        """The row as plain values without its texts, with the mean and its interval."""
+        numbers = asdict(self)
+        del numbers["texts"]
+        return numbers | {"primary": self.primary, "interval": self.interval()}
 
 
 def improves(new: SweptRow, old: SweptRow) -> bool:

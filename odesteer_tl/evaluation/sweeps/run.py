@@ -15,7 +15,7 @@ from odesteer_tl.evaluation.engine import Engine
 from odesteer_tl.evaluation.sweeps.ablated import ablated, ablated_place
 from odesteer_tl.evaluation.sweeps.asked import asked
 from odesteer_tl.evaluation.sweeps.cell_measures import At, Budget, CellMeasures
-from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
+from odesteer_tl.evaluation.sweeps.cells import KEY, Cells, check_folder, check_same
 from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds, Metric, broken
 from odesteer_tl.evaluation.sweeps.places import read_places, screened
 from odesteer_tl.evaluation.sweeps.plan import Plan
@@ -100,9 +100,10 @@ def sweep(
     where the AUCs of both h are largest on average, each at the strength that spends `kl` nats of KL per token on the
     validation prompts; `Sweep.ablation` has the rows and their paired differences.
 
-    `out`: a folder; each finished cell is one line there, and the same call resumes. Model, texts, functions with all
+    `out`: a folder; each finished cell, with its texts, is one line there, and the same call resumes. Model, texts, functions with all
     that they hold, settings and versions must be the same; what a judge holds and cannot be compared, such as a client,
-    is named in a warning. `progress` gets a line before each cell, with the time that is left at most.
+    is named in a warning. `progress` gets a line before each cell, with the time that is left at most. A dry run runs
+    nothing, and looks whether the folder is one that could be resumed.
 
     Returns a `Sweep`, or its `Plan` with `dry_run`. Raises ValueError for data, methods, strengths, bounds or metrics
     of another kind, fewer than two prompts, a `kl` that is not above 0, methods with the names of the ablation's rows,
@@ -115,8 +116,12 @@ def sweep(
     )  # fmt: skip
     plan, say = question.plan, progress or (lambda said: None)
     if dry_run:
+        if out is not None and (kept := check_folder(Path(out))).exists():
+            check_same(kept, question.protocol()[0])
         return plan
     with Cells(out, *question.protocol()) as cells:
+        if len(cells):
+            say(f"finished before, in {out}: {len(cells)} of at most {plan.cells}")
         say("screening")
         places, engine = read_places(question), Engine(question.entries, question.settings(), plan.seeds[0])
         screening = screened(engine, question, places)
@@ -151,7 +156,8 @@ class _Rows:
         bad = () if place is None else broken(means, self.plan.guardrails)
         scores, unit, value = [cell["scores"] for cell in found], found[0]["unit"], found[0]["value"]
         at = value if isinstance(strength, Budget) else strength
-        return SweptRow(name, layer, position, at, unit, value, means, scores, bad)
+        texts = [cell["texts"] for cell in found]
+        return SweptRow(name, layer, position, at, unit, value, means, scores, bad, texts)
 
     def _cell(self, name: str, place: Place | None, strength: At, seed: int) -> dict[str, Any]:
         walk = [strength] if place is None or isinstance(strength, Budget) else self.plan.beside(name, strength)

@@ -128,7 +128,7 @@ def _fitted_on(method: Any) -> str:
 def _check_sites(edit: Any, block_list: Any, fitted: str) -> None:
     for site in (edit.read, edit.write):
         if not 0 <= site.layer < len(block_list):
-            raise ValueError(f"layer={site.layer} does not exist: give a layer from 0 to {len(block_list) - 1}.")
+            raise ValueError(f"Layer {site.layer} does not exist: give a layer from 0 to {len(block_list) - 1}.")
         check_site(block_list[site.layer], site.name)
         check_biases(block_list[site.layer]._module, site.name, fitted, "raw")
 
