@@ -91,7 +91,7 @@ def _failed(error: BaseException) -> int:
 
 
 def reason(error: BaseException) -> str | None:
-    """The reason for which a command failed, in its words, if it is not a fault of the code; None for an unexpected error.
+    """The reason for which a command failed, in its own words; None for an unexpected error, a fault of the code.
 
     Errors that this package raises on purpose, and errors of files, networks and memory, are shown to the user. Other
     errors of a library are not: they name its arguments and not those of the command.

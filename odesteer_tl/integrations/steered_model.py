@@ -48,7 +48,6 @@ class SteeredModel:
 
     def __post_init__(self) -> None:
         self.batch_size = whole_number("batch_size", self.batch_size)
-        self.positions = positions_given(self.positions)
         check_place(self.model, self.remote, self.blocks)
         self.tokenizer = plain_tokenizer(self.model)
         if self.method is None:
@@ -93,10 +92,11 @@ class SteeredModel:
         stand in `chat_template`. Raises ValueError for wrong arguments, and as `ot.load`,
         `ot.load_model` and `ot.calibrate` do."""
         strength = None if T is None and relative_T is None else Strength.of(T, relative_T)
+        where = positions_given(positions)
         library = "nnsight" if remote and library == "transformer_lens" and isinstance(pretrained, str) else library
         fitted = method_given(method)
         model = model_given(pretrained, library, device, dtype)
-        steered = cls(model, fitted, strength, kl, quantile, positions, layer, blocks, remote, batch_size)
+        steered = cls(model, fitted, strength, kl, quantile, where, layer, blocks, remote, batch_size)
         if prompts is not None and steered.budget is not None:
             steered.calibrate(tokenise(model, lines_given(prompts), chat_template=chat_template))
         return steered

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lm_eval
 import pytest
 from harnesses import LAYER, TEMPLATE, Stub, T, expected, fitted, greedy, lines, model_of
+from instances import without_shape_checks
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -165,6 +166,7 @@ def test_a_budget_is_spent_on_the_contexts(tmp_path, log):
         ({"method": Stub(32), "T": 1.0, "positions": "-3:"}, "positions"), ({"prompts": 1, "blocks": "x"}, "blocks"),
     ],
 )  # fmt: skip
+@without_shape_checks()
 def test_wrong_arguments_say_what_to_type(given, told):
     with pytest.raises(ValueError, match=told):
         ODESteerLM(model_of("bridge", "llama"), **given)

@@ -45,7 +45,8 @@ class CellMeasures:
     def cells(self, name: str, place: Place | None, walk: Sequence[At], seed: int) -> list[dict[str, Any]]:
         """A cell for each strength of `walk`, all continued in one batch: the `measures` by name, None where one is not
         finite, the `scores` of the primary one by prompt, the continued `texts`, and what the strength is in the
-        method's `unit`. `place` None: no steering. The seed sets the fit and the sampling; what shares the batch changes no figure."""
+        method's `unit`. `place` None: no steering. The seed sets the fit and the sampling; what shares the batch
+        changes no figure."""
         if place is None:
             costs = dict.fromkeys(["kl", "kl_p95", *self._unrelated], 0.0)
             return [{"unit": "T", "value": 0.0} | self._cell(self.engine.unsteered(seed), costs)]

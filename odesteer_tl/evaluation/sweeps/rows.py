@@ -33,8 +33,8 @@ class SweptRow:
     """A method at a place and strength, over all seeds. `strength` as in the plan; `value` is the same in the method's
     `unit`, "relative_T" or "T", under the first seed. Where a budget of KL is spent, both are what spends it.
     `measures`: means over seeds, None where one is not finite; `scores`: the primary metric [seeds][prompts]; `broken`:
-    guardrails that it breaks; `texts`: what was written, [seeds][prompts × samples], those of a prompt beside each other;
-    `stop`: why no larger strength was run, at the last strength of a place."""
+    guardrails that it breaks; `texts`: what was written, [seeds][prompts × samples], those of a prompt beside each
+    other; `stop`: why no larger strength was run, at the last strength of a place."""
 
     method: str
     layer: int | None

@@ -100,10 +100,10 @@ def sweep(
     where the AUCs of both h are largest on average, each at the strength that spends `kl` nats of KL per token on the
     validation prompts; `Sweep.ablation` has the rows and their paired differences.
 
-    `out`: a folder; each finished cell, with its texts, is one line there, and the same call resumes. Model, texts, functions with all
-    that they hold, settings and versions must be the same; what a judge holds and cannot be compared, such as a client,
-    is named in a warning. `progress` gets a line before each cell, with the time that is left at most. A dry run runs
-    nothing, and looks whether the folder is one that could be resumed.
+    `out`: a folder; each finished cell, with its texts, is one line there, and the same call resumes. Model, texts,
+    functions with all that they hold, settings and versions must be the same; what a judge holds and cannot be
+    compared, such as a client, is named in a warning. `progress` gets a line before each cell, with the time that is
+    left at most. A dry run runs nothing, and looks whether the folder is one that could be resumed.
 
     Returns a `Sweep`, or its `Plan` with `dry_run`. Raises ValueError for data, methods, strengths, bounds or metrics
     of another kind, fewer than two prompts, a `kl` that is not above 0, methods with the names of the ablation's rows,
