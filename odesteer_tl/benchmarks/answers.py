@@ -65,7 +65,7 @@ class AnswerScorer:
             if shares:
                 assert self._shared is not None
                 self._shared.hold(start[:-1])
-                rows = right_filled([[start[-1], *answer] for answer in part])
+                rows = right_filled([[start[-1], *answer[:-1]] for answer in part])  # the last one predicts nothing
             with self._steered(number, applied, len(start)):
                 if shares:
                     assert self._shared is not None
