@@ -73,6 +73,8 @@ def read_batches(
     """
     check_context(model, texts)
     backend = backend_of(model)
+    if not remote:
+        backend.load_weights(model)
     readable = texts.mask if readable is None else readable
     order = texts.mask.sum(1).argsort(descending=True, stable=True)
     read_parts: list[list[Reading]] = [[] for _ in positions]

@@ -24,8 +24,9 @@ def load_model(
     it first runs on this machine; "huggingface" the plain model, with its tokenizer as `model.tokenizer`.
 
     `dtype` None is float32. A GGUF file is dequantised to it (`pip install 'odesteer_tl[gguf]'`); a server cannot load
-    it. A server loads a folder by its path. Raises ValueError for another library, and for a GGUF file that cannot be
-    read; raises the error of transformers if there is no such model.
+    it. A server loads a folder by its path. Raises ValueError for another library, for a GGUF file that cannot be read,
+    and for a checkpoint that lacks weights, which would be random (of a name in nnsight, when it first runs here);
+    raises the error of transformers if there is no such model.
     """
     return loader_of(library)(str(name_or_folder), device, dtype or torch.float32)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
+from odesteer_tl.backends.checkpoints import refuse_missing
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
@@ -37,8 +38,7 @@ from odesteer_tl.portable.sites import Site
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Any:
-    """Load the model of a Hugging Face name, a folder or a GGUF file, with its tokenizer as `model.tokenizer`. Raises
-    ValueError for a checkpoint that lacks weights, as a classifier has no language head: they would be random."""
+    """Load the model of a Hugging Face name, a folder or a GGUF file, with its tokenizer as `model.tokenizer`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any
@@ -48,8 +48,7 @@ def load(name: str, device: str, dtype: torch.dtype) -> Any:
         with without_progress_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
         model, said = loaded
-        if missing := sorted(map(str, said["missing_keys"])):
-            raise ValueError(f"{name} lacks {', '.join(missing[:3])}, which would be random: it is no language model.")
+        refuse_missing(name, said["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(name)
     model.tokenizer = tokenizer
     return model.to(device).eval()

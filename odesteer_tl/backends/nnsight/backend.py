@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
+from odesteer_tl.backends.checkpoints import check_whole
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
@@ -38,6 +39,7 @@ def load(name: str, device: str, dtype: torch.dtype) -> Any:
         return TransformersModel(model.to(device), tokenizer=tokenizer, task="text-generation")
     if Path(name).is_dir():  # otherwise nnsight would look up the folder's name on the Hub
         huggingface._ID_CACHE[name] = name
+        check_whole(name)
     tokenizer = AutoTokenizer.from_pretrained(name)
     return TransformersModel(name, tokenizer=tokenizer, task="text-generation", dtype=dtype, device_map=device)
 
@@ -93,6 +95,8 @@ class _Nnsight:
 
     def load_weights(self, model: Any) -> None:
         if not getattr(model, "dispatched", True):
+            if repository := getattr(model, "repo_id", None):
+                check_whole(repository)  # not before: a server may run it, and nothing is downloaded here
             model.dispatch()
 
     def forward(self, model: Any, tokens: TokenIds) -> None:

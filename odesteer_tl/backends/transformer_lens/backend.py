@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odesteer_tl._shapes import Position, TokenIds, TokenMask
 from odesteer_tl.backends.base import Library, Size
+from odesteer_tl.backends.checkpoints import check_whole
 from odesteer_tl.backends.edit_runner import EditRunner
 from odesteer_tl.backends.forward_passes import stack_watched
 from odesteer_tl.backends.gguf_files import is_gguf, model_and_tokenizer
@@ -47,6 +48,8 @@ def load(name: str, device: str, dtype: torch.dtype) -> Any:
     if is_gguf(name):
         model, tokenizer = model_and_tokenizer(name, dtype)
         source = {"hf_model": model.to(device), "tokenizer": tokenizer}
+    else:
+        check_whole(name)
     with without_progress_bars():
         return rename_permanently(TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **source))
 
