@@ -6,18 +6,23 @@ import sys
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from instances import without_shape_checks
+from instances import planted, without_shape_checks
 
 import odesteer_tl as ot
 from odesteer_tl.evaluation import continuations
+from odesteer_tl.evaluation.data import FitData
+from odesteer_tl.evaluation.engine import Engine
+from odesteer_tl.evaluation.entries import entry_of
 from odesteer_tl.evaluation.sweeps import folder_lock
 from odesteer_tl.evaluation.sweeps import plan as plan_module
 from odesteer_tl.evaluation.sweeps.cell_measures import CellMeasures
 from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
 from odesteer_tl.evaluation.sweeps.guardrails import broken, checked_bounds, informativeness, repetition
+from odesteer_tl.evaluation.sweeps.places import screened
 from odesteer_tl.evaluation.sweeps.plan import Plan
 from odesteer_tl.evaluation.sweeps.result import Sweep, SweptRow
 from odesteer_tl.evaluation.sweeps.walk import walked
@@ -25,6 +30,7 @@ from odesteer_tl.evaluation.sweeps.walk import walked
 RUN = """
 import os, signal, sys
 from types import SimpleNamespace
+from typing import Any
 import odesteer_tl as ot
 
 def praising(words):
@@ -151,6 +157,18 @@ def test_a_strength_that_fails_does_not_take_those_before_it_along(asked, demo, 
     assert run(None, **own).rows == expected.rows
     with pytest.raises(ValueError, match=r"no finite number at 0\.6"):
         run(None, **own | {"guardrails": {}})
+
+
+def test_a_loud_row_does_not_choose_the_place():
+    """A row of a sink's norm turns the difference of means, and is left out of what a place is judged by."""
+    acts = planted()
+    loud = replace(acts, desired=torch.cat([acts.desired, 500.0 * torch.ones_like(acts.desired[:1])]))
+    entries = {"CAA": entry_of("CAA", ot.CAA)}
+    asked: Any = SimpleNamespace(plan=SimpleNamespace(methods=("CAA",), places=1), entries=entries)
+    with pytest.warns(UserWarning, match="1 of 106 activations"):
+        (found,) = screened(Engine(entries, [], 0), asked, {(3, "mean"): FitData(texts=loud)})
+    assert found.auc == ot.separations(acts, {"CAA": ot.CAA.fit}, progress=False)[0].auc
+    assert found.auc > ot.separations(loud, {"CAA": ot.CAA.fit}, progress=False)[0].auc + 0.1
 
 
 def test_the_plan_says_how_many_strengths_share_a_batch():
