@@ -17,6 +17,7 @@ from odesteer_tl.evaluation import continuations
 from odesteer_tl.evaluation.data import FitData
 from odesteer_tl.evaluation.engine import Engine
 from odesteer_tl.evaluation.entries import entry_of
+from odesteer_tl.evaluation.separation import separations
 from odesteer_tl.evaluation.sweeps import folder_lock
 from odesteer_tl.evaluation.sweeps import plan as plan_module
 from odesteer_tl.evaluation.sweeps.cell_measures import CellMeasures
@@ -167,8 +168,8 @@ def test_a_loud_row_does_not_choose_the_place():
     asked: Any = SimpleNamespace(plan=SimpleNamespace(methods=("CAA",), places=1), entries=entries)
     with pytest.warns(UserWarning, match="1 of 106 activations"):
         (found,) = screened(Engine(entries, [], 0), asked, {(3, "mean"): FitData(texts=loud)})
-    assert found.auc == ot.separations(acts, {"CAA": ot.CAA.fit}, progress=False)[0].auc
-    assert found.auc > ot.separations(loud, {"CAA": ot.CAA.fit}, progress=False)[0].auc + 0.1
+    assert found.auc == separations(acts, {"CAA": ot.CAA.fit}, progress=False)[0].auc
+    assert found.auc > separations(loud, {"CAA": ot.CAA.fit}, progress=False)[0].auc + 0.1
 
 
 def test_the_plan_says_how_many_strengths_share_a_batch():
