@@ -169,7 +169,6 @@ def test_a_loud_row_does_not_choose_the_place():
     with pytest.warns(UserWarning, match="1 of 106 activations"):
         (found,) = screened(Engine(entries, [], 0), asked, {(3, "mean"): FitData(texts=loud)})
     assert found.auc == separations(acts, {"CAA": ot.CAA.fit}, progress=False)[0].auc
-    assert found.auc > separations(loud, {"CAA": ot.CAA.fit}, progress=False)[0].auc + 0.1
 
 
 def test_the_plan_says_how_many_strengths_share_a_batch():
