@@ -6,7 +6,6 @@ import sys
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from odesteer_tl.evaluation.entries import entry_of
 from odesteer_tl.evaluation.separation import separations
 from odesteer_tl.evaluation.sweeps import folder_lock
 from odesteer_tl.evaluation.sweeps import plan as plan_module
+from odesteer_tl.evaluation.sweeps.asked import Asked
 from odesteer_tl.evaluation.sweeps.cell_measures import CellMeasures
 from odesteer_tl.evaluation.sweeps.cells import KEY, Cells
 from odesteer_tl.evaluation.sweeps.guardrails import broken, checked_bounds, informativeness, repetition
@@ -31,7 +31,6 @@ from odesteer_tl.evaluation.sweeps.walk import walked
 RUN = """
 import os, signal, sys
 from types import SimpleNamespace
-from typing import Any
 import odesteer_tl as ot
 
 def praising(words):
@@ -165,7 +164,7 @@ def test_a_loud_row_does_not_choose_the_place():
     acts = planted()
     loud = replace(acts, desired=torch.cat([acts.desired, 500.0 * torch.ones_like(acts.desired[:1])]))
     entries = {"CAA": entry_of("CAA", ot.CAA)}
-    asked: Any = SimpleNamespace(plan=SimpleNamespace(methods=("CAA",), places=1), entries=entries)
+    asked = Asked(None, replace(PLAN, methods=("CAA",)), {}, {}, entries, {}, None)
     with pytest.warns(UserWarning, match="1 of 106 activations"):
         (found,) = screened(Engine(entries, [], 0), asked, {(3, "mean"): FitData(texts=loud)})
     assert found.auc == separations(acts, {"CAA": ot.CAA.fit}, progress=False)[0].auc
