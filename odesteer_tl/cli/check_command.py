@@ -1,5 +1,6 @@
 """The command that looks at texts before a fit."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -8,13 +9,13 @@ from odesteer_tl.assets.demo import EMBEDDED
 from odesteer_tl.cli import options, values
 from odesteer_tl.cli.app import app
 from odesteer_tl.cli.exit_codes import STOPPED
+from odesteer_tl.cli.messages import in_cli_words
 from odesteer_tl.cli.model_options import loads_model
 from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.pairs import check_pairs
 from odesteer_tl.cli.streams import command_output
-from odesteer_tl.cli.text_files import check_readable, pairs_of
+from odesteer_tl.cli.text_files import check_readable, pairs_of, tell_blank_lines
 from odesteer_tl.data.file_checks import check_writable_file
-from odesteer_tl.data.tokens import reads_several
 from odesteer_tl.evaluation.judged_texts import FEWEST
 
 
@@ -29,7 +30,7 @@ def check(
     position: Annotated[
         Any,  # a name, an index, or None
         typer.Option(
-            parser=values.position,
+            parser=values.one_position,
             metavar="WHERE",
             help="last, mean or an index such as -2. Default: last and mean, compared.",
         ),
@@ -52,8 +53,8 @@ def check(
             if any(html.exists() and html.samefile(each) for each in (desired, undesired, queries) if each is not None):
                 raise ValueError(f"--html {html} would replace the texts that it is about: name another file.")
         check_model(model)
-        if reads_several(position):
-            raise ValueError(f"--position {position} reads several tokens of a text: give last, mean or an index.")
+        for file in (desired, undesired):
+            tell_blank_lines(file)
         sides, query_lines = pairs_of(desired, undesired, queries, paired)
         if min(map(len, sides)) < FEWEST:
             raise ValueError(
@@ -70,6 +71,9 @@ def check(
             chosen_model(model), *sides, method_class, layers=layers, queries=query_lines, paired=paired, seed=seed,
             positions=("last", "mean") if position is None else (position,), chat_template=chat,
         )  # fmt: skip
+        found = replace(
+            found, items=tuple(replace(i, why=in_cli_words(i.why), do=in_cli_words(i.do)) for i in found.items)
+        )
         say(found.to_json() if as_json else str(found))
         if html is not None:
             found.to_html(html)

@@ -3,6 +3,10 @@
 import re
 
 CLI_WORDS = {
+    r'the rows in check\["duplicates"\]\.numbers\["rows"\], which --json prints': "the rows that --json lists",
+    r', check\["across"\]\.numbers\["rows"\]': " (--json lists the rows)",
+    r" \(check\.texts\)": "",
+    r"give other layers= and positions=": "give other --layers, or another --position",
     r"paired=True": "--paired",
     r"\bqueries=(\[[^\]]*\])?": "--queries FILE",
     r"\bposition=": "--position ",
@@ -23,7 +27,7 @@ CLI_WORDS = {
     r"\bout=(?=[,.])": "--out",
     r"type ot\.calibrate\(model, method, prompts\) for this use": "run `odesteer-tl calibrate` for this use",
     r"\btop_p\b": "--top-p",
-    r"\bmax_new_tokens\b": "--max-new-tokens",
+    r"(?<!\.)\bmax_new_tokens\b": "--max-new-tokens",
     r"ot\.load_model\(name\)": "--model NAME",
     r"; activations are read with .*": ".",
     r" keep_sinks=True reads them with the others;[^.]*\.": "",  # commands have no such options
@@ -44,12 +48,17 @@ def in_cli_words(message: str) -> str:
     return message
 
 
+def _listed(message: str) -> str:
+    """The indented lines below a colon, one after the other with semicolons between them."""
+    return re.sub(r"\n  (?=\S)", "; ", re.sub(r":\n  (?=\S)", ": ", message))
+
+
 def on_one_line(message: str, max_characters: int = MAX_CHARACTERS) -> str:
     """A message without line ends and control characters, which may come from a file or a server. If it is longer than
     `max_characters`, its middle is left out."""
     line = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in " ".join(message.split())
+        for character in " ".join(_listed(message).split())
     )
     return (
         line if len(line) <= max_characters else f"{line[: max_characters // 2]} … {line[-max_characters // 2 + 3 :]}"

@@ -13,6 +13,7 @@ from odesteer_tl.cli.models import check_model, chosen_model
 from odesteer_tl.cli.outputs import check_writable
 from odesteer_tl.cli.streams import command_output
 from odesteer_tl.cli.text_files import beginnings, check_differ, check_readable, lines_of
+from odesteer_tl.evaluation.sweeps.cells import finished
 from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds
 
 FEWEST = 5
@@ -83,7 +84,7 @@ def sweep(
         from odesteer_tl.methods.registry import method_named
 
         stage = stages()
-        judging, told = _judge(judge, read)
+        judging, told = _judge(judge, read, sides)
         loaded = chosen_model(model)
         if chat and not has_template(tokenizer_of(loaded)):
             raise ValueError("This model has no chat template: leave out --chat, or give a model with one.")
@@ -96,7 +97,11 @@ def sweep(
         named = {one.__name__: one for one in map(method_named, methods)}
         plan = ot.sweep(loaded, data, named, dry_run=True, **options_of)  # type: ignore[call-overload]
         if dry_run:
-            say(json_text(asdict(plan)) if as_json else f"{plan}\n{told}")
+            there = 0 if out is None else finished(out)
+            goes_on = (
+                f"\n{out} holds {there} finished cells: the same command without --dry-run goes on." if there else ""
+            )
+            say(json_text(asdict(plan)) if as_json else f"{plan}\n{told}{goes_on}")
             return
         for line in filter(None, [*str(plan).splitlines(), told]):
             stage(line)
@@ -104,18 +109,29 @@ def sweep(
         say(found.to_json() if as_json else f"{found}\n\n{found.conclusion()}\n{told}")
 
 
-def _judge(choice: Any, read: Sequence[list[str]]) -> tuple[Any, str]:
-    """The judge that was asked for, fitted on the texts that were read for it, and a line about it."""
+def _judge(choice: Any, read: Sequence[list[str]], sides: Sequence[list[str]]) -> tuple[Any, str]:
+    """The judge that was asked for, fitted on the texts that were read for it, and a line about it, with how it judges
+    the two `sides` of the sweep where these are others."""
     from odesteer_tl.evaluation.judge import Judge
     from odesteer_tl.evaluation.text_judge import fitted_judge
 
     if choice == "embedded":
         found = Judge.load_embedded()
-        return found, f"Judge: {found.trained_on}."
+        return found, f"Judge: {found.trained_on}. {_of_sides(found, sides)}"
     found, right = fitted_judge(read[0], read[1])
     files = "the two" if choice == "texts" else "two other"
     said = f"Judge: words and pairs of words of {files} files, right for {100 * right:.0f} % of held-out texts"
-    return found, f"{said}, which is near chance: give another --judge." if right < NEAR_CHANCE else f"{said}."
+    said += ", which is near chance: give another --judge." if right < NEAR_CHANCE else "."
+    return found, said if choice == "texts" else f"{said} {_of_sides(found, sides)}"
+
+
+def _of_sides(judge: Any, sides: Sequence[list[str]]) -> str:
+    """How a judge of other texts sees those of the sweep: one that calls the undesired ones desired is upside down."""
+    up, down = (float((judge.positive_probability(side) > 0.5).double().mean()) for side in sides)
+    said = (
+        f"Of your files it calls {100 * up:.0f} % of the desired and {100 * down:.0f} % of the undesired texts desired"
+    )
+    return f"{said}: are its files the other way round?" if up < down else f"{said}."
 
 
 def _bounds(given: Sequence[tuple[str, float | None, float | None]] | None) -> Bounds:

@@ -4,6 +4,7 @@ import codecs
 import os
 import stat
 import sys
+import warnings
 from pathlib import Path
 
 MAX_BYTES = 2**28
@@ -40,6 +41,17 @@ def lines_of(file: Path, aligned: bool = False) -> list[str]:
             "remove that line from all of them."
         )
     return [line for line in lines if line]
+
+
+def tell_blank_lines(file: Path) -> None:
+    """Warn of blank lines, which are left out: the number of a row is then not that of its line."""
+    if str(file) == "-" or not file.is_file():
+        return
+    lines = file.read_bytes().rstrip().splitlines()
+    if blank := sum(not line.strip() for line in lines):
+        warnings.warn(
+            f"{blank} of {len(lines)} lines of {file} are blank and left out: rows count the others.", stacklevel=2
+        )
 
 
 def pairs_of(desired: Path, undesired: Path, queries: Path | None, paired: bool) -> Sides:

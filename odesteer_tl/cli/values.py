@@ -15,6 +15,9 @@ from odesteer_tl.evaluation.sweeps.guardrails import MEASURES, SPEED
 from odesteer_tl.methods.registry import registered
 
 UNPAIRED = ("one side", "both sides")
+INDEX = r"-?[0-9]{1,9}"
+SHARES = ("share", "distinct2", "repetition", "informativeness")
+"""Measures between 0 and 1."""
 MOST, MOST_LAYERS = 1e9, 10_000
 """The largest strength, which float32 can still add and square, and more blocks than any model has."""
 
@@ -118,7 +121,7 @@ def guardrail(given: Any) -> tuple[str, float | None, float | None]:
     known = (*MEASURES, SPEED, "unrelated_kl", "share")
     if found is None or found[1] not in known:
         raise typer.BadParameter(f"{given!r} bounds none of {', '.join(known)}, as 'kl<0.5' and 'distinct2>0.3' do.")
-    bound = number(-MOST, MOST)(found[3])
+    bound = (number(0.0, 1.0) if found[1] in SHARES else number(-MOST, MOST))(found[3])
     return (found[1], None, bound) if found[2] in "<=≤" else (found[1], bound, None)
 
 
@@ -143,11 +146,17 @@ def forms(given: Any) -> list[str]:
 
 def positions(given: Any) -> list[Position]:
     """Reads reading positions of one token a text, separated by commas."""
-    read = [position(each) for each in str(given).split(",")]
-    for each in read:
-        if reads_several(each):
-            raise typer.BadParameter(f"{each!r} reads several tokens of a text; last, mean and -2 read one activation.")
-    return read
+    return [one_position(each) for each in str(given).split(",")]
+
+
+def one_position(given: Any) -> Position:
+    """Reads a position of one token a text."""
+    text = str(given)
+    if reads_several(text):
+        raise typer.BadParameter(f"{text!r} reads several tokens of a text; last, mean and -2 read one activation.")
+    if text not in ("last", "mean") and not re.fullmatch(INDEX, text):
+        raise typer.BadParameter(f"{text!r} is not last, mean or an index such as -2.")
+    return position(text)
 
 
 def position(given: Any) -> Position:
@@ -155,7 +164,7 @@ def position(given: Any) -> Position:
     text = str(given)
     if text in ("last", "mean", "all") or random_count(text) is not None:
         return text
-    if not re.fullmatch(r"-?[0-9]{1,9}", text):
+    if not re.fullmatch(INDEX, text):
         raise typer.BadParameter(f"{text!r} is not last, mean, all, random:3 or an index such as -2.")
     return int(text)
 

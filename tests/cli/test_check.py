@@ -46,7 +46,8 @@ def test_clean_texts_end_with_0_and_a_page_and_a_stop_with_3(capsys):
         (["--html", "."], ". is a folder: name a file in it"),
         (["--html", "bad.txt"], "--html bad.txt would replace the texts that it is about: name another file"),
         (["--html", "/proc/page.html"], "/proc/page.html cannot be written: choose a file or folder with write"),
-        (["--position", "all"], "--position all reads several tokens"),
+        (["--position", "all"], "'all' reads several tokens"),
+        (["--position", "middle"], "'middle' is not last, mean or an index such as -2."),
         (["--method", "hpr"], "pass --paired"),
     ],
 )
@@ -54,6 +55,19 @@ def test_what_cannot_be_is_refused_before_the_work(options, words, capsys, monke
     monkeypatch.setattr(ot, "load_demo", lambda: pytest.fail("worked for nothing"))
     assert main([*LINE, *options]) == REFUSED
     assert words in capsys.readouterr().err
+
+
+def test_advice_is_in_the_words_of_the_command_line_and_blank_lines_are_told_of(capsys):
+    high = Path("good.txt").read_text(encoding="utf-8").split("\n")
+    Path("twice.txt").write_text("\n\n".join([*high, *high[:6]]), encoding="utf-8")
+    Path("both.txt").write_text("\n".join([*high[:6], *clean()[1][6:]]), encoding="utf-8")
+    assert main(["check", "twice.txt", "both.txt", *LINE[3:]]) == STOPPED
+    out, err = capsys.readouterr()
+    out = " ".join(out.split())
+    assert "45 of 91 lines of twice.txt are blank and left out: rows count the others." in err
+    assert "Keep one of each: drop the rows that --json lists." in out
+    assert "(--json lists the rows); if they are meant to differ by a word, give them as pairs, --paired." in out
+    assert "--position -5 is best (only one was tried)" in out and "check[" not in out and "=" not in out
 
 
 def test_too_few_texts_are_refused(capsys):

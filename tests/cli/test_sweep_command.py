@@ -23,6 +23,8 @@ def texts(tmp_path, monkeypatch):
     monkeypatch.setattr(ot, "load_demo", lambda: demo)
     for name, side in zip(("good", "bad"), sides, strict=True):
         Path(f"{name}.txt").write_text("\n".join(side), encoding="utf-8")
+    for name, side in zip(("good2", "bad2"), clean(12, seed=1), strict=True):
+        Path(f"{name}.txt").write_text("\n".join(side), encoding="utf-8")
     Path("few.txt").write_text("one\ntwo", encoding="utf-8")
     with without_shape_checks():
         yield
@@ -68,13 +70,22 @@ def test_a_dry_run_looks_into_the_folder_and_writes_nothing(capsys):
     assert main([*LINE, "--out", "other"]) == REFUSED and "holds files" in capsys.readouterr().err
     assert main([*LINE, "--out", "begun"]) == REFUSED
     said = capsys.readouterr().err
-    assert "seeds: [7] in the folder, [0, 1, 2] now" in said and "model: None in the folder, other parts now" in said
+    assert "ask for the same: seeds: [7] in the folder, [0, 1, 2] now; format: not given in the folder, 3 now; " in said
+    assert "model: not given in the folder, given now; " in said
     assert sorted(path.name for path in Path("begun").iterdir()) == ["protocol.json"]
 
 
 def test_a_judge_near_chance_is_told_of():
     texts = [f"word{number} and more" for number in range(10)]
-    assert _judge("texts", (texts, texts[::-1]))[1].endswith("which is near chance: give another --judge.")
+    sides = texts, texts[::-1]
+    assert _judge("texts", sides, sides)[1].endswith("which is near chance: give another --judge.")
+
+
+def test_a_judge_that_is_upside_down_is_told_of(capsys):
+    assert main([*LINE, "--judge", "bad2.txt,good2.txt"]) == DONE
+    assert "of the undesired texts desired: are its files the other way round?" in capsys.readouterr().out
+    assert main([*LINE, "--judge", "good2.txt,bad2.txt"]) == DONE
+    assert "way round" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -85,6 +96,7 @@ def test_a_judge_near_chance_is_told_of():
         (["--guardrail", "unrelated_kl<1"], "give --unrelated FILE"),
         (["--guardrail", "fun<1"], "'fun<1' bounds none of kl, kl_p95"),
         (["--guardrail", "kl=1"], "'kl=1' bounds none of kl, kl_p95"),
+        (["--guardrail", "share>2"], "2 is not at least 0 and at most 1"),
         (["--judge", "few.txt,good.txt"], "--judge few.txt,good.txt needs at least 5 texts a side"),
         (["--judge", "few.txt,no.txt"], "no.txt is not a file"),
         (["--judge", "good.txt,good.txt"], "good.txt and good.txt hold the same texts"),

@@ -33,8 +33,9 @@ def beyond_surface(best: Ranking, trivial: Sequence[Ranking], tried: int, words:
     numbers = {"auc": best.auc, "baseline": rival.auc, "more": more, "error": error}
     said = f"h at {best.name} has AUC {best.auc:.3f}, {rival.name} {rival.auc:.3f}: {more:+.3f} ± {error:.3f}."
     if best.auc - 0.5 <= errors * best.error:
-        return Item("surface", "stop", f"{said} h is not above ½ by {errors:.1f} errors, as the best of {tried} places "
-                    "by chance may be: nothing is shown to tell the sides apart.",
+        best_of = f", as the best of {tried} places by chance may be" if tried > 1 else ""
+        return Item("surface", "stop", f"{said} h is not above ½ by {errors:.1f} errors{best_of}: nothing is shown to "
+                    "tell the sides apart.",
                     "Check the labels, add texts, or give other layers= and positions=.", numbers)  # fmt: skip
     if more <= 2 * error or more <= 0:
         if rival.name == "bag of words":
@@ -80,7 +81,8 @@ def labels(rankings: Sequence[Ranking], surface: Surface) -> tuple[Item, list[Od
     ]  # fmt: skip
     item = Item(
         "labels", "look" if many else "pass",
-        f"{best.name} puts {first.deep} held-out texts deep on the other side; {first.expected:.1f} are expected.",
+        f"{best.name} puts {first.deep} held-out texts deep on the other side, where texts with a wrong label are; "
+        f"{first.expected:.1f} are expected of right ones.",
         "Read the texts below (check.texts): they may be ambiguous or on the wrong side." if many else "",
         {"wrong": first.deep, "expected": first.expected},
     )  # fmt: skip

@@ -88,8 +88,8 @@ class DataCheck(StaysHere):
         if self.texts:
             lines += [
                 "",
-                "texts whose held-out h is nearer to the other side, the nearest first: side, row from 0, the",
-                "share of the other side's texts that they are on the right side of",
+                "texts whose held-out h lies on the other side, the deepest first: side, row from 0, the share of",
+                "the other side's texts of its fold that it is on the right side of",
             ]
             for odd in self.texts:
                 start = textwrap.shorten(odd.text, 70, placeholder=" …")

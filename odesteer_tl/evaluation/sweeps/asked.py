@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from odesteer_tl._shapes import Position
+from odesteer_tl.backends.checks import check_layer
 from odesteer_tl.backends.model_info import layers_of
 from odesteer_tl.data.tokens import is_weighted, reads_several
 from odesteer_tl.evaluation.choose_layer import usual_layers
@@ -62,8 +63,10 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         raise ValueError(f"sweep takes data with desired, undesired and prompts, as ot.load_demo(); {missing} lacks.")
     if not isinstance(methods, Mapping) or not methods or UNSTEERED in methods:
         raise ValueError(f'methods is a dict by name, such as {{"CAA": ot.CAA}}; got {methods!r}.')
-    if isinstance(seeds, int) or not seeds or isinstance(positions, str) or not positions:
-        raise ValueError(f'seeds and positions are sequences, (0, 1) and ("last",); got {seeds!r} and {positions!r}.')
+    if isinstance(seeds, int) or not seeds:
+        raise ValueError(f"seeds is a sequence, such as (0, 1); got {seeds!r}.")
+    if isinstance(positions, str) or not positions:
+        raise ValueError(f'positions is a sequence, such as ("last",); got {positions!r}.')
     if isinstance(unrelated, str):
         raise ValueError(f"unrelated is a sequence of prompts, ({unrelated!r},); got one text.")
     if len(data.prompts) < 2 or keep < 1 or not all(map(_one_by_name, positions)):
@@ -78,14 +81,15 @@ def asked(model: Any, data: Any, methods: Any, *, layers: Iterable[int] | None, 
         raise ValueError(f"data.chat is whether prompts stand in the model's chat template, a bool; got {chat!r}.")
     measures = _measures(judge, primary, metrics, bool(unrelated), guardrails)
     of_layers = tuple(usual_layers(layers_of(model)) if layers is None else sorted(set(layers)))
-    count = layers_of(model)
-    if not of_layers or not 0 <= of_layers[0] <= of_layers[-1] < count:
-        raise ValueError(f"layers are some of the model's blocks, 0 to {count - 1}; got {_span(of_layers)}.")
+    if not of_layers:
+        raise ValueError(f"layers are some of the model's blocks, 0 to {layers_of(model) - 1}; got none.")
+    for layer in of_layers:
+        check_layer(model, layer)
     walk = strengths if isinstance(strengths, Mapping) else dict.fromkeys(methods, strengths)
     plan = Plan(
         methods=tuple(methods),
         layers=of_layers,
-        positions=tuple(positions),
+        positions=tuple(dict.fromkeys(positions)),
         strengths={name: _rising(name, walk) for name in methods},
         own_units=isinstance(strengths, Mapping),
         measures=measures,
@@ -133,14 +137,12 @@ def _measures(
 
 
 def _rising(name: str, strengths: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
-    values = strengths.get(name, ())
+    if name not in strengths:
+        raise ValueError(f"strengths has no {name!r}: give numbers for every method, or one sequence for all.")
+    values = strengths[name]
     if isinstance(values, (str, int, float)) or not len(values) or not all(0 < one < math.inf for one in values):
         raise ValueError(f"strengths of {name!r} are numbers above 0, such as (0.05, 0.1, 0.2); got {values!r}.")
     return tuple(sorted({float(value) for value in values}))
-
-
-def _span(layers: Sequence[int]) -> str:
-    return f"{layers[0]} to {layers[-1]}" if layers else "none"
 
 
 def _nothing(texts: Sequence[str]) -> torch.Tensor:

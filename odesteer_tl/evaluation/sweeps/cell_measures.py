@@ -20,6 +20,10 @@ SHARE = 0.3
 """The strength at which a method has its `usual_T`: that moves by 0.3 of the activations' norm, or is the whole map."""
 
 
+HOLDS = ("unit", "value", "measures", "scores", "texts")
+"""What a cell holds beside its key."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """In the place of a strength: what spends `kl` nats."""

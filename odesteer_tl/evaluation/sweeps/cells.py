@@ -25,8 +25,10 @@ class Cells:
         protocol: dict[str, Any],
         unread: Sequence[str] = (),
         key: Sequence[str] = KEY,
+        holds: Sequence[str] = (),
     ) -> None:
-        """Open a new folder, or one of the same protocol, and lock it until `close`. `key`: what names a cell.
+        """Open a new folder, or one of the same protocol, and lock it until `close`. `key`: what names a cell; `holds`:
+        what each has beside.
 
         Raises ValueError for a folder of another protocol, with the difference; for one that holds other files; for one
         that another process writes; and for a damaged line. A last line without its end, of a run that was killed, is
@@ -34,7 +36,7 @@ class Cells:
         cannot compare.
         """
         self._found: dict[str, dict[str, Any]] = {}
-        self._key = tuple(key)
+        self._key, self._holds = tuple(key), tuple(holds)
         self._file: Path | None = None
         self._lock: IO[bytes] | None = None
         if folder is None:
@@ -102,6 +104,8 @@ class Cells:
         for number, line in enumerate(whole.decode(errors="replace").split("\n")[:-1], 1):
             try:
                 cell = parsed(line)
+                if lacking := [part for part in self._holds if part not in cell]:
+                    raise KeyError(lacking)
                 self._found[self._name(cell)] = cell
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"Line {number} of {self._file} is damaged: remove it, the cell is run again.") \
@@ -116,6 +120,12 @@ def check_folder(folder: Path) -> Path:
     if folder.exists() and not kept.exists() and any(_other(one.name) for one in folder.iterdir()):
         raise ValueError(f"{folder} holds files, and no {PROTOCOL} of a sweep: name a new or empty folder, out=.")
     return kept
+
+
+def finished(folder: Path) -> int:
+    """How many cells a folder holds, without its lock."""
+    file = folder / CELLS
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def _other(name: str) -> bool:
@@ -141,8 +151,8 @@ def check_same(kept: Path, protocol: dict[str, Any]) -> None:
     differences = differing(before, json.loads(json.dumps(protocol)))
     if differences:
         raise ValueError(
-            f"{kept.parent} holds a sweep of another protocol: name another folder, out=, or ask for the same.\n"
-            + "\n".join(differences)
+            f"{kept.parent} holds a sweep of another protocol: name another folder, out=, or ask for the same:\n"
+            + "\n".join(f"  {line}" for line in differences)
         )
 
 
@@ -150,19 +160,29 @@ def differing(before: Any, now: Any, where: str = "") -> list[str]:
     """A line for each place where two trees of plain values differ. Digests say nothing to a reader: a line names those
     of one place that differ."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        values = ("other parts" if isinstance(one, dict) else repr(one) for one in (before, now))
-        return [] if before == now else ["  {}: {} in the folder, {} now".format(where, *values)]
-    apart = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
-    digests = [name for name in apart if all(map(_is_digest, (before.get(name, ""), now.get(name, ""))))]
-    told = [f"  {where}: not as in the folder ({', '.join(digests)})"] if digests else []
-    others = (name for name in apart if name not in digests)
+        values = ("given" if isinstance(one, dict) else str(one) if one is _NOT else repr(one) for one in (before, now))
+        return [] if before == now else ["{}: {} in the folder, {} now".format(where, *values)]
+    both = {name: (before.get(name, _NOT), now.get(name, _NOT)) for name in dict.fromkeys([*before, *now])}
+    apart = {name: pair for name, pair in both.items() if pair[0] != pair[1]}
+    digests = [name for name, pair in apart.items() if all(map(_is_digest, pair))]
+    told = [f"{where}: not as in the folder ({', '.join(digests)})"] if digests else []
     return told + [
         line
-        for name in others
-        for line in differing(before.get(name), now.get(name), f"{where}.{name}" if where else name)
+        for name, pair in apart.items()
+        if name not in digests
+        for line in differing(*pair, f"{where}.{name}" if where else name)
     ]
 
 
+class _NotGiven:
+    """In the place of a value that one of two trees does not have."""
+
+    def __str__(self) -> str:
+        return "not given"
+
+
+_NOT = _NotGiven()
+
+
 def _is_digest(value: Any) -> bool:
-    """Of something; or of nothing, which is empty."""
-    return isinstance(value, str) and re.fullmatch("([0-9a-f]{16})?", value) is not None
+    return value is _NOT or (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None)

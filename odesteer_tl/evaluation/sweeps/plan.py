@@ -66,7 +66,8 @@ class Plan:
     @property
     def at_once(self) -> int:
         """How many strengths of a place are continued in one batch."""
-        return max(1, min(MOST_AT_ONCE, MOST_ROWS // (self.prompts * self.samples)))
+        longest = max(map(len, self.strengths.values()))
+        return max(1, min(MOST_AT_ONCE, longest, MOST_ROWS // (self.prompts * self.samples)))
 
     def beside(self, name: str, strength: float) -> tuple[float, ...]:
         """The strengths that share a batch with this one, itself among them: always the same, so that a resumed sweep

@@ -14,7 +14,7 @@ from odesteer_tl.evaluation.continuations import UNSTEERED, Judge
 from odesteer_tl.evaluation.engine import Engine
 from odesteer_tl.evaluation.sweeps.ablated import ablated, ablated_place
 from odesteer_tl.evaluation.sweeps.asked import asked
-from odesteer_tl.evaluation.sweeps.cell_measures import At, Budget, CellMeasures
+from odesteer_tl.evaluation.sweeps.cell_measures import HOLDS, At, Budget, CellMeasures
 from odesteer_tl.evaluation.sweeps.cells import KEY, Cells, check_folder, check_same
 from odesteer_tl.evaluation.sweeps.guardrails import GUARDRAILS, Bounds, Metric, broken
 from odesteer_tl.evaluation.sweeps.places import read_places, screened
@@ -119,7 +119,7 @@ def sweep(
         if out is not None and (kept := check_folder(Path(out))).exists():
             check_same(kept, question.protocol()[0])
         return plan
-    with Cells(out, *question.protocol()) as cells:
+    with Cells(out, *question.protocol(), holds=HOLDS) as cells:
         if len(cells):
             say(f"finished before, in {out}: {len(cells)} of at most {plan.cells}")
         say("screening")
@@ -137,6 +137,8 @@ def sweep(
             say("screening for the ablation")
             at = ablated_place(places), Budget(plan.ablation)
             found = ablated(plan.ablation, lambda name: rows.row(name, *at), plan.primary, plan.measures)
+        if not rows.seconds:
+            say("every cell of the table was finished before")
     return Sweep(plan, screening, (first, *(row for walk in walks for row in walk)), found)
 
 
