@@ -60,6 +60,13 @@ def learning(curve: Sequence[Ranking], shares: Sequence[float]) -> Item:
     )  # fmt: skip
 
 
+def sharpest(by_h: Sequence[Ranking], trivial: Sequence[Ranking]) -> list[Ranking]:
+    """By what labels are judged: by h, or by the best of the baselines alone where that is ahead by two errors."""
+    rival = max(trivial, key=lambda one: one.auc)
+    more, error = rival.minus(by_h[0])
+    return [rival] if more > 2 * error else list(by_h)
+
+
 def labels(rankings: Sequence[Ranking], surface: Surface) -> tuple[Item, list[OddText]]:
     """Whether more texts lie deep on the other side, by one of the `rankings`, than by chance; and which to read first.
 

@@ -15,7 +15,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.token_weights import TokenWeights
 from odesteer_tl.data.tokens import SiteTokens
 from odesteer_tl.evaluation.choose_layer import candidates, fit_of
-from odesteer_tl.evaluation.data_check.activation_items import beyond_surface, labels, learning, sinks
+from odesteer_tl.evaluation.data_check.activation_items import beyond_surface, labels, learning, sharpest, sinks
 from odesteer_tl.evaluation.data_check.activation_items import positions as best_position
 from odesteer_tl.evaluation.data_check.baselines import baselines, heaviest_words
 from odesteer_tl.evaluation.data_check.held_out_h import SHARES, h_ranking, learning_curve
@@ -119,7 +119,8 @@ def check_data(
         return DataCheck(tuple(items), (), tuple(areas), None, sides)
     best = max(found, key=lambda place: found[place].auc)
     plain = h_ranking("h of the difference of means", at[best], CAA.fit, folds, units)
-    of_labels, odd = labels([replace(found[best], name=f"h at {found[best].name}"), plain], whole)
+    by_h = [replace(found[best], name=f"h at {found[best].name}"), plain]
+    of_labels, odd = labels(sharpest(by_h, trivial), whole)
     curve = learning_curve(found[best], at[best], fit, folds, units, seed)
     items += [
         beyond_surface(found[best], trivial, len(found), lambda: heaviest_words(surface)),

@@ -108,6 +108,16 @@ def test_the_rival_of_a_word_that_says_it_is_the_bag_of_words_and_the_word_is_na
     assert "bag of words 0.988" in said and "'this' (desired)" in said and "'the' (undesired)" in said
 
 
+def test_where_a_word_is_ahead_of_h_it_judges_the_labels():
+    """A place at which h knows nothing; the word is there in nearly all texts of a side."""
+    wrong = {(side, row) for side in ("desired", "undesired") for row in range(36, 40)}
+    high, low = a_word_that_says_it(*clean())
+    found = check(*wrong_labels(high, low), positions=2)
+    assert found["labels"].why.startswith("bag of words puts")
+    assert len(wrong & {(odd.side, odd.row) for odd in found.texts}) >= 7
+    assert check(high, low, positions=2)["labels"].verdict == "pass"
+
+
 def test_what_stands_at_the_ends_of_a_side_is_named():
     high, low = clean()
     assert "'!' is the last token of 50% more of the desired texts" in check(*other_ends(high, low))["last token"].do
