@@ -21,8 +21,8 @@ def check_whole(name: str) -> None:
     try:
         with without_progress_bars(), suppress(Exception):
             if getattr(AutoConfig.from_pretrained(name), "quantization_config", None) is None:
-                said: Any = AutoModelForCausalLM.from_pretrained(name, device_map="meta", output_loading_info=True)[1]
-                missing = said["missing_keys"]
+                loaded: Any = AutoModelForCausalLM.from_pretrained(name, device_map="meta", output_loading_info=True)
+                missing = loaded[1]["missing_keys"]
     finally:
         _LOG.setLevel(level)
     refuse_missing(name, missing)
