@@ -49,9 +49,8 @@ def tell_blank_lines(file: Path) -> None:
         return
     lines = file.read_bytes().rstrip().splitlines()
     if blank := sum(not line.strip() for line in lines):
-        warnings.warn(
-            f"{blank} of {len(lines)} lines of {file} are blank and left out: rows count the others.", stacklevel=2
-        )
+        message = f"{blank} of {len(lines)} lines of {file} are blank and left out: rows count the others."
+        warnings.warn(message, stacklevel=1)  # the command line shows the warnings of this package's files
 
 
 def pairs_of(desired: Path, undesired: Path, queries: Path | None, paired: bool) -> Sides:
