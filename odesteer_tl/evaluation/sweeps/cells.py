@@ -160,8 +160,7 @@ def differing(before: Any, now: Any, where: str = "") -> list[str]:
     """A line for each place where two trees of plain values differ. Digests say nothing to a reader: a line names those
     of one place that differ."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        values = ("given" if isinstance(one, dict) else str(one) if one is _NOT else repr(one) for one in (before, now))
-        return [] if before == now else ["{}: {} in the folder, {} now".format(where, *values)]
+        return [] if before == now else [f"{where}: {_shown(before)} in the folder, {_shown(now)} now"]
     both = {name: (before.get(name, _NOT), now.get(name, _NOT)) for name in dict.fromkeys([*before, *now])}
     apart = {name: pair for name, pair in both.items() if pair[0] != pair[1]}
     digests = [name for name, pair in apart.items() if all(map(_is_digest, pair))]
@@ -174,14 +173,12 @@ def differing(before: Any, now: Any, where: str = "") -> list[str]:
     ]
 
 
-class _NotGiven:
-    """In the place of a value that one of two trees does not have."""
-
-    def __str__(self) -> str:
-        return "not given"
+_NOT = object()
+"""In the place of a value that one of two trees does not have."""
 
 
-_NOT = _NotGiven()
+def _shown(value: Any) -> str:
+    return "not given" if value is _NOT else "given" if isinstance(value, dict) else repr(value)
 
 
 def _is_digest(value: Any) -> bool:
