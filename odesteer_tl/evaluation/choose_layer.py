@@ -18,16 +18,12 @@ from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.token_weights import TokenWeights, by_name
 from odesteer_tl.data.tokens import reads_several
-from odesteer_tl.evaluation.judged_texts import JUDGED, JudgedTexts, effects_at, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.judged_texts import FOLDS, JUDGED, held_out, judged_texts, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
+from odesteer_tl.evaluation.place_shifts import Place, Shift, middle_place, shift_at, shift_with, tied_places
 from odesteer_tl.evaluation.separation import Separation, placements
-from odesteer_tl.evaluation.shift import Estimate, combined, in_all_places, in_own_places
-from odesteer_tl.evaluation.strength_search import check_budget, search_of
+from odesteer_tl.evaluation.strength_search import check_budget
 from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
-from odesteer_tl.portable.strength import Strength
-
-Place = tuple[int, Position]
-"""A layer and a reading position."""
 
 BEHIND = 0.15
 """A candidate whose AUC is that far below the best, and two standard errors, is not steered by."""
@@ -62,14 +58,16 @@ def choose_layer(
     A quarter of the texts is held out. Everywhere the method is fitted on the others, and the AUC of its h on the
     held-out texts screens: what is .15, and two standard errors, below the best is left out. The others steer held-out
     texts, teacher-forced and without generation, at the strength that spends `kl` nats of KL(unsteered ‖ steered)
-    there. They are compared by the shift, Δ log p(desired) − Δ log p(undesired) in nats, found in two ways that are
-    weighted by the inverse of their variances: from the gain of each text's words x where they stand, Σ log q(x) −
-    log p(x), q steered and p unsteered; and from the lift λ(x) of the same words, the mean of log q(x) − log p(x) over
-    every steered token of both sides, whatever follows it. The lift is free of the chance of which word stands where,
-    which hides the differences between layers. Places whose shift is not below the largest by two standard errors of
-    the difference cannot be told apart: of them the middle layer is taken, as shifts rise and fall slowly with depth,
-    and there the larger shift. The method is fitted once more at that place, on all texts. Texts that are read as an
-    attention sink, such as those of one token, are left out of fits, with a warning (`acts.without_sinks`).
+    there; those that these texts cannot tell apart are fitted anew without each of the other quarters, and steer its
+    texts with the same strength, which halves the errors. Places are compared by the shift, Δ log p(desired) − Δ log
+    p(undesired) in nats, found in two ways that are weighted by the inverse of their variances: from the gain of each
+    text's words x where they stand, Σ log q(x) − log p(x), q steered and p unsteered; and from the lift λ(x) of the
+    same words, the mean of log q(x) − log p(x) over every steered token of both sides, whatever follows it. The lift is
+    free of the chance of which word stands where, which hides the differences between layers. Places whose shift is not
+    below the largest by two standard errors of the difference cannot be told apart: of them the middle layer is taken,
+    as shifts rise and fall slowly with depth, and there the larger shift. The method is fitted once more at that place,
+    on all texts. Texts that are read as an attention sink, such as those of one token, are left out of fits, with a
+    warning (`acts.without_sinks`).
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
     None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
@@ -100,25 +98,35 @@ def choose_layer(
     )  # fmt: skip
     for position, of_layers in zip(map(by_name, positions), of_places, strict=True):
         read |= {(acts.layer, position): acts for acts in of_layers if acts.layer is not None}
-    fitted = {
-        place: _checked(fit(acts._take(~held[0], ~held[1]).without_sinks(warn=False))) for place, acts in read.items()
-    }
+    fitted = {place: _fitted(fit, acts, held) for place, acts in read.items()}
     found = {place: Candidate(*place, *_auc(fitted[place], read[place]._take(*held))) for place in read}
-    shifts: dict[Place, Estimate] = {}
+    shifts: dict[Place, Shift] = {}
     near: float | None = None
     steered = [place for place in read if not _is_behind(found[place], found.values())]
     for place in bar(steered, label="Steering held-out texts", progress=progress):
-        spent, near = _shift_at(fitted[place], judged, kl, near, min(JUDGED, batch_size))
+        spent, near = shift_at(fitted[place], judged, kl, near, min(JUDGED, batch_size))
         if spent is not None:
-            strength, shift = spent
-            shifts[place] = shift
-            found[place] = replace(found[place], shift=shift.value, shift_error=shift.error, strength=strength)
+            found[place] = replace(found[place], strength=spent[0])
+            shifts[place] = spent[1]
     if not shifts:
         raise ValueError(f"Nowhere does a strength spend {kl:g} nats of KL: give another budget, kl=, or method.")
-    tied = _tied(shifts)
-    found |= {place: replace(found[place], tied=True) for place in tied}
-    best = _middle(shifts, tied)
-    shift = shifts[best]
+    tied = tied_places({place: one.estimate for place, one in shifts.items()})
+    for fold in range(1, FOLDS) if len(tied) > 1 else ():
+        held = held_out(len(rows[0]), len(rows[1]), pairs, seed, fold)
+        judged = judged_texts(model, rows, starts, held, pairs, blocks, remote)
+        for place in bar(tied, label=f"Steering further texts, {fold} of {FOLDS - 1}", progress=progress):
+            strength = found[place].strength
+            assert strength is not None  # it was found on the first quarter
+            there = _fitted(fit, read[place], held)
+            shifts[place] += shift_with(there, judged, strength, min(JUDGED, batch_size))
+    estimates = {place: one.estimate for place, one in shifts.items()}
+    tied = tied_places({place: estimates[place] for place in tied})
+    for place, one in estimates.items():
+        found[place] = replace(
+            found[place], shift=one.value, shift_error=one.error, held_out=shifts[place].counts, tied=place in tied
+        )
+    best = middle_place(estimates, tied)
+    shift = estimates[best]
     if shift.value <= 2 * shift.error:
         warnings.warn(
             f"The shift, {shift.value:+.2f} ± {shift.error:.2f} nats, is not above 0 by two standard errors: "
@@ -128,7 +136,7 @@ def choose_layer(
     acts = read[best].without_sinks()
     ordered = tuple(found[place] for place in sorted(found, key=lambda place: (str(place[1]), place[0])))
     seconds = time.perf_counter() - start
-    return LayerChoice(*best, fit(acts), acts, ordered, float(kl), judged.counts, seconds)
+    return LayerChoice(*best, fit(acts), acts, ordered, float(kl), seconds)
 
 
 def candidates(
@@ -178,6 +186,11 @@ def fit_of(method: Any, who: str) -> Callable[[ContrastiveActivations], Any]:
     return fit
 
 
+def _fitted(fit: Callable[[ContrastiveActivations], Any], acts: ContrastiveActivations, held: Any) -> Method:
+    """The method, fitted on the rows that are not held out."""
+    return _checked(fit(acts._take(~held[0], ~held[1]).without_sinks(warn=False)))
+
+
 def _checked(method: Any) -> Method:
     if not isinstance(method, PointwiseMethod):
         raise ValueError(
@@ -202,39 +215,3 @@ def _is_behind(one: Candidate, others: Iterable[Candidate]) -> bool:
     if one.auc is None or best.auc is None or one.auc_error is None or best.auc_error is None:
         return False
     return best.auc - one.auc > max(BEHIND, 2 * (one.auc_error**2 + best.auc_error**2) ** 0.5)
-
-
-def _shift_at(
-    method: Method, judged: JudgedTexts, kl: float, near: float | None, batch_size: int
-) -> tuple[tuple[Strength, Estimate] | None, float | None]:
-    """The strength that spends the budget, with the shift there, and its displacement over ‖a‖, where the search for
-    the next one begins; None, and the old displacement, where no strength spends it."""
-    norm, speed = method.origin.typical_norm, method.speed
-    search = search_of(method, None)
-    unit = 1.0 if search.sought == "relative_T" else None if not norm or not speed else norm / speed
-    guess = search.guess if near is None or unit is None else near * unit
-    spent = effects_at(judged.steered, search, kl, guess, batch_size, judged.words)
-    if spent is None:
-        return None, near
-    value, effects = spent
-    shift = combined(in_own_places(judged, effects.gains[0]), in_all_places(judged, effects.lifts[0]))
-    ((_, strength),) = search.pairs(value)
-    return (strength, shift), near if unit is None else value / unit
-
-
-def _tied(shifts: dict[Place, Estimate]) -> list[Place]:
-    """Where the shift is not below the largest by two standard errors of the difference, nor of another sign."""
-    most = max(shifts.values(), key=lambda one: one.value)
-    return [
-        place
-        for place, one in shifts.items()
-        if most.value - one.value <= 2 * most.error_of_difference(one) and (one.value > 0) == (most.value > 0)
-    ]
-
-
-def _middle(shifts: dict[Place, Estimate], tied: list[Place]) -> Place:
-    """Of places that cannot be told apart that in the middle layer, and of several there that with the largest shift:
-    shifts rise and fall slowly with depth, so that the middle is near to whichever is the best."""
-    layers = sorted(layer for layer, _ in tied)
-    middle = layers[len(layers) // 2]
-    return max((place for place in tied if place[0] == middle), key=lambda place: shifts[place].value)

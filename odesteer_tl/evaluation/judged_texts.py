@@ -19,8 +19,8 @@ from odesteer_tl.evaluation.divergence import Effects, SteeredTexts, Words
 from odesteer_tl.evaluation.root_search import first_crossing, near_crossing
 from odesteer_tl.evaluation.strength_search import Search
 
-FEWEST = 8
-"""The least number of texts a side: two of them are held out then."""
+FEWEST, FOLDS = 8, 4
+"""The least number of texts a side, and of how many parts one is held out: two texts then."""
 JUDGED, LENGTH = 24, 24
 """How many held-out texts a side are steered, and by how many tokens a text is judged at most."""
 
@@ -51,10 +51,10 @@ class JudgedTexts:
         return torch.cat([*self.windows[0], *self.windows[1]]).unique()
 
 
-def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[Tensor, Tensor]:
-    """Which texts of each side are held out: a quarter, and of sides of equally many the same numbers, as texts of the
-    same number often belong together. Raises ValueError for fewer than 8 texts a side, and for pairs of other numbers.
-    """
+def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int, fold: int = 0) -> tuple[Tensor, Tensor]:
+    """Which texts of each side are held out in one of four folds: a quarter, and of sides of equally many the same
+    numbers, as texts of the same number often belong together. Raises ValueError for fewer than 8 texts a side, and for
+    pairs of other numbers."""
     if min(n_desired, n_undesired) < FEWEST:
         raise ValueError(
             f"choose_layer holds out a quarter of the texts and needs at least {FEWEST} a side, got {n_desired} and "
@@ -65,7 +65,8 @@ def held_out(n_desired: int, n_undesired: int, pairs: bool, seed: int) -> tuple[
     generator, masks = torch.Generator().manual_seed(seed), []
     for count in (n_desired, n_undesired):
         mask = torch.zeros(count, dtype=torch.bool, device="cpu")
-        mask[torch.randperm(count, generator=generator, device="cpu")[: count // 4]] = True
+        quarter = slice(fold * (count // FOLDS), (fold + 1) * (count // FOLDS))
+        mask[torch.randperm(count, generator=generator, device="cpu")[quarter]] = True
         masks.append(mask)
     return masks[0], masks[0] if n_desired == n_undesired else masks[1]
 

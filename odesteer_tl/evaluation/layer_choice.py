@@ -19,7 +19,8 @@ class Candidate:
     `shift`, in nats: by how much steering at the budget makes the held-out desired texts likelier than the undesired
     ones, Δ log p(desired) − Δ log p(undesired), with its standard error over texts; None where it was not measured, as
     the AUC was too far below the best, or where no strength spends the budget. `strength` spends the budget there.
-    `tied`: whether the shift cannot be told from the largest, by two standard errors of their difference.
+    `held_out`: on how many texts of each side that were not fitted on the shift was measured: a quarter, or all in four
+    turns. `tied`: whether the shift cannot be told from the largest, by two standard errors of their difference.
     """
 
     layer: int
@@ -29,6 +30,7 @@ class Candidate:
     shift: float | None = None
     shift_error: float | None = None
     strength: Strength | None = None
+    held_out: tuple[int, int] | None = None
     tied: bool = False
 
 
@@ -40,8 +42,8 @@ class LayerChoice(StaysHere):
         print(choice)                                                   # the table
         method = ot.calibrate(model, choice.method, prompts).method
 
-    `acts`: what the method was fitted on. `budget`: the KL, in nats, at which the shifts were compared, on `held_out`
-    texts of each side that were not fitted on. `seconds`: what it took.
+    `acts`: what the method was fitted on. `budget`: the KL, in nats, at which the shifts were compared.
+    `seconds`: what it took.
     """
 
     usual_name: ClassVar[str] = "choice"
@@ -52,8 +54,13 @@ class LayerChoice(StaysHere):
     acts: ContrastiveActivations
     candidates: tuple[Candidate, ...]
     budget: float
-    held_out: tuple[int, int]
     seconds: float
+
+    @property
+    def held_out(self) -> tuple[int, int]:
+        """On how many texts of each side, not fitted on, the shift was measured where it is best."""
+        assert self.best.held_out is not None  # it was measured there
+        return self.best.held_out
 
     @property
     def best(self) -> Candidate:

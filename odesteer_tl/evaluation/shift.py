@@ -6,6 +6,7 @@ every steered token of all texts, λ(x): the same words, without the chance of w
 depends on it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,12 @@ def in_all_places(judged: JudgedTexts, lift: Float[Tensor, " d_vocab"]) -> Estim
         means.append(sums.sum() / counts.sum())
         parts.append(_parts((sums - means[-1] * counts) / counts.mean() * words))  # of a ratio, to first order
     return Estimate(float((means[0] - means[1]) * words), _joined(parts, judged.pairs))
+
+
+def pooled(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates on different texts."""
+    n = len(estimates)
+    return Estimate(sum(one.value for one in estimates) / n, torch.cat([one.deviations / n for one in estimates]))
 
 
 def combined(one: Estimate, other: Estimate) -> Estimate:

@@ -11,8 +11,8 @@ from models import BACKENDS, load
 from scipy.stats import mannwhitneyu
 
 import odesteer_tl as ot
-from odesteer_tl.evaluation.choose_layer import _middle, _tied
-from odesteer_tl.evaluation.judged_texts import JUDGED, LENGTH, _starts, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.judged_texts import FOLDS, JUDGED, LENGTH, _starts, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.place_shifts import middle_place, tied_places
 from odesteer_tl.evaluation.shift import Estimate
 from odesteer_tl.parity import oracle
 
@@ -77,42 +77,34 @@ def median(numbers):
 
 def test_shifts_are_those_of_torch_hooks_at_the_budget(chosen):
     model, choice = chosen
-    masks = held_out(len(GOOD), len(BAD), False, seed=1)
-    assert [int(mask.sum()) for mask in masks] == [5, 5] and choice.held_out == (5, 5) and JUDGED >= 5
     rows = [rows_of(model, texts) for texts in (GOOD, BAD)]
-    held = [
-        [(row, start) for row, start, out in zip(*of, mask.tolist(), strict=True) if out]
-        for *of, mask in zip(rows, starts_of(rows, LENGTH), masks, strict=True)
-    ]
-    span = min(median([len(row) - start for row, start in side]) for side in held)
-    held = [[(row[: start + span], start) for row, start in side] for side in held]
     measured = [one for one in choice.candidates if one.shift is not None]
-    assert len(measured) >= 2
+    assert len(measured) >= 2 and {one.held_out for one in measured} == {(20, 20)} and JUDGED >= 5
     for one in measured:
         acts = ot.collect(model, GOOD, BAD, layer=one.layer, position=one.position)
-        method = ot.CAA.fit(acts._take(*(~mask for mask in masks)))
-        found = [[(*each, *log_ratio(*each, method, one.strength.T)) for each in side] for side in held]
-        assert float(torch.cat([cost for side in found for _, _, cost, _ in side]).mean()) == pytest.approx(
-            KL, rel=0.06
-        )
-        gains = [torch.tensor([gain_of(row, start, ratio) for row, start, _, ratio in side]) for side in found]
-        own = float(gains[0].mean() - gains[1].mean())
-        error = math.sqrt(sum(float(of.var()) / len(of) for of in gains))
-        lift = torch.cat([ratio for side in found for *_, ratio in side]).mean(0)
-        words = [[row[start:] for row, start in side] for side in held]
-        means = [sum(float(lift[word]) for text in side for word in text) / sum(map(len, side)) for side in words]
-        length = sum(len(text) for side in words for text in side) / 10
-        everywhere = length * (means[0] - means[1])
-        off = [
-            [sum(float(lift[word]) - mean for word in text) * 5 * length / sum(map(len, side)) for text in side]
-            for side, mean in zip(words, means, strict=True)
+        folds = [held_out(len(GOOD), len(BAD), False, seed=1, fold=fold) for fold in range(FOLDS)]
+        assert all(int(sum(masks[side].int() for masks in folds).min()) == 1 for side in (0, 1))  # all texts, in turns
+        values, deviations = [], []
+        for masks in folds:
+            assert [int(mask.sum()) for mask in masks] == [5, 5]
+            own, everywhere, gains, off = by_hooks(rows, masks, acts, one.strength.T, masks is folds[0])
+            values.append((own, everywhere))
+            deviations.append((gains, off))
+        own, everywhere = (sum(column) / FOLDS for column in zip(*values, strict=True))
+        variances = [
+            sum(float(side.var()) / 5 for fold in deviations for side in fold[which]) / FOLDS**2 for which in (1, 0)
         ]
-        off, variances = [torch.tensor(side, dtype=torch.float64) for side in off], [0.0, error**2]
-        variances[0] = sum(float(side.var()) / 5 for side in off)
         share = variances[1] / sum(variances)
         assert one.shift == pytest.approx(share * everywhere + (1 - share) * own, abs=2e-3)
-        both = [share * there + (1 - share) * here for there, here in zip(off, gains, strict=True)]
-        assert one.shift_error == pytest.approx(math.sqrt(sum(float(side.var()) / 5 for side in both)), abs=2e-3)
+        both = [
+            share * there + (1 - share) * here
+            for gains, off in deviations
+            for there, here in zip(off, gains, strict=True)
+        ]
+        error = math.sqrt(sum(float(side.var()) / 5 for side in both)) / FOLDS
+        assert one.shift_error == pytest.approx(error, abs=2e-3)
+        masks = folds[0]
+        method = ot.CAA.fit(acts._take(*(~mask for mask in masks)))
         high, low = (method.barrier.value(side) for side in (acts._take(*masks).desired, acts._take(*masks).undesired))
         statistic = mannwhitneyu(high, low).statistic / len(high) / len(low)
         assert one.auc == pytest.approx(statistic, abs=1e-6)
@@ -120,6 +112,34 @@ def test_shifts_are_those_of_torch_hooks_at_the_budget(chosen):
                   [mannwhitneyu(high, [b]).statistic / len(high) for b in low.tolist()]]  # fmt: skip
         delong = math.sqrt(sum(variance(side) / len(side) for side in shares))
         assert one.auc_error == pytest.approx(delong, abs=1e-6)
+
+
+def by_hooks(rows, masks, acts, T, at_budget):
+    """Of the held-out texts the shift by words in their own places and in all, and what each text adds to both."""
+    held = [
+        [(row, start) for row, start, out in zip(*of, mask.tolist(), strict=True) if out]
+        for *of, mask in zip(rows, starts_of(rows, LENGTH), masks, strict=True)
+    ]
+    span = min(median([len(row) - start for row, start in side]) for side in held)
+    held = [[(row[: start + span], start) for row, start in side] for side in held]
+    method = ot.CAA.fit(acts._take(*(~mask for mask in masks)))
+    found = [[(*each, *log_ratio(*each, method, T)) for each in side] for side in held]
+    if at_budget:
+        cost = float(torch.cat([cost for side in found for _, _, cost, _ in side]).mean())
+        assert cost == pytest.approx(KL, rel=0.06)
+    gains = [torch.tensor([gain_of(row, start, ratio) for row, start, _, ratio in side]) for side in found]
+    lift = torch.cat([ratio for side in found for *_, ratio in side]).mean(0)
+    words = [[row[start:] for row, start in side] for side in held]
+    means = [sum(float(lift[word]) for text in side for word in text) / sum(map(len, side)) for side in words]
+    length = sum(len(text) for side in words for text in side) / 10
+    off = [
+        torch.tensor(
+            [sum(float(lift[word]) - mean for word in text) * 5 * length / sum(map(len, side)) for text in side],
+            dtype=torch.float64,
+        )
+        for side, mean in zip(words, means, strict=True)
+    ]
+    return float(gains[0].mean() - gains[1].mean()), length * (means[0] - means[1]), gains, off
 
 
 def test_the_middle_of_what_cannot_be_told_apart_is_chosen_and_fitted_on_all_texts(chosen):
@@ -153,13 +173,15 @@ def test_places_are_told_apart_by_the_error_of_their_difference():
         (8, "mean"): made(2.1, 0.0),
         (8, "last"): made(2.0, 0.2),
     }
-    assert _tied(shifts) == [(5, "last"), (8, "mean"), (8, "last")] and _middle(shifts, _tied(shifts)) == (8, "mean")
+    assert tied_places(shifts) == [(5, "last"), (8, "mean"), (8, "last")] and middle_place(
+        shifts, tied_places(shifts)
+    ) == (8, "mean")
     shifts[11, "last"] = made(1.0, 0.6)
-    assert (11, "last") in _tied(shifts) and _middle(shifts, _tied(shifts)) == (8, "mean")
+    assert (11, "last") in tied_places(shifts) and middle_place(shifts, tied_places(shifts)) == (8, "mean")
     shifts |= {(3, "mean"): made(1.9, 0.3), (1, "mean"): made(1.9, 0.3), (4, "mean"): made(1.9, 0.3)}
-    assert _middle(shifts, _tied(shifts)) == (5, "last")
+    assert middle_place(shifts, tied_places(shifts)) == (5, "last")
     shifts[0, "last"] = made(-0.1, 5.0)
-    assert (0, "last") not in _tied(shifts)  # below unsteered
+    assert (0, "last") not in tied_places(shifts)  # below unsteered
 
 
 @pytest.mark.parametrize("seed", range(3))
