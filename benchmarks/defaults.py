@@ -23,7 +23,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,13 @@ FIT, HELD_OUT, JUDGED = 150, 50, 50
 
 @dataclass(frozen=True)
 class Axis:
-    """Texts to fit on and for the AUC (desired, undesired), and the judge's queries and answers. `query`: what all of
-    the texts to fit on answer; None where they stand alone, or hold their queries."""
+    """Texts to fit on and for the AUC (desired, undesired), what each pair of them answers (None where they stand
+    alone), and the judge's queries and answers."""
 
     fit: tuple[list[str], list[str]]
     held_out: tuple[list[str], list[str]]
+    queries: tuple[list[str] | None, list[str] | None]
     judge: tuple[list[str], list[str], list[str]]
-    query: str | None = None
-
-    def queries(self, sides: tuple[list[str], list[str]]) -> list[str] | None:
-        """One per pair of texts."""
-        return None if self.query is None else [self.query] * len(sides[0])
 
 
 def sentiment(data: Path, chance: random.Random) -> Axis:
@@ -69,7 +65,7 @@ def sentiment(data: Path, chance: random.Random) -> Axis:
         file = data / "rotten_tomatoes" / f"rt-polarity.{name}"
         sides.append(chance.sample(file.read_text(encoding="latin-1").splitlines(), FIT + HELD_OUT))
     pairs = chance.sample(ot.load_demo().pairs, JUDGED)
-    return _axis(sides, [(pair["query"], pair["desired"], pair["undesired"]) for pair in pairs])
+    return _axis(sides, None, [(pair["query"], pair["desired"], pair["undesired"]) for pair in pairs])
 
 
 def toxicity(data: Path, chance: random.Random) -> Axis:
@@ -77,10 +73,7 @@ def toxicity(data: Path, chance: random.Random) -> Axis:
     with (data / "paradetox" / "paradetox.tsv").open(encoding="utf-8", newline="") as file:
         rows = [(row["neutral1"], row["toxic"]) for row in csv.DictReader(file, delimiter="\t") if row["neutral1"]]
     rows = chance.sample(rows, FIT + HELD_OUT + JUDGED)
-    query = "They wrote:"
-    pairs = [(query, f" {polite}", f" {toxic}") for polite, toxic in rows]
-    sides = [[pair[side] for pair in pairs[JUDGED:]] for side in (1, 2)]
-    return replace(_axis(sides, pairs[:JUDGED]), query=query)
+    return _answers([("They wrote:", f" {polite}", f" {toxic}") for polite, toxic in rows])
 
 
 def truthfulness(data: Path, chance: random.Random) -> Axis:
@@ -94,9 +87,7 @@ def truthfulness(data: Path, chance: random.Random) -> Axis:
             )
             for row in csv.DictReader(file)
         ]
-    rows = chance.sample(rows, FIT + HELD_OUT + JUDGED)
-    sides = [[row[0] + row[side] for row in rows[JUDGED:]] for side in (1, 2)]
-    return _axis(sides, rows[:JUDGED])
+    return _answers(chance.sample(rows, FIT + HELD_OUT + JUDGED))
 
 
 AXES: dict[str, Callable[[Path, random.Random], Axis]] = {
@@ -104,9 +95,17 @@ AXES: dict[str, Callable[[Path, random.Random], Axis]] = {
 }  # fmt: skip
 
 
-def _axis(sides: list[list[str]], judge: list[tuple[str, str, str]]) -> Axis:
+def _answers(rows: list[tuple[str, str, str]]) -> Axis:
+    """Of queries with two answers: some for the judge, the others to fit on and for the AUC."""
+    asked, desired, undesired = map(list, zip(*rows[JUDGED:], strict=True))
+    return _axis([desired, undesired], asked, rows[:JUDGED])
+
+
+def _axis(sides: list[list[str]], asked: list[str] | None, judge: list[tuple[str, str, str]]) -> Axis:
     queries, desired, undesired = map(list, zip(*judge, strict=True))
-    return Axis((sides[0][:FIT], sides[1][:FIT]), (sides[0][FIT:], sides[1][FIT:]), (queries, desired, undesired))
+    parted = (None, None) if asked is None else (asked[:FIT], asked[FIT:])
+    fit, held_out = (sides[0][:FIT], sides[1][:FIT]), (sides[0][FIT:], sides[1][FIT:])
+    return Axis(fit, held_out, parted, (queries, desired, undesired))
 
 
 def judge_of(model: Any, judge: tuple[list[str], list[str], list[str]]) -> SteeredTexts:
@@ -201,7 +200,8 @@ def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argpar
     judge, read = judge_of(model, axis.judge), {}
     for position in args.positions:
         fits, held = (
-            read_at(model, sides, layers, position, axis.queries(sides)) for sides in (axis.fit, axis.held_out)
+            read_at(model, sides, layers, position, queries)
+            for sides, queries in zip((axis.fit, axis.held_out), axis.queries, strict=True)
         )
         read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
     return [
@@ -232,8 +232,9 @@ def grid(
     }
     if args.grid_only:
         return shown
-    queries = axis.queries(axis.fit)
-    choice = ot.choose_layer(model, *axis.fit, fitter, layers=args.layers, kl=args.kl, queries=queries, seed=seed)
+    choice = ot.choose_layer(
+        model, *axis.fit, fitter, layers=args.layers, kl=args.kl, queries=axis.queries[0], seed=seed
+    )
     print(choice)
     there = shifts_of(judge, choice.method, args.kl)
     chosen = with_error(there)
