@@ -46,7 +46,7 @@ def chosen(layer=4, budget=0.1, **of_best):
         Candidate(4, "mean", 0.9, 0.02),
     )
     acts = planted()
-    return ot.LayerChoice(layer, "last", ot.CAA.fit(acts), acts, candidates, budget, (24, 24), 1.0)
+    return ot.LayerChoice(layer, "last", ot.CAA.fit(acts), acts, candidates, budget, 1.0)
 
 
 def calibration():

@@ -112,7 +112,7 @@ def test_what_holds_a_method_is_refused_in_a_remote_trace_and_pickled_elsewhere(
     acts = planted()
     method = ot.CAA.fit(acts)
     holding = {
-        "LayerChoice": ot.LayerChoice(4, "last", method, acts, (), 0.1, (1, 1), 1.0),
+        "LayerChoice": ot.LayerChoice(4, "last", method, acts, (), 0.1, 1.0),
         "Calibration": ot.Calibration(method, ot.Strength(1.0), "T", 0.1, 0.1, True, True, (), None, 10, 3, 1.0),
     }[name]
     with pytest.raises(ValueError, match=f"A {name} is not sent .* method = {usual}.method"):
