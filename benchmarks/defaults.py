@@ -44,13 +44,13 @@ from odesteer_tl.flows.barriers import auc
 
 METHODS = {"CAA": ot.CAA, "ODESteer": ot.ODESteer}
 FIT, HELD_OUT, JUDGED = 150, 50, 50
-"""Texts a side to fit on, texts a side for the AUC, and pairs to judge by."""
+"""Texts a side to fit on, texts a side for the AUC, and pairs to judge by unless more are asked for."""
 
 
 @dataclass(frozen=True)
 class Axis:
     """Texts to fit on and for the AUC (desired, undesired), what each pair of them answers (None where they stand
-    alone), and the judge's queries and answers."""
+    alone), and the queries and answers that may judge: all that are left."""
 
     fit: tuple[list[str], list[str]]
     held_out: tuple[list[str], list[str]]
@@ -64,16 +64,15 @@ def sentiment(data: Path, chance: random.Random) -> Axis:
     for name in ("pos", "neg"):
         file = data / "rotten_tomatoes" / f"rt-polarity.{name}"
         sides.append(chance.sample(file.read_text(encoding="latin-1").splitlines(), FIT + HELD_OUT))
-    pairs = chance.sample(ot.load_demo().pairs, JUDGED)
-    return _axis(sides, None, [(pair["query"], pair["desired"], pair["undesired"]) for pair in pairs])
+    pairs = [(pair["query"], pair["desired"], pair["undesired"]) for pair in ot.load_demo().pairs]
+    return _axis(sides, None, _first(pairs, JUDGED, chance))
 
 
 def toxicity(data: Path, chance: random.Random) -> Axis:
     """Sentences and their polite rewrites, as answers to two words that say nothing."""
     with (data / "paradetox" / "paradetox.tsv").open(encoding="utf-8", newline="") as file:
         rows = [(row["neutral1"], row["toxic"]) for row in csv.DictReader(file, delimiter="\t") if row["neutral1"]]
-    rows = chance.sample(rows, FIT + HELD_OUT + JUDGED)
-    return _answers([("They wrote:", f" {polite}", f" {toxic}") for polite, toxic in rows])
+    return _answers([("They wrote:", f" {polite}", f" {toxic}") for polite, toxic in rows], chance)
 
 
 def truthfulness(data: Path, chance: random.Random) -> Axis:
@@ -87,7 +86,7 @@ def truthfulness(data: Path, chance: random.Random) -> Axis:
             )
             for row in csv.DictReader(file)
         ]
-    return _answers(chance.sample(rows, FIT + HELD_OUT + JUDGED))
+    return _answers(rows, chance)
 
 
 AXES: dict[str, Callable[[Path, random.Random], Axis]] = {
@@ -95,10 +94,20 @@ AXES: dict[str, Callable[[Path, random.Random], Axis]] = {
 }  # fmt: skip
 
 
-def _answers(rows: list[tuple[str, str, str]]) -> Axis:
-    """Of queries with two answers: some for the judge, the others to fit on and for the AUC."""
-    asked, desired, undesired = map(list, zip(*rows[JUDGED:], strict=True))
-    return _axis([desired, undesired], asked, rows[:JUDGED])
+def _answers(rows: list[tuple[str, str, str]], chance: random.Random) -> Axis:
+    """Of queries with two answers: some to fit on and for the AUC, the others for the judge."""
+    ordered = _first(rows, FIT + HELD_OUT + JUDGED, chance)
+    end = FIT + HELD_OUT + JUDGED
+    asked, desired, undesired = map(list, zip(*ordered[JUDGED:end], strict=True))
+    return _axis([desired, undesired], asked, ordered[:JUDGED] + ordered[end:])
+
+
+def _first(rows: list[tuple[str, str, str]], count: int, chance: random.Random) -> list[tuple[str, str, str]]:
+    """All rows in an order by chance: first those that are always drawn, which a wish for more leaves as they are."""
+    drawn = chance.sample(range(len(rows)), count)
+    others = sorted({*range(len(rows))} - {*drawn})
+    chance.shuffle(others)
+    return [rows[number] for number in [*drawn, *others]]
 
 
 def _axis(sides: list[list[str]], asked: list[str] | None, judge: list[tuple[str, str, str]]) -> Axis:
@@ -108,9 +117,9 @@ def _axis(sides: list[list[str]], asked: list[str] | None, judge: list[tuple[str
     return Axis(fit, held_out, parted, (queries, desired, undesired))
 
 
-def judge_of(model: Any, judge: tuple[list[str], list[str], list[str]]) -> SteeredTexts:
-    """The judge's texts, the desired ones first; their answers are steered."""
-    queries, desired, undesired = judge
+def judge_of(model: Any, judge: tuple[list[str], list[str], list[str]], pairs: int) -> SteeredTexts:
+    """The judge's first pairs of texts, the desired ones first; their answers are steered."""
+    queries, desired, undesired = (side[:pairs] for side in judge)
     rows, starts = token_rows(model, desired, undesired, queries, None, False, None)
     return SteeredTexts.given(model, [*rows[0], *rows[1]], torch.tensor([*starts[0], *starts[1]]))
 
@@ -159,6 +168,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", type=int, help="default: those that choose_layer tries first")
     parser.add_argument("--dtype", default="float32", help="of the model; bfloat16 is faster on CPUs that know it")
     parser.add_argument("--kl", type=float, default=0.1)
+    parser.add_argument("--pairs", type=int, default=JUDGED, help="of the judge, as far as there are")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--grid-only", action="store_true", help="do not run choose_layer")
     parser.add_argument("--json", type=Path, help="where the numbers go")
@@ -166,7 +176,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", "At blocks", UserWarning)  # sinks are left out, and that is said once a call
     model = ot.load_model(args.model, library="huggingface", dtype=getattr(torch, args.dtype))
     layers = args.layers or usual_layers(layers_of(model))
-    setting = f"{args.dtype}, budget {args.kl} nats, {FIT} texts a side, {JUDGED} pairs, torch {torch.__version__}"
+    setting = f"{args.dtype}, budget {args.kl} nats, {FIT} texts a side, {args.pairs} pairs, torch {torch.__version__}"
     print(f"{args.model}, {setting}")
     results = []
     with lower_blocks_kept(model, blocks_in(model)):
@@ -197,7 +207,7 @@ def _said() -> str:
 def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
     """The grids of an axis under a seed, one for each method."""
     axis = AXES[axis_name](args.data, random.Random(seed))
-    judge, read = judge_of(model, axis.judge), {}
+    judge, read = judge_of(model, axis.judge, args.pairs), {}
     for position in args.positions:
         fits, held = (
             read_at(model, sides, layers, position, queries)
