@@ -96,8 +96,8 @@ AXES: dict[str, Callable[[Path, random.Random], Axis]] = {
 
 def _answers(rows: list[tuple[str, str, str]], chance: random.Random) -> Axis:
     """Of queries with two answers: some to fit on and for the AUC, the others for the judge."""
-    ordered = _first(rows, FIT + HELD_OUT + JUDGED, chance)
-    end = FIT + HELD_OUT + JUDGED
+    end = JUDGED + FIT + HELD_OUT
+    ordered = _first(rows, end, chance)
     asked, desired, undesired = map(list, zip(*ordered[JUDGED:end], strict=True))
     return _axis([desired, undesired], asked, ordered[:JUDGED] + ordered[end:])
 
