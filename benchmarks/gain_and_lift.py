@@ -10,6 +10,7 @@ of the same words in every place; both on all texts, each quarter held out in it
 import argparse
 import random
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lower_blocks import lower_blocks_kept
 import odesteer_tl as ot
 from odesteer_tl.backends.huggingface.parts import blocks_in
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.evaluation.judged_texts import FOLDS, JUDGED, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.judged_texts import FOLDS, JUDGED, fold_of, token_rows
 from odesteer_tl.evaluation.place_shifts import Shift, shift_at, shift_with
 from odesteer_tl.evaluation.shift import pooled
 
@@ -41,37 +42,32 @@ def main() -> None:
     model = ot.load_model(args.model, library="huggingface")
     axis = AXES[args.axis](args.data, random.Random(args.seed))
     judge = judge_of(model, axis.judge, args.pairs) if args.pairs else None
+    rows, starts = token_rows(model, *axis.fit, axis.queries[0], None, False, None)
+    pairs = axis.queries[0] is not None
+    folds = [fold_of(model, rows, starts, pairs, args.seed, number) for number in range(FOLDS)]
     print("layer  position  gain           lift           by pairs")
     with lower_blocks_kept(model, blocks_in(model), most_rows=20000):
         for position in args.positions:
             read = ot.collect_layers(model, *axis.fit, args.layers, position=position, queries=axis.queries[0])
             for acts in read:
-                both = shift_of_all(model, axis, METHODS[args.method], acts, args)
+                both = shift_of_all(METHODS[args.method], acts, folds, args.kl)
                 shown = [f"{one.value:+.2f} ± {one.error:.2f}" for one in (pooled(both.own), pooled(both.everywhere))]
                 if judge is not None:
                     found = shifts_of(judge, METHODS[args.method].fit(acts.without_sinks()), args.kl)
-                    shown.append("{:+.2f} ± {:.2f}".format(*with_error(found)))
+                    value, error = with_error(found)
+                    shown.append(f"{value:+.2f} ± {error:.2f}")
                 print(f"{acts.layer:>5}  {position:<8}  {'  '.join(shown)}", flush=True)
 
 
-def shift_of_all(model: Any, axis: Any, fitter: Any, acts: ContrastiveActivations, args: Any) -> Shift:
+def shift_of_all(fitter: Any, acts: ContrastiveActivations, folds: Sequence[Any], kl: float) -> Shift:
     """At one place, of all texts: the strength is found on the first quarter, as `ot.choose_layer` does."""
-    pairs = axis.queries[0] is not None
-    rows, starts = token_rows(model, *axis.fit, axis.queries[0], None, False, None)
-    total: Shift | None = None
-    strength: Any = None
-    for fold in range(FOLDS):
-        held = held_out(len(rows[0]), len(rows[1]), pairs, args.seed, fold)
-        judged = judged_texts(model, rows, starts, held, pairs)
-        method = fitter.fit(acts._take(~held[0], ~held[1]).without_sinks(warn=False))
-        if total is None:
-            spent, _ = shift_at(method, judged, args.kl, None, JUDGED)
-            if spent is None:
-                raise ValueError(f"No strength spends {args.kl:g} nats at layer {acts.layer}.")
-            strength, total = spent
-        else:
-            total += shift_with(method, judged, strength, JUDGED)
-    assert total is not None
+    methods = [fitter.fit(acts._take(~held[0], ~held[1]).without_sinks(warn=False)) for held, _ in folds]
+    spent, _ = shift_at(methods[0], folds[0][1], kl, None, JUDGED)
+    if spent is None:
+        raise ValueError(f"No strength spends {kl:g} nats at layer {acts.layer}.")
+    strength, total = spent
+    for method, (_, judged) in zip(methods[1:], folds[1:], strict=True):
+        total += shift_with(method, judged, strength, JUDGED)
     return total
 
 

@@ -18,7 +18,7 @@ from odesteer_tl.backends.tokenize import Texts
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.token_weights import TokenWeights, by_name
 from odesteer_tl.data.tokens import reads_several
-from odesteer_tl.evaluation.judged_texts import FOLDS, JUDGED, held_out, judged_texts, token_rows
+from odesteer_tl.evaluation.judged_texts import FOLDS, JUDGED, fold_of, token_rows
 from odesteer_tl.evaluation.layer_choice import Candidate, LayerChoice
 from odesteer_tl.evaluation.place_shifts import Place, Shift, middle_place, shift_at, shift_with, tied_places
 from odesteer_tl.evaluation.separation import Separation, placements
@@ -38,6 +38,7 @@ def choose_layer(
     layers: Iterable[int] | int | None = None,
     positions: Sequence[Position | TokenWeights] | Position | TokenWeights = ("last", "mean"),
     kl: float = 0.1,
+    folds: int = FOLDS,
     queries: Texts | None = None,
     paired: bool = False,
     chat_template: Templates = False,
@@ -70,26 +71,28 @@ def choose_layer(
     warning (`acts.without_sinks`).
 
     `method`: a class with `fit(acts)`, or a function acts → method that acts at one site. `layers`: the candidates;
-    None: about eight, evenly spaced from a sixth of the way on, the last block left out. `queries`, `paired`,
-    `chat_template`, `system`, `prepend_bos`, `remote` and `blocks` as for `collect`; a server sends back KL, gains and
-    lifts, and no logits. With `queries` the beginnings of the answers are steered and judged, else what follows the
-    first tokens of a text, and those that it shares with a text of the other side, as a question that both answer; 24
-    tokens at most. `seed` decides what is held out: of sides of equally many texts the same numbers, as they may belong
-    together.
+    None: about eight, evenly spaced from a sixth of the way on, the last block left out. `folds`: how many of the four
+    quarters are held out in their turns; with 1 places are compared by the first alone, which takes about half the
+    time. `queries`, `paired`, `chat_template`, `system`, `prepend_bos`, `remote` and `blocks` as for `collect`; a
+    server sends back KL, gains and lifts, and no logits. With `queries` the beginnings of the answers are steered and
+    judged, else what follows the first tokens of a text, and those that it shares with a text of the other side, as a
+    question that both answer; 24 tokens at most. `seed` decides what is held out: of sides of equally many texts the
+    same numbers, as they may belong together.
 
-    Raises ValueError for fewer than 8 texts a side, position "all" or "random:3", a method of several sites, where
-    nowhere a strength spends the budget, and as `collect` and the fit do. ConnectionError and RuntimeError for a
-    server, as `collect`; other numbers of the right form are not noticed, and decide the layer then. Warns where the
-    best shift is not above 0 by two standard errors.
+    Raises ValueError for fewer than 8 texts a side, `folds` not in 1 … 4, position "all" or "random:3", a method of
+    several sites, where nowhere a strength spends the budget, and as `collect` and the fit do. ConnectionError and
+    RuntimeError for a server, as `collect`; other numbers of the right form are not noticed, and decide the layer then.
+    Warns where the best shift is not above 0 by two standard errors.
     """
     start = time.perf_counter()
     check_budget(kl, "above 0")
+    if whole_number("folds", folds, 1) > FOLDS:
+        raise ValueError(f"folds is at most {FOLDS}, the number of quarters; got {folds}.")
     fit = fit_of(method, "choose_layer")
     wanted, positions = candidates(model, layers, positions, blocks, "choose_layer")
     pairs = paired or queries is not None
     rows, starts = token_rows(model, desired, undesired, queries, prepend_bos, chat_template, system)
-    held = held_out(len(rows[0]), len(rows[1]), pairs, seed)
-    judged = judged_texts(model, rows, starts, held, pairs, blocks, remote)
+    held, judged = fold_of(model, rows, starts, pairs, seed, 0, blocks, remote)
     read: dict[Place, ContrastiveActivations] = {}
     of_places = collect_places(
         model, desired, undesired, wanted, positions, queries=queries, paired=paired, progress=progress,
@@ -111,10 +114,9 @@ def choose_layer(
     if not shifts:
         raise ValueError(f"Nowhere does a strength spend {kl:g} nats of KL: give another budget, kl=, or method.")
     tied = tied_places({place: one.estimate for place, one in shifts.items()})
-    for fold in range(1, FOLDS) if len(tied) > 1 else ():
-        held = held_out(len(rows[0]), len(rows[1]), pairs, seed, fold)
-        judged = judged_texts(model, rows, starts, held, pairs, blocks, remote)
-        for place in bar(tied, label=f"Steering further texts, {fold} of {FOLDS - 1}", progress=progress):
+    for fold in range(1, folds) if len(tied) > 1 else ():
+        held, judged = fold_of(model, rows, starts, pairs, seed, fold, blocks, remote)
+        for place in bar(tied, label=f"Steering further texts, {fold} of {folds - 1}", progress=progress):
             strength = found[place].strength
             assert strength is not None  # it was found on the first quarter
             there = _fitted(fit, read[place], held)

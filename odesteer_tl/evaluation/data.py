@@ -9,6 +9,7 @@ from odesteer_tl.backends import collect
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.evaluation.choose_layer import choose_layer
+from odesteer_tl.evaluation.judged_texts import FOLDS
 from odesteer_tl.methods import CAA, Method
 from odesteer_tl.portable.sites import site_name
 
@@ -70,13 +71,14 @@ def material_of(
     position: Position | None = None,
     kl: float = 0.1,
     seed: int = 0,
+    folds: int = FOLDS,
 ) -> Material:
     """Read a `Demo` or a similar object with `model` at `layer` and reading `position`, or split activations.
 
-    What is not given is chosen by `choose_layer` for CAA, the plainest method, at `kl` nats, of several layers one: one
-    place for all rows, and none that was chosen for ODESteer. Of `ContrastiveActivations` a fifth of the rows is held
-    out by `seed`, and `model` is not used. Raises ValueError for data of another kind, for a `layer` or `position`
-    together with activations, which have their own, and as `choose_layer`.
+    What is not given is chosen by `choose_layer` for CAA, the plainest method, at `kl` nats in `folds`, of several
+    layers one: one place for all rows, and none that was chosen for ODESteer. Of `ContrastiveActivations` a fifth of
+    the rows is held out by `seed`, and `model` is not used. Raises ValueError for data of another kind, for a `layer`
+    or `position` together with activations, which have their own, and as `choose_layer`.
     """
     if isinstance(data, ContrastiveActivations):
         if layer is not None or position is not None:
@@ -97,7 +99,7 @@ def material_of(
     sides = list(data.desired), list(data.undesired)
     if not isinstance(layer, int) or position is None:
         positions = ("last", "mean") if position is None else position
-        choice = choose_layer(model, *sides, CAA, layers=layer, positions=positions, kl=kl, progress=False)
+        choice = choose_layer(model, *sides, CAA, layers=layer, positions=positions, kl=kl, folds=folds, progress=False)
         layer, position, texts = choice.layer, choice.position, choice.acts
         why = f"where CAA is shown to steer most at {kl:g} nats ({len(choice.candidates)} places tried)"
     else:

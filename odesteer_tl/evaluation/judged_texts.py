@@ -121,6 +121,21 @@ def judged_texts(
     return JudgedTexts((windows[0], windows[1]), steered, (counts[0], counts[1]), pairs)
 
 
+def fold_of(
+    model: Any,
+    rows: Rows,
+    starts: tuple[list[int], list[int]],
+    pairs: bool,
+    seed: int,
+    fold: int,
+    blocks: Any = None,
+    remote: bool | str = False,
+) -> tuple[tuple[Tensor, Tensor], JudgedTexts]:
+    """Which texts are `held_out` in a fold, and the `judged_texts` of them; both raise ValueError."""
+    held = held_out(len(rows[0]), len(rows[1]), pairs, seed, fold)
+    return held, judged_texts(model, rows, starts, held, pairs, blocks, remote)
+
+
 def effects_at(
     texts: SteeredTexts, search: Search, kl: float, guess: float, batch_size: int, words: Words | None = None
 ) -> tuple[float, Effects] | None:

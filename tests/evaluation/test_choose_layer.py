@@ -285,6 +285,17 @@ def test_a_function_fits_and_a_method_without_h_is_ranked_by_its_shift(tmp_path)
     assert (tmp_path / "layers.png").stat().st_size > 5_000
 
 
+def test_fewer_folds_judge_by_fewer_texts_and_find_the_same_in_the_first():
+    model, where = load("huggingface", "llama"), {"kl": KL, "seed": 1}
+    one, two, four = (ot.choose_layer(model, GOOD, BAD, ot.CAA, folds=folds, **where) for folds in (1, 2, 4))
+    assert {of.held_out for of in one.candidates} == {(5, 5)}
+    again = [pair for pair in zip(one.candidates, two.candidates, four.candidates, strict=True) if pair[0].tied]
+    assert len(again) >= 2 and all((of.held_out, last.held_out) == ((10, 10), (20, 20)) for _, of, last in again)
+    once = [pair for pair in zip(one.candidates, four.candidates, strict=True) if not pair[0].tied]
+    assert once and all(first.shift == last.shift and first.held_out == last.held_out for first, last in once)
+    assert all(first.strength.T == last.strength.T for first, last in zip(one.candidates, four.candidates, strict=True))
+
+
 def test_a_text_of_one_loud_token_changes_no_fit():
     """The first token of each text has sixty times its norm; the mean of a text of one token is that token."""
     model = load("huggingface", "llama")
@@ -326,6 +337,8 @@ def test_texts_that_say_nothing_are_told_of():
         ({"kl": 1e6}, r"Nowhere does a strength spend 1e\+06 nats"),
         ({"remote": "http://127.0.0.1:1"}, "remote=True needs an nnsight model"),
         ({"kl": -1.0}, "kl is a budget in nats"),
+        ({"folds": 5}, "folds is at most 4, the number of quarters; got 5"),
+        ({"folds": 0}, "folds is a whole number"),
         ({"method": ot.CAA.fit}, None),
     ],
 )

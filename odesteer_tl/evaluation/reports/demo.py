@@ -20,6 +20,7 @@ from odesteer_tl.evaluation.data import material_of
 from odesteer_tl.evaluation.entries import LITERATURE, Entry, opposites
 from odesteer_tl.evaluation.json_text import json_text
 from odesteer_tl.evaluation.judge import Judge
+from odesteer_tl.evaluation.judged_texts import FOLDS
 from odesteer_tl.evaluation.plots import check_picture
 from odesteer_tl.evaluation.reports.model_name import model_name
 from odesteer_tl.evaluation.reports.stages import counted, stages
@@ -72,7 +73,7 @@ def run_showcase(
         demo = replace(demo, desired=demo.desired[:QUICK_TEXTS], undesired=demo.undesired[:QUICK_TEXTS])
     say(f"reading {len(demo.desired)} + {len(demo.undesired)} texts" + (", choosing the layer" * (layer is None)))
     tried = layers_to_try(demo.model) if quick and layer is None else layer
-    material = material_of(demo.model, demo, tried, kl=BUDGETS[0])
+    material = material_of(demo.model, demo, tried, kl=BUDGETS[0], folds=1 if quick else FOLDS)
     say(f"fitting at {material.place}")
     judge = Judge.load_embedded()
     options: dict[str, Any] = {
