@@ -35,10 +35,11 @@ SAMPLES = 12
 FURTHER_SAMPLES = 3
 """Continuations of a prompt at the first budget and at each other. The first are enough for rows that hold from seed to
 seed (benchmarks/stability.py), and each random direction and its opposite has its turn in every prompt there."""
-QUICK_TEXTS = 150
+QUICK_TEXTS, QUICK_VALIDATION, QUICK_SAMPLES = 150, 50, 3
 QUICK_LAYERS = 6
-"""Of a quick run: texts a side, and the most layers that are all tried; of more of them every second one is. On a model
-of 135M parameters, choosing the layer takes most of the time."""
+"""Of a quick run: texts a side to fit on and for the AUC, continuations of a prompt, and the most layers that are all
+tried; of more of them every second one is. On a model of 135M parameters, reading and choosing take a third of the
+time."""
 EXAMPLES = 3
 RANDOM = "random direction"
 SHOWN = (UNSTEERED, RANDOM, "CAA", "ODESteer")
@@ -70,7 +71,11 @@ def run_showcase(
     demo = _towards(load_demo(None if model is None else load(model)), towards_praise)
     check_chat(demo.model, chat)
     if quick:
-        demo = replace(demo, desired=demo.desired[:QUICK_TEXTS], undesired=demo.undesired[:QUICK_TEXTS])
+        demo = replace(
+            demo, desired=demo.desired[:QUICK_TEXTS], undesired=demo.undesired[:QUICK_TEXTS],
+            validation_desired=demo.validation_desired[:QUICK_VALIDATION],
+            validation_undesired=demo.validation_undesired[:QUICK_VALIDATION],
+        )  # fmt: skip
     say(f"reading {len(demo.desired)} + {len(demo.undesired)} texts" + (", choosing the layer" * (layer is None)))
     tried = layers_to_try(demo.model) if quick and layer is None else layer
     material = material_of(demo.model, demo, tried, kl=BUDGETS[0], folds=1 if quick else FOLDS)
@@ -83,7 +88,7 @@ def run_showcase(
         "max_new_tokens": 32,
     }
     if quick:
-        options = {"budgets": BUDGETS[:1], "samples": 4, "max_new_tokens": 16}
+        options = {"budgets": BUDGETS[:1], "samples": QUICK_SAMPLES, "max_new_tokens": 16}
     (setting,) = settings_of(
         demo.model, demo, material, _probability(judge, towards_praise), [seed], chat=chat, **options
     )
