@@ -28,7 +28,8 @@ def check_whole(name: str) -> None:
     refuse_missing(name, missing)
 
 
-def refuse_missing(name: str, missing: Iterable[str]) -> None:
-    """Raises ValueError where a checkpoint lacks weights, as that of a classifier lacks a language head."""
+def refuse_missing(name: str, missing: Iterable[str], kind: str = "language model") -> None:
+    """Raises ValueError where a checkpoint of this `kind` lacks weights, as that of a classifier lacks a language
+    head."""
     if keys := sorted(map(str, missing)):
-        raise ValueError(f"{name} lacks {', '.join(keys[:3])}, which would be random: it is no language model.")
+        raise ValueError(f"{name} lacks {', '.join(keys[:3])}, which would be random: it is no {kind}.")

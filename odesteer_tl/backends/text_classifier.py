@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl.backends.checkpoints import refuse_missing
 from odesteer_tl.backends.transformers_settings import without_progress_bars
 
 
@@ -36,9 +37,7 @@ class TextClassifier:
             model, said = AutoModelForSequenceClassification.from_pretrained(
                 str(name_or_folder), dtype=dtype or torch.float32, output_loading_info=True
             )
-        missing = [*said["missing_keys"]]
-        if missing:
-            raise ValueError(f"{name_or_folder} lacks {', '.join(map(str, missing[:3]))}: it is no trained classifier.")
+        refuse_missing(str(name_or_folder), said["missing_keys"], "trained classifier")
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
         if model.config.pad_token_id is None:
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

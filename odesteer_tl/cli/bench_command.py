@@ -54,7 +54,7 @@ def bench(
     position: Annotated[
         Any,  # a name, an index, or None
         typer.Option(
-            parser=values.position,
+            parser=values.one_position,
             metavar="WHERE",
             help="Default: the benchmark's; without --layer by data.",
         ),

@@ -54,7 +54,7 @@ def test_a_table_and_json_and_the_folder(capsys):
         (["--samples", "3"], "leave out --judge, --samples and --sample-tokens"),
         (["--info-judge", "lm:Helpful:x"], "--info-judge is for truthfulqa: leave it out with truthfulqa-mc"),
         (["--limit", "3"], "3 is not from 4"),
-        (["--position", "all"], "position"),
+        (["--position", "all"], "'all' reads several tokens of a text; last, mean and -2 read one"),
     ],
 )
 def test_what_cannot_be_is_refused(change, words, capsys):
