@@ -34,12 +34,12 @@ def saved_classes() -> dict[str, Any]:
     return {cls.__name__: cls for cls in (*(entry.method for entry in registered()), *PARTS)}
 
 
-def save(method: Method, folder: str | Path) -> None:
+def save(method: Any, folder: str | Path) -> None:
     """Write a fitted method to `folder` as safetensors and JSON. It replaces a method there, completely or not at all.
 
-    Raises ValueError for a method that holds a user's object, because code is not saved; for a method that `load` would
-    refuse, for example with numbers that are not finite; and for a folder that holds another program's files. Raises
-    OSError if writing fails.
+    Raises ValueError for a method that is a user's object or holds one, because code is not saved; for one that `load`
+    would refuse, for example with numbers that are not finite; and for a folder that holds another program's files.
+    Raises OSError if writing fails.
     """
     check_target(folder)
     method_tree = _plain(method)
