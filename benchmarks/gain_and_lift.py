@@ -20,6 +20,7 @@ from lower_blocks import lower_blocks_kept
 import odesteer_tl as ot
 from odesteer_tl.backends.huggingface.parts import blocks_in
 from odesteer_tl.data.activations import ContrastiveActivations
+from odesteer_tl.evaluation.choose_layer import _fitted
 from odesteer_tl.evaluation.judged_texts import FOLDS, JUDGED, fold_of, token_rows
 from odesteer_tl.evaluation.place_shifts import Shift, shift_at, shift_with
 from odesteer_tl.evaluation.shift import pooled
@@ -61,7 +62,7 @@ def main() -> None:
 
 def shift_of_all(fitter: Any, acts: ContrastiveActivations, folds: Sequence[Any], kl: float) -> Shift:
     """At one place, of all texts: the strength is found on the first quarter, as `ot.choose_layer` does."""
-    methods = [fitter.fit(acts._take(~held[0], ~held[1]).without_sinks(warn=False)) for held, _ in folds]
+    methods = [_fitted(fitter.fit, acts, held) for held, _ in folds]
     spent, _ = shift_at(methods[0], folds[0][1], kl, None, JUDGED)
     if spent is None:
         raise ValueError(f"No strength spends {kl:g} nats at layer {acts.layer}.")
