@@ -24,7 +24,7 @@ from odesteer_tl.backends.owners import Owner
 from odesteer_tl.backends.torch_hooks import removal
 from odesteer_tl.backends.upstream_names import made_by
 from odesteer_tl.portable.kv_caches import offset_in
-from odesteer_tl.portable.model_inputs import compare, declared, named, unread
+from odesteer_tl.portable.model_inputs import compare, declared, named, tree_positions, unread
 from odesteer_tl.portable.token_tracks import Pass
 
 _LOCK, _STANCES = RLock(), []  # the torch.compile stance to leave at the end, then a None for each open block
@@ -123,6 +123,9 @@ class _Call:
         self._caching, self._cache_seen = cache is not None or use_cache, self._cache_seen or cache is not None
         if cache is not None and hasattr(cache, "__weakref__"):
             self._states[cache] = offset + width
+        tree = tree_positions(arguments, offset, width)
+        if tree is not None:
+            return Pass(batch, width, offset, tokens, caching=self._caching, positions=tree.expand(batch, -1))
         mask = declared(arguments.get("attention_mask"), offset, width, self.library)
         compare(arguments, mask, width, offset, self.library)
         return Pass(batch, width, offset, tokens, mask, self._caching)

@@ -1,7 +1,9 @@
-"""Logits of rows that begin with the same tokens: keys and values of the beginning are computed once.
+"""Logits of rows that begin alike, each token computed once: keys and values of what all begin with are kept, and the
+rest is one pass over the tree of their tokens.
 
 Answers to one question share all that stands before them, so that most of a teacher-forced pass is the same work again.
-Models whose decoder takes a cache of Hugging Face are served; others run every row as a whole.
+Models of Hugging Face and bridges of them are served whose attention takes a mask [batch, head, query, key]; others run
+every row as a whole.
 """
 
 import copy
@@ -9,12 +11,12 @@ import inspect
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import device_of, vocabulary_of
-from odesteer_tl.backends.tokenize import common_prefix
+from odesteer_tl.backends.token_tree import TokenTree
 from odesteer_tl.data.tokens import Tokenised
 
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -22,11 +24,11 @@ _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
 class SharedPrefix:
-    """The beginning that is cached. `hold` replaces it, and keeps what the old and the new one share."""
+    """The beginning that is kept. `hold` replaces it."""
 
     def __init__(self, model: Any) -> None:
         self.root = backend_of(model).root(model)
-        self.device = device_of(model)
+        self.device, self.dtype = device_of(model), next(model.parameters()).dtype
         names = inspect.signature(type(self.root).forward).parameters
         self.argument = "cache" if "cache" in names else "past_key_values"
         self.tokens: list[int] = []
@@ -34,48 +36,52 @@ class SharedPrefix:
 
     @torch.no_grad()
     def hold(self, tokens: list[int]) -> None:
-        """Compute the beginning as the model is now: outside a steering block, unsteered."""
-        if tokens == self.tokens:
-            return
-        kept = common_prefix(self.tokens, tokens[:-1])  # one token at least is run, as a pass needs one
-        if self._cache is not None and kept:
-            self._cache.crop(kept - self._cache.get_seq_length())  # negative: how many to remove
-        else:
-            self._cache, kept = None, 0
-        given = {} if self._cache is None else {self.argument: self._cache}
-        out = self.root(input_ids=torch.tensor([tokens[kept:]], device=self.device), use_cache=True, **given)
-        self._cache, self.tokens = out.past_key_values, list(tokens)
+        """Compute the beginning as the model is now: outside a steering block, unsteered. No tokens: keep nothing."""
+        if tokens != self.tokens:
+            ids = torch.tensor([tokens], device=self.device)
+            self._cache = self.root(input_ids=ids, use_cache=True).past_key_values if tokens else None
+            self.tokens = list(tokens)
 
     @torch.no_grad()
-    def logits(self, rows: Int[Tensor, "rows pos"]) -> Float[Tensor, "rows pos d_vocab"]:
-        """Of rows that follow the beginning, on the CPU in float32. Shorter rows are filled at their ends, which no
-        earlier token sees."""
-        cache = copy.deepcopy(self._cache)
-        cache.batch_repeat_interleave(len(rows))
-        out = self.root(input_ids=rows.to(self.device), use_cache=True, **{self.argument: cache})
-        return out.logits.float().cpu()
+    def logits(self, tree: TokenTree) -> Float[Tensor, "node d_vocab"]:
+        """Of each node, whose root follows the beginning; on the CPU in float32."""
+        held = len(self.tokens)
+        seen = torch.nn.functional.pad(tree.sees, (held, 0), value=True)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device="cpu").masked_fill(~seen, torch.finfo(self.dtype).min)
+        given = {
+            "input_ids": tree.tokens.unsqueeze(0), "attention_mask": mask[None, None],
+            "position_ids": (held + tree.depth).unsqueeze(0),
+        }  # fmt: skip
+        past = {} if self._cache is None else {"use_cache": True, self.argument: copy.deepcopy(self._cache)}
+        out = self.root(**{name: value.to(self.device) for name, value in given.items()}, **past)
+        return out.logits[0].float().cpu()
 
 
 def shared_prefix(model: Any) -> SharedPrefix | None:
-    """A `SharedPrefix`, or None for a model that it does not serve: one of nnsight, which steers traces alone, one
-    without such a cache, with a sliding window, or whose logits after a cached beginning are not those of a whole pass.
-    """
+    """A `SharedPrefix`, or None for a model that it does not serve: one of nnsight, which steers traces alone, one that
+    takes no such cache or mask, with a sliding window, or whose logits are not those of a whole pass."""
     if backend_of(model).library == "nnsight":
         return None
     count = min(vocabulary_of(model) or 50, 50)
-    rows = [[1 + (7 * k + r) % (count - 1) for k in range(9)] for r in (0, 0, 3)]
-    rows[1][6:] = [1 + k for k in range(3)]
-    try:
-        shared = SharedPrefix(model)
-        shared.hold(rows[2][:7])
-        shared.hold(rows[0][:7][:6])
-        if any(getattr(layer, "is_sliding", False) for layer in shared._cache.layers):
-            return None
-        found = shared.logits(torch.tensor([row[6:] for row in rows[:2]], device="cpu"))
-    except (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError):
-        return None
+    row = [1 + (7 * k) % (count - 1) for k in range(9)]
+    rows = [row, [*row[:6], *(1 + k for k in range(3))], row[:8]]
     tokens = torch.tensor(rows[:2], device="cpu")
     with torch.no_grad():
-        whole = backend_of(model).logits(model, Tokenised(tokens, torch.ones_like(tokens, dtype=torch.bool)))[:, 6:]
+        whole = backend_of(model).logits(model, Tokenised(tokens, torch.ones_like(tokens, dtype=torch.bool)))
     close = _CLOSE.get(next(model.parameters()).dtype, 0.1) * float(whole.std())
-    return shared if float((found - whole).abs().max()) <= close else None
+    try:
+        shared = SharedPrefix(model)
+        for held in (4, 0):
+            shared.hold(row[:held])
+            if held and any(getattr(layer, "is_sliding", False) for layer in shared._cache.layers):
+                return None
+            tree = TokenTree.of([each[held:] for each in rows])
+            found = shared.logits(tree)
+            if any(
+                float((found[path] - each[held:]).abs().max()) > close
+                for path, each in zip(tree.paths, whole, strict=False)
+            ):
+                return None
+    except (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, IndexError):
+        return None
+    return shared

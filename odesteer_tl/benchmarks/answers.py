@@ -17,7 +17,8 @@ from torch import Tensor
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.shared_prefix import SharedPrefix, shared_prefix
 from odesteer_tl.backends.steer import steering
-from odesteer_tl.backends.tokenize import check_context, left_padded, tokenise
+from odesteer_tl.backends.token_tree import TokenTree
+from odesteer_tl.backends.tokenize import check_context, common_prefix, left_padded, tokenise
 from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
 
 BATCH = 32
@@ -41,8 +42,8 @@ class AnswerScores:
 
 
 class AnswerScorer:
-    """Scores answers with one model. Rows that share their prompt compute it once, where the model and the steered
-    positions allow it: see `backends.shared_prefix`."""
+    """Scores answers with one model. What questions and answers begin with alike is computed once, where the model
+    allows it: see `backends.shared_prefix`."""
 
     def __init__(self, model: Any, prepend_bos: bool | None = None, batch_size: int = BATCH, share: bool = True):
         self.model, self.prepend_bos, self.batch_size = model, prepend_bos, batch_size
@@ -52,31 +53,32 @@ class AnswerScorer:
     def scores(self, questions: Sequence[Question], applied: Applied = UNCHANGED) -> list[AnswerScores]:
         """One `AnswerScores` per question. Raises ValueError for a question without answers, an answer without
         tokens, and texts longer than the model's context; and as `steering` does."""
-        return [self._of(number, question, applied) for number, question in enumerate(questions)]
+        tokens = [self._tokens(question, applied) for question in questions]
+        if self._shared is not None and tokens:
+            unsteered = not applied.methods or applied.positions in ("decoding", "generated")
+            self._shared.hold(_beginning([start for start, _ in tokens]) if unsteered else [])
+        return [self._of(number, *each, applied) for number, each in enumerate(tokens)]
 
-    def _of(self, number: int, question: Question, applied: Applied) -> AnswerScores:
-        start, answers = self._tokens(question, applied)
+    def _of(self, number: int, start: list[int], answers: list[list[int]], applied: Applied) -> AnswerScores:
         sums = []
-        shares = self._shared is not None and applied.positions in ("decoding", "generated") and len(start) > 1
         for first in range(0, len(answers), self.batch_size):
             part = answers[first : first + self.batch_size]
-            whole = left_padded([start + answer for answer in part], filler=0)
-            check_context(self.model, whole)
-            if shares:
-                assert self._shared is not None
-                self._shared.hold(start[:-1])
-                rows = right_filled([[start[-1], *answer[:-1]] for answer in part])  # the last one predicts nothing
             with self._steered(number, applied, len(start)):
-                if shares:
-                    assert self._shared is not None
-                    logits = self._shared.logits(rows)
-                    own = [logits[i, : len(answer)] for i, answer in enumerate(part)]
-                else:
-                    logits = backend_of(self.model).logits(self.model, whole)
-                    own = [logits[i, -1 - len(answer) : -1] for i, answer in enumerate(part)]
-            sums += [sum_of(of_answer, answer) for of_answer, answer in zip(own, part, strict=True)]
+                logits = self._logits(start, part)
+            sums += [sum_of(own, answer) for own, answer in zip(logits, part, strict=True)]
         counts = torch.tensor([len(answer) for answer in answers], device="cpu")
         return AnswerScores(torch.tensor(sums, dtype=torch.float64, device="cpu"), counts)
+
+    def _logits(self, start: list[int], answers: list[list[int]]) -> list[Float[Tensor, "pos d_vocab"]]:
+        """Of each answer, those that predict its tokens."""
+        if self._shared is None:
+            whole = left_padded([start + answer for answer in answers], filler=0)
+            logits = backend_of(self.model).logits(self.model, whole)
+            return [logits[i, -1 - len(answer) : -1] for i, answer in enumerate(answers)]
+        rest = start[len(self._shared.tokens) :]
+        tree = TokenTree.of([[*rest, *answer[:-1]] for answer in answers])  # an answer's last token predicts nothing
+        logits = self._shared.logits(tree)
+        return [logits[path[len(rest) - 1 :]] for path in tree.paths]
 
     def _tokens(self, question: Question, applied: Applied) -> tuple[list[int], list[list[int]]]:
         """The tokens of the prompt, and of each answer."""
@@ -89,6 +91,7 @@ class AnswerScorer:
         for text, answer in zip(question.answers, answers, strict=True):
             if not answer:
                 raise ValueError(f"The answer {text!r} to {question.prompt!r} has no tokens of its own: leave it out.")
+        check_context(self.model, left_padded(wholes, filler=0))
         return start, answers
 
     def _steered(self, number: int, applied: Applied, length: int) -> Any:
@@ -105,7 +108,7 @@ def sum_of(logits: Float[Tensor, "pos d_vocab"], tokens: list[int]) -> float:
     return float((chosen - own.logsumexp(-1)).sum())
 
 
-def right_filled(rows: list[list[int]]) -> Int[Tensor, "rows pos"]:
-    """Rows of ids as one tensor; shorter ones are filled with their last token."""
-    width = max(map(len, rows))
-    return torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device="cpu")
+def _beginning(starts: list[list[int]]) -> list[int]:
+    """What all begin with, without the last token of any, from which on tokens are steered."""
+    first = starts[0]
+    return first[: min(common_prefix(first[:-1], start[:-1]) for start in starts)]

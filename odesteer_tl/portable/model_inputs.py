@@ -64,6 +64,24 @@ def compare(arguments: dict[str, Any], real: Tensor | None, width: int, offset: 
         )
 
 
+def tree_positions(arguments: dict[str, Any], offset: int, width: int) -> Tensor | None:
+    """The position ids [batch, width] of a pass over trees of tokens, on the CPU; None for any other pass.
+
+    In a tree every token attends to all cached columns, to itself, to its parent, and to what that attends to, by a mask
+    [batch, head, query, key]; its position is the number of those before it. There is one root, where nothing is cached.
+    """
+    mask, ids = arguments.get("attention_mask"), arguments.get("position_ids")
+    if width == 1 or not (isinstance(mask, Tensor) and isinstance(ids, Tensor)) or mask.is_meta or ids.is_meta:
+        return None
+    if mask.ndim != 4 or mask.shape[-2:] != (width, offset + width) or ids.ndim != 2 or ids.shape[-1] != width:
+        return None
+    sees = (mask[:, 0] > MASKED if mask.is_floating_point() else mask[:, 0].bool()).cpu()
+    own, positions = sees[..., offset:], ids.cpu()
+    closed = torch.equal(own.float() @ own.float() > 0, own)  # whoever sees a token sees what that one sees
+    whole = bool(sees[..., : max(offset, 1)].all() and own.diagonal(0, -2, -1).all() and not own.triu(1).any())
+    return positions if whole and closed and torch.equal(positions.expand(len(sees), -1), sees.sum(-1) - 1) else None
+
+
 def _readable(value: Any, width: int, offset: int) -> Any:
     """`value` if it holds one number per column and can be read without waiting for a device, else None."""
     if not isinstance(value, Tensor) or value.ndim not in (1, 2) or value.shape[-1] != width or value.is_meta:

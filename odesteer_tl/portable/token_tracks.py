@@ -17,7 +17,8 @@ class Pass:
 
     `tokens` [batch, width, …]: ids, or embeddings where the model was called with those. `mask` [batch, columns] covers
     all columns, or only the present ones; None if the caller gave none. `caching`: keys and values are kept, so the
-    next token comes as its own pass. `continues`: it is known to continue the rows of the previous pass.
+    next token comes as its own pass. `continues`: it is known to continue the rows of the previous pass. `positions`
+    [batch, width]: those of the tokens of a tree, where columns do not follow each other.
     """
 
     def __init__(
@@ -29,7 +30,9 @@ class Pass:
         mask: Tensor | None = None,
         caching: bool = False,
         continues: bool = False,
+        positions: Tensor | None = None,
     ) -> None:
+        self.positions = positions
         self.batch, self.width, self.offset = batch, width, offset
         self.tokens, self.mask, self.caching, self.continues = tokens, mask, caching, continues
 
@@ -49,7 +52,9 @@ class TokenTrack:
     ) -> None:
         self.index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
         self.real, self.number, self.known = real, number, known
-        self.seen = self.index[:, -1] + 1
+        self.seen = self.index[:, -1] + 1  # columns, also of a tree
+        if current.positions is not None:
+            self.index = current.positions
         self.ragged = bool((~real[:, -1] & (self.index[:, -1] >= 0)).any())
         self.columns, self.offset, self.tokens = current.offset + current.width, current.offset, current.tokens
         if previous is not None:
@@ -171,6 +176,11 @@ def follow(
     if continued is not None and continued.ragged:
         raise right_padded()
     number = 0 if previous is None else previous.number if continued is not None else previous.number + 1
+    if current.positions is not None and not unambiguous:
+        raise ValueError(
+            "A pass over a tree of tokens does not show where the prompt ends: pass prompt_lengths= (real tokens of each "
+            "prompt) to say so."
+        )
     if current.offset == 0:
         seen = torch.zeros(current.batch, dtype=torch.long, device="cpu")
         return _checked(current, TokenTrack(current, number, seen, mask_of(current), continued, True))
