@@ -12,8 +12,8 @@ from torch import Tensor
 class TokenTree:
     """One node for each different beginning of the rows, a parent before its children.
 
-    `tokens` [node]; `sees` [node, node]: itself and its ancestors, which is what it attends to; `depth` [node]: how many
-    ancestors it has; `paths`: of each row, the nodes of its tokens.
+    `tokens` [node]; `sees` [node, node]: itself and its ancestors, which is what it attends to; `depth` [node]: how
+    many ancestors it has; `paths`: of each row, the nodes of its tokens.
     """
 
     tokens: Int[Tensor, " node"]

@@ -82,7 +82,8 @@ class Tally:
         if layer not in self._now or self._now[layer][0] != selection.prompt:
             self._now[layer] = selection.prompt, self.totals.get(layer, 0), set()
         _, earlier, pairs = self._now[layer]
-        pairs.update(zip(selection.rows.tolist(), selection.positions.tolist(), strict=True))
+        tokens = selection.track.offset + selection.columns if selection.track.tree else selection.positions
+        pairs.update(zip(selection.rows.tolist(), tokens.tolist(), strict=True))
         self.totals[layer] = earlier + len(pairs)
 
 

@@ -67,8 +67,9 @@ def compare(arguments: dict[str, Any], real: Tensor | None, width: int, offset: 
 def tree_positions(arguments: dict[str, Any], offset: int, width: int) -> Tensor | None:
     """The position ids [batch, width] of a pass over trees of tokens, on the CPU; None for any other pass.
 
-    In a tree every token attends to all cached columns, to itself, to its parent, and to what that attends to, by a mask
-    [batch, head, query, key]; its position is the number of those before it. There is one root, where nothing is cached.
+    In a tree every token attends to all cached columns, to itself, to its parent, and to what that attends to, by a
+    mask [batch, head, query, key]; its position is the number of those before it. Where nothing is cached there is one
+    root.
     """
     mask, ids = arguments.get("attention_mask"), arguments.get("position_ids")
     if width == 1 or not (isinstance(mask, Tensor) and isinstance(ids, Tensor)) or mask.is_meta or ids.is_meta:

@@ -44,7 +44,8 @@ class TokenTrack:
 
     `number`: the number of the prompt. `known`: positions count from the start of the rows, because every pass was seen
     or its mask covers the cached columns. `ragged`: a row ends in a pad. `pads` [batch]: columns before the first real
-    token. `history`: the tokens of the passes so far, newest first, as (first column, tokens, earlier history).
+    token. `tree`: several columns may have one position. `history`: the tokens of the passes so far, newest first, as
+    (first column, tokens, earlier history).
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class TokenTrack:
     ) -> None:
         self.index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
         self.real, self.number, self.known = real, number, known
-        self.seen = self.index[:, -1] + 1  # columns, also of a tree
-        if current.positions is not None:
+        self.seen = self.index[:, -1] + 1
+        self.tree = current.positions is not None
+        if self.tree:
             self.index = current.positions
         self.ragged = bool((~real[:, -1] & (self.index[:, -1] >= 0)).any())
         self.columns, self.offset, self.tokens = current.offset + current.width, current.offset, current.tokens
@@ -81,7 +83,7 @@ class TokenTrack:
         """Fast path for one decoded token, real in every row: the same result as `TokenTrack(now, …)`."""
         track = object.__new__(TokenTrack)
         track.__dict__.update(self.__dict__)
-        track.index, track.seen = self.seen.unsqueeze(1), self.seen + 1
+        track.index, track.seen, track.tree = self.seen.unsqueeze(1), self.seen + 1, False
         track.real = torch.ones_like(track.index, dtype=torch.bool)
         track.columns, track.offset, track.tokens = current.offset + current.width, current.offset, current.tokens
         track.history = _history(current, self)
@@ -178,8 +180,8 @@ def follow(
     number = 0 if previous is None else previous.number if continued is not None else previous.number + 1
     if current.positions is not None and not unambiguous:
         raise ValueError(
-            "A pass over a tree of tokens does not show where the prompt ends: pass prompt_lengths= (real tokens of each "
-            "prompt) to say so."
+            "A pass over a tree of tokens does not show where the prompt ends: pass prompt_lengths= (real tokens of "
+            "each prompt) to say so."
         )
     if current.offset == 0:
         seen = torch.zeros(current.batch, dtype=torch.long, device="cpu")

@@ -1,0 +1,89 @@
+"""A pass over a tree of tokens gives what each row gives alone, steered by the positions of the rows."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, tiny
+from models import load
+
+import odesteer_tl as ot
+from odesteer_tl.backends.shared_prefix import shared_prefix
+from odesteer_tl.backends.token_tree import TokenTree
+from odesteer_tl.parity import oracle
+from odesteer_tl.parity.table import parity_rows
+
+ROWS = [[5, 6, 7, 8], [5, 6, 9, 8, 4], [5, 6], [5, 6, 7, 3]]
+PROMPT = 2
+MASK = torch.tensor([True, False, False, True, True])
+RULES = {
+    "all": range(5), "decoding": range(1, 5), "generated": range(2, 5), "prompt": range(2),
+    "a slice": range(1, 4, 2), "a mask": (0, 3, 4),
+}  # fmt: skip
+POSITIONS = {"a slice": slice(1, 4, 2), "a mask": MASK}
+
+
+def test_each_beginning_is_one_node_and_sees_its_ancestors():
+    tree = TokenTree.of(ROWS)
+    beginnings = {tuple(row[: k + 1]) for row in ROWS for k in range(len(row))}
+    assert len(tree.tokens) == len(beginnings) == 8
+    for row, path in zip(ROWS, tree.paths, strict=True):
+        assert tree.tokens[path].tolist() == row and tree.depth[path].tolist() == list(range(len(row)))
+        assert [tree.sees[node].nonzero()[:, 0].tolist() for node in path] == [path[: k + 1] for k in range(len(row))]
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[1, 2], [2, 2]], [[1], []]])
+def test_rows_without_a_common_beginning_are_refused(rows):
+    with pytest.raises(ValueError, match="begin with the same token"):
+        TokenTree.of(rows)
+
+
+@pytest.mark.parametrize("held", [0, 1])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", ["bridge", "huggingface"])
+def test_a_tree_is_steered_where_its_rows_are(kind, rule, held):
+    model, method = load(kind, "llama"), parity_rows()["ODESteer"]("llama")
+    T = 0.5 * method.usual_T
+    shared, tree = shared_prefix(model), TokenTree.of([row[held:] for row in ROWS])
+    assert shared is not None
+    shared.hold(ROWS[0][:held])
+    where = RULES[rule] if held == 0 or rule in ("decoding", "generated") else [p for p in RULES[rule] if p >= held]
+    with ot.steering(model, method, T=T, positions=POSITIONS.get(rule, rule), prompt_lengths=PROMPT) as report:
+        found = shared.logits(tree)
+    steered = {tuple(row[: p + 1]) for row in ROWS for p in where if p < len(row)}
+    assert set(report.tokens_steered.values()) == {len(steered)}
+    for row, path in zip(ROWS, tree.paths, strict=True):
+        own = [p for p in where if p < len(row)]
+        alone, plain = (oracle.logits("llama", row, oracle.places(method, T), chosen) for chosen in (own, ()))
+        torch.testing.assert_close(found[path], alone[held:], rtol=1e-4, atol=1e-4)
+        assert own == [] or (alone - plain).abs().max() > 1e-2
+
+
+def passed(model, sees, ids, **options):
+    mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[None, None]
+    with ot.steering(model, parity_rows()["CAA"]("llama"), T=1.0, **options):
+        return model(input_ids=torch.arange(4, 4 + len(ids))[None], attention_mask=mask, position_ids=ids[None])
+
+
+def test_a_tree_asks_where_the_prompt_ends_if_that_matters():
+    model, tree = load("huggingface", "llama"), TokenTree.of(ROWS)
+    with pytest.raises(ValueError, match=r"tree of tokens .* prompt_lengths="):
+        passed(model, tree.sees, tree.depth)
+    passed(model, tree.sees, tree.depth, positions=slice(0, 2))
+    passed(model, tree.sees, tree.depth, prompt_lengths=2)
+
+
+def test_packed_rows_and_masks_that_are_no_tree_are_refused():
+    model = load("huggingface", "llama")
+    packed = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).tril().bool()
+    window = torch.ones(5, 5).tril().triu(-1).bool()
+    unseen = TokenTree.of([[1, 2, 3, 4], [1, 5]]).sees.clone()
+    unseen[3, 1] = False  # a token that does not see its grandparent
+    for sees in (packed, window, unseen):
+        with pytest.raises(ValueError, match="position ids"):
+            passed(model, sees, sees.sum(1) - 1, prompt_lengths=1)
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_a_family_is_served_or_reads_whole_rows(family):
+    """A sliding window drops keys, and ALiBi counts columns: their trees would be wrong."""
+    unserved = family.startswith(("gemma", "mi")) or family in ("qwen2", "falcon_alibi")
+    assert (shared_prefix(tiny(family)) is None) == unserved
