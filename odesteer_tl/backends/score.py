@@ -25,6 +25,8 @@ def token_losses(model: Any, out: Generation, batch_size: int = 32) -> tuple[Flo
     losses = torch.zeros(counted.shape, device="cpu")
     for rows in torch.arange(len(counted), device="cpu").split(batch_size):
         logits, tokens = backend.logits(model, Tokenised(out.tokens[rows], out.mask[rows])), out.tokens[rows]
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
-        losses[rows, 1:] = loss * counted[rows, 1:]
+        at, columns = counted[rows, 1:].nonzero(as_tuple=True)  # of the tokens before
+        losses[rows[at], columns + 1] = torch.nn.functional.cross_entropy(
+            logits[at, columns], tokens[at, columns + 1], reduction="none"
+        )
     return losses, counted
