@@ -124,13 +124,15 @@ def judge_of(model: Any, judge: tuple[list[str], list[str], list[str]], pairs: i
     return SteeredTexts.given(model, [*rows[0], *rows[1]], torch.tensor([*starts[0], *starts[1]]))
 
 
-def shifts_of(judge: SteeredTexts, method: Any, kl: float) -> torch.Tensor | None:
-    """The shift of each of the judge's pairs at the budget; None where nothing spends it."""
+def shifts_of(judge: SteeredTexts, method: Any, kl: float, few: SteeredTexts | None = None) -> torch.Tensor | None:
+    """The shift of each of the judge's pairs at the strength that spends the budget on them, or on the `few` where
+    given; None where nothing spends it."""
     search = search_of(method, None)
-    spent = effects_at(judge, search, kl, search.guess, batch_size=25)
+    spent = effects_at(judge if few is None else few, search, kl, search.guess, batch_size=25)
     if spent is None:
         return None
-    desired, undesired = spent[1].gains[0].chunk(2)
+    effects = spent[1] if few is None else judge.effects(search.pairs, [spent[0]], batch_size=25)
+    desired, undesired = effects.gains[0].chunk(2)
     return desired - undesired
 
 
