@@ -5,8 +5,8 @@
 
 Data, texts and judges are those of benchmarks/defaults.py. All methods are fitted on the same activations, at the
 strength that spends the budget on the judge's first 50 pairs; the shift is over `--pairs` of them, on which nothing was
-fitted, and "over CAA" is the difference pair by pair; both in nats, mean and standard error. `--texts`: how many a side
-are fitted on. At the end: the mean difference over the seeds.
+fitted, and "over" another method is the difference pair by pair; both in nats, mean and standard error. `--texts`: how
+many a side are fitted on. At the end: the mean difference over the seeds.
 """
 
 import argparse
