@@ -4,13 +4,13 @@
     python benchmarks/defaults.py smollm2 --data DATA [--axes sentiment toxicity truthfulness] [--seeds 0 1 2]
 
 `DATA` holds rotten_tomatoes/rt-polarity.{pos,neg}, paradetox/paradetox.tsv and truthfulqa/TruthfulQA.csv. A method is
-fitted at every layer and reading position on the texts of an axis. At the strength that spends the budget on the pairs
-of a judge, on which nothing was fitted, the shift is Δ log p(desired answer) − Δ log p(undesired answer) in nats, mean
-and standard error over the pairs. The judges: minimal pairs of the embedded grammar for sentiment, held-out pairs for
-the other two axes. `choose_layer`, which sees none of the pairs, chooses among the same layers, last token and mean.
-Below each grid: the shift where it chose over the largest of the grid, and the rank correlations of the held-out AUC,
-and of the shift that `choose_layer` finds, with the shift of the grid. At the end: what share was reached, by axis and
-method, by seed and over all seeds. With `--grid-only` nothing is chosen.
+fitted at every layer and reading position on the texts of an axis. At the strength that spends the budget on the
+pairs of a judge (its first 50), on which nothing was fitted, the shift is Δ log p(desired answer) − Δ log p(undesired
+answer) in nats, mean and standard error over the pairs. The judges: minimal pairs of the embedded grammar for
+sentiment, held-out pairs for the other two axes. `choose_layer`, which sees none of the pairs, chooses among the same
+layers, last token and mean. Below each grid: the shift where it chose over the largest of the grid, and the rank
+correlations of the held-out AUC, and of the shift that `choose_layer` finds, with the shift of the grid. At the end:
+what share was reached, by axis and method, by seed and over all seeds. With `--grid-only` nothing is chosen.
 
 The largest of many noisy shifts is too large by chance. So the share is also given over the shift, on one half of the
 pairs, of the place that was best on the other half (the mean over 200 such halvings); the interval is of the share
@@ -210,6 +210,7 @@ def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argpar
     """The grids of an axis under a seed, one for each method."""
     axis = AXES[axis_name](args.data, random.Random(seed))
     judge, read = judge_of(model, axis.judge, args.pairs), {}
+    few = judge_of(model, axis.judge, JUDGED) if args.pairs > JUDGED else None
     for position in args.positions:
         fits, held = (
             read_at(model, sides, layers, position, queries)
@@ -218,13 +219,13 @@ def grids(model: Any, axis_name: str, seed: int, layers: list[int], args: argpar
         read |= {(acts.layer, position): (acts, out) for acts, out in zip(fits, held, strict=True)}
     return [
         {"axis": axis_name, "method": name, "seed": seed}
-        | grid(model, METHODS[name], name, axis_name, seed, axis, judge, read, args)
+        | grid(model, METHODS[name], name, axis_name, seed, axis, (judge, few), read, args)
         for name in args.methods
     ]
 
 
 def grid(
-    model: Any, fitter: Any, name: str, axis_name: str, seed: int, axis: Axis, judge: SteeredTexts, read: Any, args: Any
+    model: Any, fitter: Any, name: str, axis_name: str, seed: int, axis: Axis, judges: Any, read: Any, args: Any
 ) -> dict[str, Any]:
     """One grid, printed, and its numbers."""
     print(f"\n{axis_name}, {name}, seed {seed}\nlayer  position  AUC   shift")
@@ -232,7 +233,7 @@ def grid(
     for (layer, position), (acts, out) in read.items():
         method = fitter.fit(acts.without_sinks())
         area = auc(method.to(dtype=torch.float64).barrier, out.desired.double(), out.undesired.double())
-        shifts = shifts_of(judge, method, args.kl)
+        shifts = shifts_of(judges[0], method, args.kl, judges[1])
         cells[layer, position] = area, shifts
         said = "spends it nowhere" if shifts is None else "{:+.2f} ± {:.2f}".format(*with_error(shifts))
         print(f"{layer:>5}  {position:<8}  {area:.2f}  {said}", flush=True)
@@ -248,7 +249,7 @@ def grid(
         model, *axis.fit, fitter, layers=args.layers, kl=args.kl, queries=axis.queries[0], seed=seed
     )
     print(choice)
-    there = shifts_of(judge, choice.method, args.kl)
+    there = shifts_of(judges[0], choice.method, args.kl, judges[1])
     chosen = with_error(there)
     reached = (float("nan"), [float("nan")] * 2, float("nan")) if there is None else shares(there, of_pairs, best)
     top = measured[best][1]
