@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from odesteer_tl.interventions.positions import Tracker
 from odesteer_tl.interventions.records import Recording
 from odesteer_tl.portable.apply_edits import OwnedEdit, PassEdits, Selection, Tally, by_place
+from odesteer_tl.portable.prompt_cache import PromptCache
 from odesteer_tl.portable.sites import Site, place_of
-from odesteer_tl.portable.token_tracks import Pass, PromptCache, TokenTrack
+from odesteer_tl.portable.token_tracks import Pass, TokenTrack
 
 SiteValue = Float[Tensor, "batch pos *site"]
 

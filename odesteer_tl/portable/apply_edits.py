@@ -15,10 +15,11 @@ from torch import Tensor
 
 from odesteer_tl.portable.edits import Edit, State
 from odesteer_tl.portable.precision import in_full
+from odesteer_tl.portable.prompt_cache import PromptCache
 from odesteer_tl.portable.sites import place_of
 from odesteer_tl.portable.strength import Strength
 from odesteer_tl.portable.token_rules import chosen_by
-from odesteer_tl.portable.token_tracks import PromptCache, TokenTrack
+from odesteer_tl.portable.token_tracks import TokenTrack
 
 
 class Selection:

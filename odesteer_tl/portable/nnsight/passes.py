@@ -11,9 +11,10 @@ from odesteer_tl.portable.apply_edits import OwnedEdit, Selection, Tally, select
 from odesteer_tl.portable.model_inputs import named, unread
 from odesteer_tl.portable.nnsight.blocks import blocks_of, real_tokens
 from odesteer_tl.portable.nnsight.sites import entering
+from odesteer_tl.portable.prompt_cache import PromptCache
 from odesteer_tl.portable.sites import place_of
 from odesteer_tl.portable.token_rules import is_unambiguous, lengths_of, per_row
-from odesteer_tl.portable.token_tracks import Pass, PromptCache, TokenTrack, follow
+from odesteer_tl.portable.token_tracks import Pass, TokenTrack, follow
 
 
 class Invoke:
