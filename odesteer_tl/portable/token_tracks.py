@@ -51,12 +51,10 @@ class TokenTrack:
     def __init__(
         self, current: Pass, number: int, seen: Tensor, real: Tensor, previous: TokenTrack | None, known: bool
     ) -> None:
-        self.index = seen.unsqueeze(1) + real.long().cumsum(1) - 1
+        columns = seen.unsqueeze(1) + real.long().cumsum(1) - 1
         self.real, self.number, self.known = real, number, known
-        self.seen = self.index[:, -1] + 1
-        self.tree = current.positions is not None
-        if self.tree:
-            self.index = current.positions
+        self.seen, self.tree = columns[:, -1] + 1, current.positions is not None
+        self.index = columns if current.positions is None else current.positions
         self.ragged = bool((~real[:, -1] & (self.index[:, -1] >= 0)).any())
         self.columns, self.offset, self.tokens = current.offset + current.width, current.offset, current.tokens
         if previous is not None:
