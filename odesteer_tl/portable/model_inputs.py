@@ -78,6 +78,8 @@ def tree_positions(arguments: dict[str, Any], offset: int, width: int) -> Tensor
         return None
     sees = (mask[:, 0] > MASKED if mask.is_floating_point() else mask[:, 0].bool()).cpu()
     own, positions = sees[..., offset:], ids.cpu()
+    if bool((own == torch.ones_like(own).tril()).all()):  # a row as any other
+        return None
     closed = torch.equal(own.float() @ own.float() > 0, own)  # whoever sees a token sees what that one sees
     whole = bool(sees[..., : max(offset, 1)].all() and own.diagonal(0, -2, -1).all() and not own.triu(1).any())
     return positions if whole and closed and torch.equal(positions.expand(len(sees), -1), sees.sum(-1) - 1) else None

@@ -71,6 +71,15 @@ def test_a_tree_asks_where_the_prompt_ends_if_that_matters():
     passed(model, tree.sees, tree.depth, prompt_lengths=2)
 
 
+@pytest.mark.parametrize("positions", ["decoding", "prompt", slice(1, 3)])
+def test_a_causal_mask_is_no_tree(positions):
+    """Nor does the pass need prompt_lengths: all of it is the prompt."""
+    model, causal = load("huggingface", "llama"), torch.ones(5, 5).tril().bool()
+    found = passed(model, causal, torch.arange(5), positions=positions).logits
+    with ot.steering(model, parity_rows()["CAA"]("llama"), T=1.0, positions=positions):
+        torch.testing.assert_close(found, model(input_ids=torch.arange(4, 9)[None]).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_packed_rows_and_masks_that_are_no_tree_are_refused():
     model = load("huggingface", "llama")
     packed = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).tril().bool()
