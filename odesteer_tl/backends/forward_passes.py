@@ -125,6 +125,7 @@ class _Call:
             self._states[cache] = offset + width
         tree = tree_positions(arguments, offset, width)
         if tree is not None:
+            compare(arguments | {"position_ids": None}, None, width, offset, self.library)
             return Pass(batch, width, offset, tokens, caching=self._caching, positions=tree.expand(batch, -1))
         mask = declared(arguments.get("attention_mask"), offset, width, self.library)
         compare(arguments, mask, width, offset, self.library)

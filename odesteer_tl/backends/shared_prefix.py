@@ -59,8 +59,11 @@ class SharedPrefix:
 
 def shared_prefix(model: Any) -> SharedPrefix | None:
     """A `SharedPrefix`, or None for a model that it does not serve: one of nnsight, which steers traces alone, one that
-    takes no such cache or mask, with a sliding window, or whose logits are not those of a whole pass."""
+    takes no such cache or mask, with a sliding window, or whose logits are not those of a whole pass; and GPT-Neo,
+    whose causal mask and windows count columns, also beyond the few that are compared here."""
     if backend_of(model).library == "nnsight":
+        return None
+    if hasattr(getattr(backend_of(model).root(model), "config", None), "attention_layers"):
         return None
     count = min(vocabulary_of(model) or 50, 50)
     row = [1 + (7 * k) % (count - 1) for k in range(9)]

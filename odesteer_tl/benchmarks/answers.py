@@ -54,31 +54,39 @@ class AnswerScorer:
         """One `AnswerScores` per question. Raises ValueError for a question without answers, an answer without
         tokens, and texts longer than the model's context; and as `steering` does."""
         tokens = [self._tokens(question, applied) for question in questions]
-        if self._shared is not None and tokens:
+        shared = None if _has_value_per_answer(applied) else self._shared
+        if shared is not None and tokens:
+            shared.hold([])  # the model may have changed since
             unsteered = not applied.methods or applied.positions in ("decoding", "generated")
-            self._shared.hold(_beginning([start for start, _ in tokens]) if unsteered else [])
-        return [self._of(number, *each, applied) for number, each in enumerate(tokens)]
+            shared.hold(_beginning([start for start, _ in tokens]) if unsteered else [])
+        return [self._of(number, *each, applied, shared) for number, each in enumerate(tokens)]
 
-    def _of(self, number: int, start: list[int], answers: list[list[int]], applied: Applied) -> AnswerScores:
+    def _of(
+        self, number: int, start: list[int], answers: list[list[int]], applied: Applied, shared: SharedPrefix | None
+    ) -> AnswerScores:
+        # an answer's last token predicts nothing; it is run where it may be the only one that is steered
+        end = None if applied.methods and applied.positions != "decoding" else -1
         sums = []
         for first in range(0, len(answers), self.batch_size):
             part = answers[first : first + self.batch_size]
             with self._steered(number, applied, len(start)):
-                logits = self._logits(start, part)
+                logits = self._logits(start, part, end, shared)
             sums += [sum_of(own, answer) for own, answer in zip(logits, part, strict=True)]
         counts = torch.tensor([len(answer) for answer in answers], device="cpu")
         return AnswerScores(torch.tensor(sums, dtype=torch.float64, device="cpu"), counts)
 
-    def _logits(self, start: list[int], answers: list[list[int]]) -> list[Float[Tensor, "pos d_vocab"]]:
-        """Of each answer, those that predict its tokens."""
-        if self._shared is None:
+    def _logits(
+        self, start: list[int], answers: list[list[int]], end: int | None, shared: SharedPrefix | None
+    ) -> list[Float[Tensor, "pos d_vocab"]]:
+        """Of each answer, those that predict its tokens. In a tree answers are run up to their `end`."""
+        if shared is None:
             whole = left_padded([start + answer for answer in answers], filler=0)
             logits = backend_of(self.model).logits(self.model, whole)
             return [logits[i, -1 - len(answer) : -1] for i, answer in enumerate(answers)]
-        rest = start[len(self._shared.tokens) :]
-        tree = TokenTree.of([[*rest, *answer[:-1]] for answer in answers])  # an answer's last token predicts nothing
-        logits = self._shared.logits(tree)
-        return [logits[path[len(rest) - 1 :]] for path in tree.paths]
+        rest = start[len(shared.tokens) :]
+        tree = TokenTree.of([[*rest, *answer[:end]] for answer in answers])
+        logits, first = shared.logits(tree), len(rest) - 1
+        return [logits[path[first : first + len(answer)]] for path, answer in zip(tree.paths, answers, strict=True)]
 
     def _tokens(self, question: Question, applied: Applied) -> tuple[list[int], list[list[int]]]:
         """The tokens of the prompt, and of each answer."""
@@ -106,6 +114,12 @@ def sum_of(logits: Float[Tensor, "pos d_vocab"], tokens: list[int]) -> float:
     own = logits.double()
     chosen = own.gather(1, torch.tensor(tokens, device="cpu").unsqueeze(1)).squeeze(1)
     return float((chosen - own.logsumexp(-1)).sum())
+
+
+def _has_value_per_answer(applied: Applied) -> bool:
+    """Whether a strength, or a mask of positions, has one row per answer: in a tree answers are no rows."""
+    per_row = isinstance(applied.positions, Tensor) and applied.positions.ndim == 2
+    return per_row or (applied.strength is not None and applied.strength.rows is not None)
 
 
 def _beginning(starts: list[list[int]]) -> list[int]:

@@ -76,13 +76,18 @@ def tree_positions(arguments: dict[str, Any], offset: int, width: int) -> Tensor
         return None
     if mask.ndim != 4 or mask.shape[-2:] != (width, offset + width) or ids.ndim != 2 or ids.shape[-1] != width:
         return None
-    sees = (mask[:, 0] > MASKED if mask.is_floating_point() else mask[:, 0].bool()).cpu()
-    own, positions = sees[..., offset:], ids.cpu()
+    heads = (mask > MASKED if mask.is_floating_point() else mask.bool()).cpu()
+    sees = heads[:, 0]
+    own, positions = sees[..., offset:], ids.cpu().expand(len(sees), -1)
     if bool((own == torch.ones_like(own).tril()).all()):  # a row as any other
         return None
     closed = torch.equal(own.float() @ own.float() > 0, own)  # whoever sees a token sees what that one sees
     whole = bool(sees[..., : max(offset, 1)].all() and own.diagonal(0, -2, -1).all() and not own.triu(1).any())
-    return positions if whole and closed and torch.equal(positions.expand(len(sees), -1), sees.sum(-1) - 1) else None
+    if not (whole and closed and bool((heads == heads[:, :1]).all()) and torch.equal(positions, sees.sum(-1) - 1)):
+        return None
+    parents = (own.tril(-1) * torch.arange(1, width + 1, device="cpu")).amax(-1)  # 0: a child of what is cached
+    before = positions.gather(1, (parents - 1).clamp_min(0))
+    return positions if bool(((parents == 0) | (before == positions - 1)).all()) else None
 
 
 def _readable(value: Any, width: int, offset: int) -> Any:

@@ -30,6 +30,11 @@ class PromptCache:
         beams = batch // len(self.known)
         known, values = self.known.repeat_interleave(beams, 0), self.values.repeat_interleave(beams, 0)
         end_rows, end_columns = ends
+        if track.tree and len(end_rows) > len(end_rows.unique()):
+            raise ValueError(
+                "This method steers by the last token of a prompt, and a tree of tokens that branches before it has "
+                "several: run each prompt as a tree of its own."
+            )
         if len(end_rows):
             index = end_rows.to(value.device, non_blocking=True), end_columns.to(value.device, non_blocking=True)
             new = of_query(value[index])

@@ -143,6 +143,11 @@ def follow(
     if continued is not None and continued.ragged:
         raise right_padded()
     number = 0 if previous is None else previous.number if continued is not None else previous.number + 1
+    if previous is not None and previous.tree and current.offset > previous.offset:
+        raise ValueError(
+            "A pass follows a tree of tokens in the cache, and which branch it continues cannot be told: crop the "
+            "cache to what comes before the tree, and run the branch again."
+        )
     if current.positions is not None and not unambiguous:
         raise ValueError(
             "A pass over a tree of tokens does not show where the prompt ends: pass prompt_lengths= (real tokens of "

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import transformers
 from architectures import ARCHITECTURES, tiny
 from models import load
 
 import odesteer_tl as ot
-from odesteer_tl.backends.shared_prefix import shared_prefix
+from odesteer_tl.backends.shared_prefix import SharedPrefix, shared_prefix
 from odesteer_tl.backends.token_tree import TokenTree
 from odesteer_tl.parity import oracle
 from odesteer_tl.parity.table import parity_rows
@@ -80,13 +81,59 @@ def test_a_causal_mask_is_no_tree(positions):
         torch.testing.assert_close(found, model(input_ids=torch.arange(4, 9)[None]).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_all_that_is_given_is_compared_and_all_heads_are_read():
+    model, tree = load("huggingface", "llama"), TokenTree.of([[5, 6, 7], [5, 8, 9]])
+    mask = torch.zeros(1, 4, 5, 5).masked_fill(~tree.sees, torch.finfo(torch.float32).min)
+    given = {"input_ids": tree.tokens[None], "position_ids": tree.depth[None], "attention_mask": mask}
+    other = mask.clone()
+    other[:, 1:] = 0.0
+    for wrong, said in (({"attention_mask": other}, "position ids"), ({"cache_position": torch.arange(7, 12)}, "is 7")):
+        with ot.steering(model, parity_rows()["CAA"]("llama"), T=1.0, positions="all"):
+            model(**given)
+            with pytest.raises(ValueError, match=said):
+                model(**given | wrong)
+
+
+def test_a_method_of_the_prompts_end_needs_one_end():
+    """TruthFlow reads the last prompt token: two branches before it are two prompts."""
+    model, tree = load("huggingface", "llama"), TokenTree.of([[5, 6, 7, 8], [5, 9, 4, 3]])
+    shared, method = shared_prefix(model), parity_rows()["TruthFlow"]("llama")
+    assert shared is not None
+    with ot.steering(model, method, T=1.0, prompt_lengths=1):
+        shared.logits(tree)
+    with pytest.raises(ValueError, match="branches before it"), ot.steering(model, method, T=1.0, prompt_lengths=2):
+        shared.logits(tree)
+
+
+def test_what_follows_a_tree_in_the_cache_is_refused():
+    model, tree = load("huggingface", "llama"), TokenTree.of([[5, 6, 7, 8], [5, 6, 7, 9]])
+    mask = torch.zeros(tree.sees.shape).masked_fill(~tree.sees, torch.finfo(torch.float32).min)[None, None]
+    with ot.steering(model, parity_rows()["CAA"]("llama"), T=1.0, positions="all"):
+        out = model(tree.tokens[None], attention_mask=mask, position_ids=tree.depth[None], use_cache=True)
+        hidden = torch.zeros(1, 1, 1, 6)
+        hidden[..., 3] = torch.finfo(torch.float32).min
+        with pytest.raises(ValueError, match="which branch it continues"):
+            model(
+                torch.tensor([[4]]), attention_mask=hidden, position_ids=torch.tensor([[4]]),
+                **{SharedPrefix(model).argument: out.past_key_values},
+            )  # fmt: skip
+
+
+def test_a_mask_over_columns_far_behind_is_not_served():
+    size = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    config = transformers.GPTNeoConfig(vocab_size=24, max_position_embeddings=512, window_size=256, **size)
+    assert shared_prefix(transformers.GPTNeoForCausalLM(config).eval()) is None
+
+
 def test_packed_rows_and_masks_that_are_no_tree_are_refused():
     model = load("huggingface", "llama")
     packed = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).tril().bool()
     window = torch.ones(5, 5).tril().triu(-1).bool()
     unseen = TokenTree.of([[1, 2, 3, 4], [1, 5]]).sees.clone()
     unseen[3, 1] = False  # a token that does not see its grandparent
-    for sees in (packed, window, unseen):
+    two_parents = torch.eye(5, dtype=torch.bool) | torch.tensor([1, 0, 0, 0, 0], dtype=torch.bool)
+    two_parents[3, 1:3] = two_parents[4, 1:4] = True
+    for sees in (packed, window, unseen, two_parents):
         with pytest.raises(ValueError, match="position ids"):
             passed(model, sees, sees.sum(1) - 1, prompt_lengths=1)
 

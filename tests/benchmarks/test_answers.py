@@ -64,6 +64,30 @@ def test_methods_take_turns_over_the_questions_and_a_prefix_stands_before_the_pr
         torch.testing.assert_close(own.sums, by_hand(model, longer), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bridge", "huggingface"])
+def test_an_answer_whose_last_token_alone_is_named_and_values_per_answer(kind):
+    model, method = load(kind, "llama"), parity_rows()["CAA"]("llama")
+    short, three = Question("the film", (" is", " was")), QUESTIONS[0]
+    mask = torch.tensor([[True] * 4, [False] * 4, [False, True, True, True]])
+    for question, T, positions in (
+        (short, 3.0, slice(2, 3)), (short, 3.0, "generated"), (three, torch.tensor([1.0, 2.0, 3.0]), "all"),
+        (three, 3.0, mask),
+    ):  # fmt: skip
+        applied = Applied((method,), ot.Strength(T), positions=positions)
+        whole, shared = (AnswerScorer(model, False, share=share).scores([question], applied) for share in (False, True))
+        torch.testing.assert_close(shared[0].sums, whole[0].sums, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_kept_is_of_the_model_as_it_is():
+    model = load("huggingface", "llama")
+    scorer = AnswerScorer(model, prepend_bos=False)
+    with ot.steering(model, parity_rows()["CAA"]("llama"), T=3.0, positions="all"):
+        steered = scorer.scores(QUESTIONS[:1])
+    for question, own in zip(QUESTIONS[:1], scorer.scores(QUESTIONS[:1]), strict=True):
+        torch.testing.assert_close(own.sums, by_hand(model, question), rtol=1e-4, atol=1e-4)
+        assert (own.sums - steered[0].sums).abs().max() > 1e-3
+
+
 def test_a_model_whose_cache_gives_other_logits_is_not_served():
     model = load("huggingface", "llama")
     assert shared_prefix(model) is not None
