@@ -37,10 +37,9 @@ class SharedPrefix:
     @torch.no_grad()
     def hold(self, tokens: list[int]) -> None:
         """Compute the beginning as the model is now: outside a steering block, unsteered. No tokens: keep nothing."""
-        if tokens != self.tokens:
-            ids = torch.tensor([tokens], device=self.device)
-            self._cache = self.root(input_ids=ids, use_cache=True).past_key_values if tokens else None
-            self.tokens = list(tokens)
+        ids = torch.tensor([tokens], device=self.device)
+        self._cache = self.root(input_ids=ids, use_cache=True).past_key_values if tokens else None
+        self.tokens = list(tokens)
 
     @torch.no_grad()
     def logits(self, tree: TokenTree) -> Float[Tensor, "node d_vocab"]:

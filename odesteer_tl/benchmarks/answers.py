@@ -56,7 +56,6 @@ class AnswerScorer:
         tokens = [self._tokens(question, applied) for question in questions]
         shared = None if _has_value_per_answer(applied) else self._shared
         if shared is not None and tokens:
-            shared.hold([])  # the model may have changed since
             unsteered = not applied.methods or applied.positions in ("decoding", "generated")
             shared.hold(_beginning([start for start, _ in tokens]) if unsteered else [])
         return [self._of(number, *each, applied, shared) for number, each in enumerate(tokens)]

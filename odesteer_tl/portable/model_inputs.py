@@ -76,7 +76,7 @@ def tree_positions(arguments: dict[str, Any], offset: int, width: int) -> Tensor
         return None
     if mask.ndim != 4 or mask.shape[-2:] != (width, offset + width) or ids.ndim != 2 or ids.shape[-1] != width:
         return None
-    heads = (mask > MASKED if mask.is_floating_point() else mask.bool()).cpu()
+    heads = _attends(mask).cpu()
     sees = heads[:, 0]
     own, positions = sees[..., offset:], ids.cpu().expand(len(sees), -1)
     if bool((own == torch.ones_like(own).tril()).all()):  # a row as any other
@@ -122,7 +122,11 @@ def attending(mask: Tensor, cached: int, width: int) -> Tensor:
     """
     first = min(cached, mask.shape[-1] - width)
     real = mask[:, 0].diagonal(first, -2, -1) if first >= 0 else mask[:, 0, 0, :0]
-    return real > MASKED if real.is_floating_point() else real.bool()
+    return _attends(real)
+
+
+def _attends(mask: Tensor) -> Tensor:
+    return mask > MASKED if mask.is_floating_point() else mask.bool()
 
 
 def refuse_packed(arguments: dict[str, Any], library: str) -> None:
