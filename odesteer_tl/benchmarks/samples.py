@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from odesteer_tl.backends.generate import generate
+from odesteer_tl.backends.generate_strengths import generate_strengths
+from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.score import token_losses
 from odesteer_tl.benchmarks.applied import Applied
 from odesteer_tl.evaluation.continuations import after_prompts, turns
@@ -48,18 +50,33 @@ def sampled(
 ) -> Sampled:
     """Continue every prompt; prompt i is steered by the method whose turn it is."""
     repeated = [prompt for prompt in prompts for _ in range(how.samples)]
-    owner = torch.arange(len(prompts), device="cpu").repeat_interleave(how.samples)
-    pairs = None
-    if applied.methods and applied.strength is not None:
-        pairs = turns(applied.methods, applied.strength, owner % len(applied.methods))
-    out = generate(
-        model, [applied.prompt(prompt) for prompt in repeated], pairs, positions=applied.positions,
-        max_new_tokens=how.max_new_tokens, do_sample=True, temperature=how.temperature, top_p=how.top_p, seed=seed,
-        batch_size=how.batch_size, prepend_bos=bos,
-    )  # fmt: skip
+    out = _continued(model, [applied.prompt(prompt) for prompt in prompts], applied, how, seed, bos)
     alone = after_prompts(model, repeated, out, prepend_bos=bos) if applied.prefix else out
     losses, counted = token_losses(model, alone)
     tokens = int(counted.sum())
     perplexity = float((losses.sum() / tokens).exp()) if tokens else math.nan
     found = {"perplexity": perplexity} | {f"Dist-{n}": distinct(out.continuations, n) for n in (1, 2, 3)}
     return Sampled(out.continuations, {name: one if math.isfinite(one) else None for name, one in found.items()})
+
+
+def _continued(
+    model: Any, prompts: list[str], applied: Applied, how: Sampling, seed: int, bos: bool | None
+) -> Generation:
+    """All samples of each prompt. Under one method that does not steer the prompts they are computed once for all their
+    samples."""
+    shared: dict[str, Any] = {
+        "positions": applied.positions, "max_new_tokens": how.max_new_tokens, "do_sample": True,
+        "temperature": how.temperature, "top_p": how.top_p, "seed": seed, "prepend_bos": bos,
+    }  # fmt: skip
+    methods, strength = applied.methods, applied.strength
+    prompts_alike = applied.positions in ("decoding", "generated")
+    if len(methods) == 1 and strength is not None and strength.rows is None and prompts_alike:
+        T, relative_T = (None if one is None else [float(one)] for one in (strength.T, strength.relative_T))
+        return generate_strengths(
+            model, prompts, methods[0], T, relative_T=relative_T, samples=how.samples,
+            batch_size=max(1, how.batch_size // how.samples), **shared,
+        )[0]  # fmt: skip
+    owner = torch.arange(len(prompts), device="cpu").repeat_interleave(how.samples)
+    pairs = turns(methods, strength, owner % len(methods)) if methods and strength is not None else None
+    repeated = [prompts[row] for row in owner]
+    return generate(model, repeated, pairs, batch_size=how.batch_size, **shared)

@@ -91,10 +91,11 @@ def test_a_barrier_that_ends_before_the_goal_gives_the_farthest():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_token_losses_are_those_of_each_row_alone(kind, family):
     model, reference = models.load(kind, family), models.hugging_face(family)
-    out = ot.generate(model, ["the film", "a plot was good and dull"], max_new_tokens=5, stop_at_eos=False)
-    losses, counted = token_losses(model, out)
-    assert counted.sum(1).tolist() == [5, 5]
-    for row in range(2):
+    prompts = ["the film", "a plot was good and dull", "a", "a film was dull"]
+    out = ot.generate(model, prompts, max_new_tokens=5, stop_at_eos=False)
+    losses, counted = token_losses(model, out, batch_size=2)
+    assert counted.sum(1).tolist() == [5, 5, 5, 5]
+    for row in range(4):
         ids = out.tokens[row][out.mask[row]]
         with torch.no_grad():
             logp = reference(ids.unsqueeze(0)).logits[0].log_softmax(-1)
