@@ -12,7 +12,7 @@ from odesteer_tl._shapes import PerRow, Position, TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.checks import check_mask_taken
 from odesteer_tl.backends.model_info import tokenizer_of
-from odesteer_tl.backends.tokenize import check_context, trimmed
+from odesteer_tl.backends.tokenize import check_context, longest_first, trimmed
 from odesteer_tl.data.tokens import Reading, SiteTokens, Tokenised, warn_of_sinks
 from odesteer_tl.portable.sites import Site
 
@@ -76,7 +76,7 @@ def read_batches(
     if not remote:
         backend.load_weights(model)
     readable = texts.mask if readable is None else readable
-    order = texts.mask.sum(1).argsort(descending=True, stable=True)
+    order = longest_first(texts.mask)
     read_parts: list[list[Reading]] = [[] for _ in positions]
     texts_of_tokens = []
     message = f"Reading layer{'s' * (len(sites) > 1)} {', '.join(str(site.layer) for site in sites)}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from odesteer_tl._shapes import TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.generate import Generation
-from odesteer_tl.backends.tokenize import trimmed
+from odesteer_tl.backends.tokenize import longest_first, trimmed
 from odesteer_tl.data.tokens import Tokenised
 
 
@@ -25,7 +25,7 @@ def token_losses(model: Any, out: Generation, batch_size: int = 32) -> tuple[Flo
     backend = backend_of(model)
     counted = out.mask & (out.mask.long().cumsum(1) > out.prompt_lengths.unsqueeze(1))
     losses = torch.zeros(counted.shape, device="cpu")
-    for rows in out.prompt_lengths.argsort(descending=True, stable=True).split(batch_size):
+    for rows in longest_first(out.mask).split(batch_size):
         batch = trimmed(Tokenised(out.tokens[rows], out.mask[rows]))
         first = counted.shape[1] - batch.tokens.shape[1]
         logits = backend.logits(model, batch)

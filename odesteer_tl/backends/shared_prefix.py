@@ -19,6 +19,9 @@ from odesteer_tl.backends.model_info import device_of, vocabulary_of
 from odesteer_tl.backends.token_tree import TokenTree
 from odesteer_tl.data.tokens import Tokenised
 
+FAILURES = (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, IndexError)
+"""Of models that take no such cache or mask."""
+
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """How far logits may be from those of a pass without a cache, relative to their spread; 16-bit models: a tenth."""
 
@@ -58,11 +61,9 @@ class SharedPrefix:
 
 def shared_prefix(model: Any) -> SharedPrefix | None:
     """A `SharedPrefix`, or None for a model that it does not serve: one of nnsight, which steers traces alone, one that
-    takes no such cache or mask, with a sliding window, or whose logits are not those of a whole pass; and GPT-Neo,
-    whose causal mask and windows count columns, also beyond the few that are compared here."""
-    if backend_of(model).library == "nnsight":
-        return None
-    if hasattr(getattr(backend_of(model).root(model), "config", None), "attention_layers"):
+    takes no such cache or mask, with a sliding window, that counts columns, or whose logits are not those of a whole
+    pass."""
+    if backend_of(model).library == "nnsight" or counts_columns(model):
         return None
     count = min(vocabulary_of(model) or 50, 50)
     row = [1 + (7 * k) % (count - 1) for k in range(9)]
@@ -70,7 +71,6 @@ def shared_prefix(model: Any) -> SharedPrefix | None:
     tokens = torch.tensor(rows[:2], device="cpu")
     with torch.no_grad():
         whole = backend_of(model).logits(model, Tokenised(tokens, torch.ones_like(tokens, dtype=torch.bool)))
-    close = _CLOSE.get(next(model.parameters()).dtype, 0.1) * float(whole.std())
     try:
         shared = SharedPrefix(model)
         for held in (4, 0):
@@ -79,11 +79,21 @@ def shared_prefix(model: Any) -> SharedPrefix | None:
                 return None
             tree = TokenTree.of([each[held:] for each in rows])
             found = shared.logits(tree)
-            if any(
-                float((found[path] - each[held:]).abs().max()) > close
-                for path, each in zip(tree.paths, whole, strict=False)
-            ):
+            own = torch.stack([found[path] for path in tree.paths[:2]])
+            if not are_close(model, own, whole[:, held:]):
                 return None
-    except (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, IndexError):
+    except FAILURES:
         return None
     return shared
+
+
+def counts_columns(model: Any) -> bool:
+    """Whether this is GPT-Neo, whose causal mask and windows count columns, also beyond the few that are compared where
+    a model is looked at."""
+    return hasattr(getattr(backend_of(model).root(model), "config", None), "attention_layers")
+
+
+def are_close(model: Any, found: Tensor, whole: Tensor) -> bool:
+    """Whether logits are those of whole texts, up to rounding."""
+    close = _CLOSE.get(next(model.parameters()).dtype, 0.1) * float(whole.std())
+    return float((found - whole).abs().max()) <= close

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from odesteer_tl._shapes import AnyTokens, PerRow, TokenIds
+from odesteer_tl._shapes import AnyTokens, PerRow, TokenIds, TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.chat_templates import Chat, ChatTemplate, all_of, chats_of, check_style, described, rendered
 from odesteer_tl.backends.model_info import context_of, pad_id_of, prepends_bos, vocabulary_of
@@ -177,6 +177,11 @@ def trimmed(batch: Tokenised) -> Tokenised:
     """The batch without the columns that are pads in every row."""
     first = int(batch.mask.any(0).int().argmax())
     return Tokenised(batch.tokens[:, first:], batch.mask[:, first:])
+
+
+def longest_first(mask: TokenMask) -> PerRow:
+    """The rows of a batch, those with the fewest pads on the left first: neighbours share passes with few pads."""
+    return mask.int().argmax(1).argsort(stable=True)
 
 
 def right_padded(batch: Tokenised, filler: int) -> Tokenised:

@@ -33,3 +33,11 @@ def copied(filled: Any, columns: int, copies: int) -> Any:
         return None
     filled.batch_repeat_interleave(copies)
     return filled
+
+
+def is_copied_by_rows(filled: Any) -> bool:
+    """Whether all layers of a cache are keys and values of all columns, so that its rows can be picked."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers: list[Any] = getattr(filled, "layers", None) or [None]
+    return all(type(layer) is DynamicLayer and layer.keys is not None for layer in layers)

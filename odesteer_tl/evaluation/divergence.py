@@ -19,7 +19,8 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.batches import read_batches
 from odesteer_tl.backends.outputs import Generation
 from odesteer_tl.backends.steer import edit_runner_for, steering
-from odesteer_tl.backends.tokenize import left_padded, trimmed
+from odesteer_tl.backends.text_passes import TextPasses, TextRows
+from odesteer_tl.backends.tokenize import left_padded, longest_first
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.portable.method_list import pairs_of
@@ -47,17 +48,17 @@ def only_tried() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class SteeredTexts:
-    """Texts that a model wrote unsteered, and which of their tokens `positions` names [batch, pos]. `remote`: the
-    server, if any, that runs the model."""
+    """Texts that a model wrote unsteered, of which `positions` names tokens. `passes`: what runs them, and the named
+    tokens. `remote`: the server, if any, that runs the model."""
 
     model: Any
     texts: Generation
     positions: Positions
-    named: TokenMask
+    passes: TextPasses
     layer: int | None = None
     blocks: Any = None
     remote: bool | str = False
-    _unsteered: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _unsteered: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,7 +75,8 @@ class SteeredTexts:
         named = chosen_by(checked(positions), index, texts.prompt_lengths) & texts.mask
         if not bool(named.any()):
             raise ValueError(f"positions={positions!r} names no token of these texts: nothing would be steered.")
-        return cls(model, texts, positions, named, layer, blocks, remote)
+        passes = TextPasses(model, Tokenised(texts.tokens, texts.mask), texts.prompt_lengths, named)
+        return cls(model, texts, positions, passes, layer, blocks, remote)
 
     @classmethod
     def given(
@@ -91,6 +93,11 @@ class SteeredTexts:
         written = Generation([], [], tokens, mask, prompt_lengths, None)
         return cls.of(model, written, blocks=blocks, remote=remote)
 
+    @property
+    def named(self) -> TokenMask:
+        """The steered tokens [batch, pos]."""
+        return self.passes.named
+
     def divergences(self, pairs: Pairs, values: Sequence[float], batch_size: int) -> Float[Tensor, "strengths tokens"]:
         """KL(unsteered ‖ steered) at every steered token, in nats, for each of the `values` of a strength; `batch_size`
         rows share a pass.
@@ -102,62 +109,57 @@ class SteeredTexts:
     @torch.no_grad()
     def effects(self, pairs: Pairs, values: Sequence[float], batch_size: int, words: Words | None = None) -> "Effects":
         """The `divergences`, and what becomes likelier, at each of the `values`: of the vocabulary, `words`."""
-        costs, gains = [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
+        costs, sources, gains = [], [], torch.zeros(len(values), len(self.named), dtype=torch.float64, device="cpu")
         words = torch.zeros(0, dtype=torch.long, device="cpu") if words is None else words
         lifted = torch.zeros(len(values), len(words), dtype=torch.float64, device="cpu")
         measure = self._there if self.remote else self._here
         copies = len(values) + bool(self.remote)  # a server runs the unsteered rows in the same pass
-        for rows in torch.arange(len(self.named), device="cpu").split(max(1, batch_size // copies)):
-            batch, named = self._rows(rows)
-            if not bool(named.any()):
+        for rows in longest_first(self.texts.mask).split(max(1, batch_size // copies)):
+            part = self.passes.of(rows)
+            if not bool(part.named.any()):
                 continue
             with only_tried():
-                of_batch = measure(rows, batch, named, pairs, values, words)
+                of_batch = measure(rows, part, pairs, values, words)
             costs.append(of_batch[0])
+            sources.append(rows[part.places[0]])
             gains[:, rows] += of_batch[1]
             lifted += of_batch[2]
         lifts = lifted.new_full((len(values), int(words.max()) + 1 if len(words) else 0), torch.nan)
         lifts[:, words] = lifted / int(self.named.sum())
-        return Effects(torch.cat(costs, dim=1), gains, lifts)
+        return Effects(torch.cat(costs, dim=1)[:, torch.cat(sources).argsort(stable=True)], gains, lifts)
 
     def _here(
-        self, rows: Tensor, batch: Tokenised, named: TokenMask, pairs: Pairs, values: Sequence[float], words: Words
+        self, rows: Tensor, part: TextRows, pairs: Pairs, values: Sequence[float], words: Words
     ) -> tuple[Tensor, Tensor, Tensor]:
         p, (steered, where) = self.log_probabilities(rows), self._steered(rows, pairs, values)
-        copies = Tokenised(batch.tokens.repeat(len(values), 1), batch.mask.repeat(len(values), 1))
         with steering(self.model, steered, **where):
-            logits = backend_of(self.model).logits(self.model, copies)
-        at_rows, columns = named.nonzero(as_tuple=True)
-        return effects(p, logits, at_rows, columns, _following(batch, named), len(rows), words)
+            logits = part.logits(len(values))
+        return effects(p, logits, *part.places, _following(part), len(rows), words)
 
     def _there(
-        self, rows: Tensor, batch: Tokenised, named: TokenMask, pairs: Pairs, values: Sequence[float], words: Words
+        self, rows: Tensor, part: TextRows, pairs: Pairs, values: Sequence[float], words: Words
     ) -> tuple[Tensor, Tensor, Tensor]:
         given, where = self._steered(rows, pairs, values)
         steered = pairs_of(given, None, None, self.layer)
         written = edit_runner_for(self.model, steered, **where).tokens_steered  # it checks that the method fits
         return backend_of(self.model).effects_remotely(
-            self.model, batch, named, _following(batch, named), words, len(values), steered, where, self.remote, written
-        )
+            self.model, part.batch, part.named, _following(part), words, len(values), steered, where, self.remote,
+            written,
+        )  # fmt: skip
 
     @torch.no_grad()
     def log_probabilities(self, rows: Tensor) -> Float[Tensor, "tokens d_vocab"]:
-        """Of what follows the named tokens of these neighbouring rows, unsteered: computed once for the same rows, as
-        long as all of them fit into `MOST_KEPT` bytes."""
-        key = (int(rows[0]), len(rows))
+        """Of what follows the named tokens of these rows, unsteered: computed once for the same rows, as long as all of
+        them fit into `MOST_KEPT` bytes."""
+        key = tuple(rows.tolist())
         if key in self._unsteered:
             return self._unsteered[key]
-        batch, named = self._rows(rows)
-        p = log_probabilities(backend_of(self.model).logits(self.model, batch), *named.nonzero(as_tuple=True))
+        part = self.passes.of(rows)
+        p = log_probabilities(part.logits(), *part.places)
         kept = sum(other.numel() * other.element_size() for other in self._unsteered.values())
         if kept + p.numel() * p.element_size() <= MOST_KEPT:
             self._unsteered[key] = p
         return p
-
-    def _rows(self, rows: Tensor) -> tuple[Tokenised, TokenMask]:
-        """The rows without common padding, and which of their tokens are named."""
-        batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
-        return batch, self.named[rows][:, -batch.mask.shape[1] :]
 
     def _steered(
         self, rows: Tensor, pairs: Pairs, values: Sequence[float]
@@ -204,7 +206,7 @@ class Effects:
     lifts: Float[Tensor, "strengths ids"]
 
 
-def _following(batch: Tokenised, named: TokenMask) -> Int[Tensor, " tokens"]:
+def _following(part: TextRows) -> Int[Tensor, " tokens"]:
     """The token after each named one, -1 where its row ends."""
-    tokens = torch.nn.functional.pad(batch.tokens.masked_fill(~batch.mask, -1), (0, 1), value=-1)
-    return tokens[:, 1:][named]
+    tokens = torch.nn.functional.pad(part.batch.tokens.masked_fill(~part.batch.mask, -1), (0, 1), value=-1)
+    return tokens[:, 1:][part.named]
