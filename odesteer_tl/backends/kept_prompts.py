@@ -60,7 +60,7 @@ class KeptPrompts:
     def hold(self, start: Tokenised) -> Any:
         """The keys and values of the starts, as the model is now: outside a steering block, unsteered."""
         mask = start.mask.clone()
-        mask[:, -1] = True  # attention over pads alone is no number; in `logits` the column is a pad again
+        mask[:, -1] = True  # for attention that has no number for pads alone; in `logits` it is a pad again
         return self.root(**self._inputs(start.tokens, mask), **self.fewest, use_cache=True).past_key_values
 
     @torch.no_grad()
