@@ -78,7 +78,9 @@ class TextPasses:
         if key not in self._held:
             self._held[key] = self._hold(batch, self.prompt_lengths[rows], self._kept)
         found = self._held[key]
-        return whole if found is None else PromptedTextRows(*vars(whole).values(), found[0], self._kept, found[1])
+        if found is None:
+            return whole
+        return PromptedTextRows(self.model, batch, whole.named, found[0], self._kept, found[1])
 
     def _hold(self, batch: Tokenised, prompt_lengths: PerRow, kept: KeptPrompts) -> tuple[PromptedRows, Any] | None:
         """The parts of the rows and what is kept of them; None where that is nothing, or too much."""
