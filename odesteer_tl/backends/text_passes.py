@@ -15,7 +15,7 @@ from odesteer_tl.backends.owners import steered_around
 from odesteer_tl.backends.tokenize import trimmed
 from odesteer_tl.data.tokens import Tokenised
 
-MOST_KEPT = 2**29
+MOST_KEPT = 2**30
 """Bytes of keys and values of prompts that are kept for the next strengths."""
 
 

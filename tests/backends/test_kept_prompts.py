@@ -103,7 +103,7 @@ def test_inside_a_block_that_steers_prompts_they_are_not_kept():
 def test_what_does_not_fit_is_run_whole(monkeypatch):
     model, method = load("huggingface", "llama"), parity_rows()["CAA"]("llama")
     found = []
-    for most in (2**29, 0):
+    for most in (2**30, 0):
         monkeypatch.setattr(text_passes, "MOST_KEPT", most)
         steered = texts(model)
         found.append(steered.effects(lambda value: [(method, ot.Strength(value))], [2.0], 2).costs)
