@@ -17,9 +17,9 @@ from torch import Tensor
 from odesteer_tl._shapes import PerRow, TokenMask
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import device_of, vocabulary_of
-from odesteer_tl.backends.shared_prefix import FAILURES, are_close, counts_columns
+from odesteer_tl.backends.shared_prefix import FAILURES, are_close, depends_on_pass
 from odesteer_tl.backends.tokenize import left_padded
-from odesteer_tl.backends.transformers_caches import is_copied_by_rows
+from odesteer_tl.backends.transformers_caches import cache_of, is_copied_by_rows
 from odesteer_tl.data.tokens import Tokenised
 
 
@@ -32,9 +32,9 @@ class PromptedRows:
 
     @classmethod
     def of(cls, texts: Tokenised, prompt_lengths: PerRow) -> "PromptedRows":
-        """The parts of texts whose prompts have at least one token each, and one of them two."""
+        """The parts of texts, none shorter than its prompt, of which one has a prompt of two tokens or more."""
         rows = [row[mask].tolist() for row, mask in zip(*texts, strict=True)]
-        ends = [length - 1 for length in prompt_lengths.tolist()]
+        ends = (prompt_lengths - 1).clamp_min(0).tolist()
         start = left_padded([row[:end] for row, end in zip(rows, ends, strict=True)], filler=0)
         return cls(start, left_padded([row[end:] for row, end in zip(rows, ends, strict=True)], filler=0))
 
@@ -42,7 +42,7 @@ class PromptedRows:
         """Tokens of the texts, of which none is in a start, as columns of the rest."""
         found = torch.zeros_like(self.rest.mask)
         for new, mask, own, real in zip(found, self.rest.mask, chosen, texts, strict=True):
-            new[mask] = own[real][-int(mask.sum()) :]
+            new[mask] = own[real][int(real.sum()) - int(mask.sum()) :]
         return found
 
 
@@ -61,16 +61,28 @@ class KeptPrompts:
         """The keys and values of the starts, as the model is now: outside a steering block, unsteered."""
         mask = start.mask.clone()
         mask[:, -1] = True  # for attention that has no number for pads alone; in `logits` it is a pad again
-        return self.root(**self._inputs(start.tokens, mask), **self.fewest, use_cache=True).past_key_values
+        return cache_of(self.root(**self._inputs(start.tokens, mask), **self.fewest, use_cache=True))
 
     @torch.no_grad()
-    def logits(self, rows: PromptedRows, held: Any, copies: int = 1) -> Float[Tensor, "rows pos d_vocab"]:
-        """Of each token of the rest, on the CPU in float32: all rows `copies` times, one copy after the other."""
+    def logits(self, rows: PromptedRows, held: Any, chosen: PerRow) -> Float[Tensor, "batch pos d_vocab"]:
+        """Of each token of the rest of the `chosen` rows, on the CPU in float32."""
         cache, mask = copy.deepcopy(held), torch.cat([rows.start.mask, rows.rest.mask], 1)
-        if copies > 1:
-            cache.batch_select_indices(torch.arange(len(mask), device=self.device).repeat(copies))
-        given = self._inputs(rows.rest.tokens.repeat(copies, 1), mask.repeat(copies, 1))
+        if chosen.tolist() != list(range(len(mask))):
+            cache.batch_select_indices(chosen.to(self.device))
+        given = self._inputs(rows.rest.tokens[chosen], mask[chosen])
         return self.root(**given, **{self.argument: cache}, use_cache=True).logits.float().cpu()
+
+    def is_right(self, model: Any, texts: Tokenised, rows: PromptedRows, held: Any) -> bool:
+        """Whether the longest of the texts gets the logits that it has as a whole: hooks of the user's own may count
+        columns."""
+        row = int(texts.mask.sum(1).argmax())
+        alone = Tokenised(
+            texts.tokens[row, texts.mask[row]].unsqueeze(0), texts.mask[row, texts.mask[row]].unsqueeze(0)
+        )
+        with torch.no_grad():
+            whole = backend_of(model).logits(model, alone)[0]
+        own = self.logits(rows, held, torch.tensor([row], device="cpu"))[0, rows.rest.mask[row]]
+        return are_close(model, own, whole[len(whole) - len(own) :])
 
     def _inputs(self, tokens: Tensor, mask: TokenMask) -> dict[str, Tensor]:
         places = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
@@ -80,25 +92,26 @@ class KeptPrompts:
 
 def kept_prompts(model: Any) -> KeptPrompts | None:
     """A `KeptPrompts`, or None for a model that it does not serve: one of nnsight, which steers traces alone, one that
-    takes no such cache or mask, with a sliding window or states, or that counts columns, pads among them; and any whose
-    logits are not those of whole texts."""
-    if backend_of(model).library == "nnsight" or counts_columns(model):
+    takes no such cache or mask, with a sliding window or states, or that depends on the pass; and any whose logits are
+    not those of whole texts."""
+    if backend_of(model).library == "nnsight" or depends_on_pass(model):
         return None
     count, lengths = min(vocabulary_of(model) or 50, 50), torch.tensor([6, 3, 1], device="cpu")
     texts = left_padded([[1 + (7 * k) % (count - 1) for k in range(length)] for length in (9, 5, 4)], filler=0)
     after = texts.mask & (texts.mask.long().cumsum(1) >= lengths.unsqueeze(1))
-    rows = PromptedRows.of(texts, lengths)
-    with torch.no_grad():
-        whole = backend_of(model).logits(model, texts)[after]
+    rows, chosen = PromptedRows.of(texts, lengths), torch.tensor([0, 2, 1, 1], device="cpu")
     try:
+        with torch.no_grad():
+            whole = backend_of(model).logits(model, texts)
         kept = KeptPrompts(model)
         held = kept.hold(rows.start)
         if not is_copied_by_rows(held):
             return None
-        found = kept.logits(rows, held, copies=2)[rows.rest.mask.repeat(2, 1)]
+        found = kept.logits(rows, held, chosen)
     except FAILURES:
         return None
-    return kept if are_close(model, found, whole.repeat(2, 1)) else None
+    pairs = [(found[k][rows.rest.mask[row]], whole[row][after[row]]) for k, row in enumerate(chosen.tolist())]
+    return kept if all(are_close(model, one, other) for one, other in pairs) else None
 
 
 def size_of(held: Any) -> int:

@@ -17,9 +17,10 @@ from torch import Tensor
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import device_of, vocabulary_of
 from odesteer_tl.backends.token_tree import TokenTree
+from odesteer_tl.backends.transformers_caches import cache_of
 from odesteer_tl.data.tokens import Tokenised
 
-FAILURES = (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, IndexError)
+FAILURES = (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, LookupError)
 """Of models that take no such cache or mask."""
 
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -41,7 +42,7 @@ class SharedPrefix:
     def hold(self, tokens: list[int]) -> None:
         """Compute the beginning as the model is now: outside a steering block, unsteered. No tokens: keep nothing."""
         ids = torch.tensor([tokens], device=self.device)
-        self._cache = self.root(input_ids=ids, use_cache=True).past_key_values if tokens else None
+        self._cache = cache_of(self.root(input_ids=ids, use_cache=True)) if tokens else None
         self.tokens = list(tokens)
 
     @torch.no_grad()
@@ -61,9 +62,9 @@ class SharedPrefix:
 
 def shared_prefix(model: Any) -> SharedPrefix | None:
     """A `SharedPrefix`, or None for a model that it does not serve: one of nnsight, which steers traces alone, one that
-    takes no such cache or mask, with a sliding window, that counts columns, or whose logits are not those of a whole
-    pass."""
-    if backend_of(model).library == "nnsight" or counts_columns(model):
+    takes no such cache or mask, with a sliding window, that depends on the pass, or whose logits are not those of a
+    whole pass."""
+    if backend_of(model).library == "nnsight" or depends_on_pass(model):
         return None
     count = min(vocabulary_of(model) or 50, 50)
     row = [1 + (7 * k) % (count - 1) for k in range(9)]
@@ -87,10 +88,19 @@ def shared_prefix(model: Any) -> SharedPrefix | None:
     return shared
 
 
-def counts_columns(model: Any) -> bool:
-    """Whether this is GPT-Neo, whose causal mask and windows count columns, also beyond the few that are compared where
-    a model is looked at."""
-    return hasattr(getattr(backend_of(model).root(model), "config", None), "attention_layers")
+def depends_on_pass(model: Any) -> bool:
+    """Whether a token's numbers depend on the columns or on the length of its pass, beyond what a look at a few tokens
+    shows: GPT-Neo, whose causal mask and windows count columns, and rotary embeddings of other factors in long
+    texts."""
+    config = getattr(backend_of(model).root(model), "config", None)
+    given = config.to_dict() if hasattr(config, "to_dict") else {}
+    return "attention_layers" in given or not {"longrope", "dynamic"}.isdisjoint(_rope_types(given))
+
+
+def _rope_types(given: dict[Any, Any]) -> set[Any]:
+    """The types of rotary embeddings that a configuration names, of all layers and parts."""
+    nested = [_rope_types(value) for value in given.values() if isinstance(value, dict)]
+    return {given.get("rope_type")}.union(*nested)
 
 
 def are_close(model: Any, found: Tensor, whole: Tensor) -> bool:

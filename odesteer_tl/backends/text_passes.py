@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class PromptedTextRows(TextRows):
         return rows, columns
 
     def logits(self, copies: int = 1) -> Float[Tensor, "rows pos d_vocab"]:
-        return self.kept.logits(self.parts, self.held, copies)
+        return self.kept.logits(self.parts, self.held, torch.arange(len(self.named), device="cpu").repeat(copies))
 
 
 @dataclass(eq=False)
@@ -83,13 +84,14 @@ class TextPasses:
         return PromptedTextRows(self.model, batch, whole.named, found[0], self._kept, found[1])
 
     def _hold(self, batch: Tokenised, prompt_lengths: PerRow, kept: KeptPrompts) -> tuple[PromptedRows, Any] | None:
-        """The parts of the rows and what is kept of them; None where that is nothing, or too much."""
-        if int(prompt_lengths.max()) < 2:
+        """The parts of the rows and what is kept of them; None where that is nothing, too much, or not right."""
+        if int(prompt_lengths.max()) < 2 or bool((batch.mask.sum(1) < prompt_lengths).any()):
             return None
         parts = PromptedRows.of(batch, prompt_lengths)
         held = kept.hold(parts.start)
         before = sum(size_of(other[1]) for other in self._held.values() if other is not None)
-        return (parts, held) if before + size_of(held) <= MOST_KEPT else None
+        fits = before + size_of(held) <= MOST_KEPT
+        return (parts, held) if fits and kept.is_right(self.model, batch, parts, held) else None
 
     @cached_property
     def _spares_prompts(self) -> bool:

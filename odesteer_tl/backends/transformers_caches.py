@@ -36,8 +36,14 @@ def copied(filled: Any, columns: int, copies: int) -> Any:
 
 
 def is_copied_by_rows(filled: Any) -> bool:
-    """Whether all layers of a cache are keys and values of all columns, so that its rows can be picked."""
-    from transformers.cache_utils import DynamicLayer
+    """Whether a cache is keys and values of all columns and nothing else, so that its rows can be picked."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
 
-    layers: list[Any] = getattr(filled, "layers", None) or [None]
-    return all(type(layer) is DynamicLayer and layer.keys is not None for layer in layers)
+    if type(filled) is not DynamicCache:
+        return False
+    return all(type(layer) is DynamicLayer and layer.keys is not None for layer in filled.layers)
+
+
+def cache_of(out: Any) -> Any:
+    """The cache in a model's output, under the name that this version of transformers gives it."""
+    return out["cache"] if "cache" in out else out["past_key_values"]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.shared_prefix import SharedPrefix, shared_prefix
+from odesteer_tl.backends.shared_prefix import SharedPrefix, are_close, shared_prefix
 from odesteer_tl.backends.steer import steering
 from odesteer_tl.backends.token_tree import TokenTree
 from odesteer_tl.backends.tokenize import check_context, common_prefix, left_padded, tokenise
@@ -58,6 +58,7 @@ class AnswerScorer:
         if shared is not None and tokens:
             unsteered = not applied.methods or applied.positions in ("decoding", "generated")
             shared.hold(_beginning([start for start, _ in tokens]) if unsteered else [])
+            shared = shared if self._is_right(shared, tokens) else None
         return [self._of(number, *each, applied, shared) for number, each in enumerate(tokens)]
 
     def _of(
@@ -86,6 +87,14 @@ class AnswerScorer:
         tree = TokenTree.of([[*rest, *answer[:end]] for answer in answers])
         logits, first = shared.logits(tree), len(rest) - 1
         return [logits[path[first : first + len(answer)]] for path, answer in zip(tree.paths, answers, strict=True)]
+
+    def _is_right(self, shared: SharedPrefix, tokens: list[tuple[list[int], list[list[int]]]]) -> bool:
+        """Whether the longest answer gets the logits that it has as a whole: hooks of the user's own may count
+        columns."""
+        texts = ((start, answer) for start, answers in tokens for answer in answers)
+        start, answer = max(texts, key=lambda text: len(text[0]) + len(text[1]))
+        ((one,), (other,)) = (self._logits(start, [answer], None, each) for each in (shared, None))
+        return are_close(self.model, one, other)
 
     def _tokens(self, question: Question, applied: Applied) -> tuple[list[int], list[list[int]]]:
         """The tokens of the prompt, and of each answer."""

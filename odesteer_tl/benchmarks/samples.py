@@ -1,6 +1,7 @@
 """Sampled continuations of prompts under a row, with what the unsteered model says of them."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def sampled(
     repeated = [prompt for prompt in prompts for _ in range(how.samples)]
     out = _continued(model, [applied.prompt(prompt) for prompt in prompts], applied, how, seed, bos)
     alone = after_prompts(model, repeated, out, prepend_bos=bos) if applied.prefix else out
-    losses, counted = token_losses(model, alone)
+    losses, counted = token_losses(model, alone, how.batch_size)
     tokens = int(counted.sum())
     perplexity = float((losses.sum() / tokens).exp()) if tokens else math.nan
     found = {"perplexity": perplexity} | {f"Dist-{n}": distinct(out.continuations, n) for n in (1, 2, 3)}
@@ -63,20 +64,22 @@ def _continued(
     model: Any, prompts: list[str], applied: Applied, how: Sampling, seed: int, bos: bool | None
 ) -> Generation:
     """All samples of each prompt. Under one method that does not steer the prompts they are computed once for all their
-    samples."""
-    shared: dict[str, Any] = {
+    samples. Every row shares its passes, and so its random numbers, with the same others, whatever is steered."""
+    given: dict[str, Any] = {
         "positions": applied.positions, "max_new_tokens": how.max_new_tokens, "do_sample": True,
         "temperature": how.temperature, "top_p": how.top_p, "seed": seed, "prepend_bos": bos,
     }  # fmt: skip
+    at_once = how.batch_size // how.samples  # prompts; none where the samples of one are too many for a pass
     methods, strength = applied.methods, applied.strength
     prompts_alike = applied.positions in ("decoding", "generated")
-    if len(methods) == 1 and strength is not None and strength.rows is None and prompts_alike:
+    if at_once and len(methods) == 1 and strength is not None and strength.rows is None and prompts_alike:
         T, relative_T = (None if one is None else [float(one)] for one in (strength.T, strength.relative_T))
-        return generate_strengths(
-            model, prompts, methods[0], T, relative_T=relative_T, samples=how.samples,
-            batch_size=max(1, how.batch_size // how.samples), **shared,
-        )[0]  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Each row computed its own prompt", UserWarning)
+            return generate_strengths(
+                model, prompts, methods[0], T, relative_T=relative_T, samples=how.samples, batch_size=at_once, **given
+            )[0]  # fmt: skip
     owner = torch.arange(len(prompts), device="cpu").repeat_interleave(how.samples)
     pairs = turns(methods, strength, owner % len(methods)) if methods and strength is not None else None
-    repeated = [prompts[row] for row in owner]
-    return generate(model, repeated, pairs, batch_size=how.batch_size, **shared)
+    rows = at_once * how.samples or how.batch_size
+    return generate(model, [prompts[row] for row in owner], pairs, batch_size=rows, **given)

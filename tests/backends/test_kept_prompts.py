@@ -1,5 +1,7 @@
 """Texts whose prompts are computed once give what each text gives alone."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -11,6 +13,7 @@ import odesteer_tl as ot
 from odesteer_tl.backends import text_passes
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.kept_prompts import PromptedRows, kept_prompts
+from odesteer_tl.backends.shared_prefix import shared_prefix
 from odesteer_tl.backends.tokenize import left_padded
 from odesteer_tl.evaluation.divergence import SteeredTexts
 from odesteer_tl.parity import oracle
@@ -67,8 +70,8 @@ def test_prompts_are_computed_once_where_the_model_allows_it(kind, monkeypatch):
         found = [steered.effects(lambda value: [(method, ot.Strength(value))], [T], 32) for T in (1.0, 2.0, 3.0)]
     finally:
         hook.remove()
-    if served:  # after those of the check: the prompts but for their ends, unsteered what follows, and each strength
-        assert widths[-5:] == [4, 8, 8, 8, 8]
+    if served:  # the prompts but for their ends, a text to compare and its end, what follows unsteered and steered
+        assert widths[-7:] == [4, 11, 8, 8, 8, 8, 8]
     monkeypatch.setattr(text_passes, "kept_prompts", lambda model: None)
     for T, one in zip((1.0, 2.0, 3.0), found, strict=True):
         whole = texts(model).effects(lambda value: [(method, ot.Strength(value))], [T], 32)
@@ -123,18 +126,55 @@ def test_a_family_is_served_as_it_reads_whole_texts_or_not_at_all(family):
     given, lengths = left_padded(ROWS, filler=0), torch.tensor(PROMPTS)
     rows = PromptedRows.of(given, lengths)
     after = given.mask & (given.mask.cumsum(1) >= lengths.unsqueeze(1))
-    found = kept.logits(rows, kept.hold(rows.start))[rows.rest.mask]
+    found = kept.logits(rows, kept.hold(rows.start), torch.arange(5))[rows.rest.mask]
     assert_close(found, backend_of(model).logits(model, given)[after], rtol=1e-4, atol=1e-4)
     chosen = torch.rand(given.mask.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     assert torch.equal(rows.of_rest(chosen & after, given.mask)[rows.rest.mask], chosen[after])
 
 
-def test_a_mask_over_columns_far_behind_is_not_served():
-    size = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
-    config = transformers.GPTNeoConfig(vocab_size=24, max_position_embeddings=512, window_size=256, **size)
-    assert kept_prompts(transformers.GPTNeoForCausalLM(config).eval()) is None
+def test_what_a_few_tokens_do_not_show_is_not_served():
+    """Windows that count columns, factors of rotary embeddings for long texts, and states; by trees neither."""
+    sizes = {"hidden_size": 32, "vocab_size": 24}
+    window = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 256}
+    rotary = {**sizes, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, **factors}
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    states = {"layer_types": ["full_attention", "linear_attention"], "num_key_value_heads": 2, "head_dim": 8}
+    models = [
+        transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**sizes, **window)),
+        transformers.Phi3ForCausalLM(transformers.Phi3Config(**rotary, rope_parameters=long, sliding_window=None)),
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**rotary, rope_parameters=dynamic)),
+        transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, num_hidden_layers=2, state_size=4)),
+        transformers.MiniMaxForCausalLM(transformers.MiniMaxConfig(**rotary, **states, num_local_experts=2)),
+    ]
+    for model in models:
+        assert kept_prompts(model.eval()) is None and shared_prefix(model) is None
+    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**rotary)).eval()
+    assert kept_prompts(plain) is not None and shared_prefix(plain) is not None
 
 
-def test_a_model_of_states_is_not_served():
-    config = transformers.MambaConfig(vocab_size=24, hidden_size=32, num_hidden_layers=2, state_size=4)
-    assert kept_prompts(transformers.MambaForCausalLM(config).eval()) is None
+@pytest.mark.parametrize("columns", [slice(9, None), slice(0, 9)])
+def test_a_hook_of_ones_own_that_counts_columns_is_noticed(columns):
+    model = copy.deepcopy(load("huggingface", "llama"))
+
+    def push(module, args, out):
+        out = out.clone()
+        out[:, columns] += 1.0
+        return out
+
+    model.model.layers[0].register_forward_hook(push)
+    assert kept_prompts(model) is not None  # of so few tokens all or none are pushed
+    rows = torch.arange(5)
+    steered = texts(model)
+    assert torch.equal(steered.passes.of(rows).logits(), backend_of(model).logits(model, left_padded(ROWS, filler=0)))
+
+
+def test_texts_that_end_within_their_prompts_are_run(monkeypatch):
+    model, method, found = load("huggingface", "llama"), parity_rows()["CAA"]("llama"), []
+    given = [torch.tensor([5, 6, 7, 8, 9]), torch.tensor([5, 9]), torch.tensor([4, 3, 8])]
+    for served in (kept_prompts, lambda model: None):
+        monkeypatch.setattr(text_passes, "kept_prompts", served)
+        steered = SteeredTexts.given(model, given, torch.tensor([3, 4, 0]))
+        found.append(steered.effects(lambda value: [(method, ot.Strength(value))], [2.0], 32).costs)
+    assert_close(*found, rtol=1e-4, atol=1e-6)

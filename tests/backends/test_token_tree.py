@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from architectures import ARCHITECTURES, tiny
 from models import load
 
@@ -117,12 +116,6 @@ def test_what_follows_a_tree_in_the_cache_is_refused():
                 torch.tensor([[4]]), attention_mask=hidden, position_ids=torch.tensor([[4]]),
                 **{SharedPrefix(model).argument: out.past_key_values},
             )  # fmt: skip
-
-
-def test_a_mask_over_columns_far_behind_is_not_served():
-    size = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
-    config = transformers.GPTNeoConfig(vocab_size=24, max_position_embeddings=512, window_size=256, **size)
-    assert shared_prefix(transformers.GPTNeoForCausalLM(config).eval()) is None
 
 
 def test_packed_rows_and_masks_that_are_no_tree_are_refused():

@@ -88,6 +88,22 @@ def test_what_is_kept_is_of_the_model_as_it_is():
         assert (own.sums - steered[0].sums).abs().max() > 1e-3
 
 
+def test_a_hook_of_ones_own_that_counts_columns_is_noticed():
+    model = load("huggingface", "llama")
+    long = Question("the film is a film and it is a film and it is a film", (" is good", " was"))
+
+    def push(module, args, out):
+        return torch.cat([out[:, :13], out[:, 13:] + 1.0], 1)
+
+    handle = model.model.layers[0].register_forward_hook(push)
+    try:
+        assert shared_prefix(model) is not None  # a look at twelve tokens does not show it
+        one, other = (AnswerScorer(model, False, share=share).scores([long])[0].sums for share in (True, False))
+    finally:
+        handle.remove()
+    assert torch.equal(one, other) and (one - by_hand(model, long)).abs().max() > 1e-2
+
+
 def test_a_model_whose_cache_gives_other_logits_is_not_served():
     model = load("huggingface", "llama")
     assert shared_prefix(model) is not None

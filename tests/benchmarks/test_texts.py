@@ -179,6 +179,26 @@ def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the
     assert prefixed.texts == sampled(model, ["a good the film", "a good it is"], UNCHANGED, how, 3, False).texts
 
 
+@pytest.mark.parametrize(("samples", "size"), [(3, 32), (5, 4)])
+def test_all_rows_draw_the_same_numbers_and_share_passes_of_the_size_that_was_asked(samples, size):
+    model, method = load("huggingface", "llama"), parity_rows()["CAA"]("llama")
+    prompts, how = [f"the {word}" for word in ("film", "plot") * 6], benchmarks.Sampling(samples, 4, batch_size=size)
+    widths = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, given: widths.append(len(given["input_ids"])), with_kwargs=True
+    )
+    try:
+        plain, still, turns = (
+            sampled(model, prompts, applied, how, 3, False).texts
+            for applied in (
+                UNCHANGED, Applied((method,), ot.Strength(0.0)), Applied((method, method), ot.Strength(0.0)),
+            )
+        )  # fmt: skip
+    finally:
+        handle.remove()
+    assert plain == still == turns and len(set(plain)) > 1 and max(widths) <= size
+
+
 @without_shape_checks()
 def test_judges_that_give_something_else_are_refused_and_what_they_are_is_recorded():
     assert judged(lambda texts: [0.5] * len(texts), ["a", "b"]).tolist() == [0.5, 0.5]
