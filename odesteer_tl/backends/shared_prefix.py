@@ -92,7 +92,7 @@ def depends_on_pass(model: Any) -> bool:
     """Whether a token's numbers depend on the columns or on the length of its pass, beyond what a look at a few tokens
     shows: GPT-Neo, whose causal mask and windows count columns, and rotary embeddings of other factors in long
     texts."""
-    config = getattr(backend_of(model).root(model), "config", None)
+    config: Any = getattr(backend_of(model).root(model), "config", None)
     given = config.to_dict() if hasattr(config, "to_dict") else {}
     return "attention_layers" in given or not {"longrope", "dynamic"}.isdisjoint(_rope_types(given))
 
