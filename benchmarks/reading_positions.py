@@ -12,7 +12,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 POSITIONS = {
     "last": "the last token",
     "mean": "the mean over the tokens, without sinks",
-    "random:3": "three tokens, a row each",
+    "random:3": "three tokens, a row each, of query and answer",
     "attention": "the mean by what the last token attends to in the next block, all heads alike, without sinks",
     "answer": "the mean over the answer, where texts are a question and an answer",
     "instruction": "the last token of a chat template around the text, from which a reply would begin",
@@ -28,11 +28,13 @@ def read(
     queries: list[str] | None = None,
 ) -> list[ContrastiveActivations]:
     """The activations at each layer; none where the texts have no such position. `queries`: what the texts answer."""
-    if position in ("last", "mean", "random:3"):
+    if position in ("last", "mean"):
         return ot.collect_layers(model, *sides, layers, position=position, queries=queries)
-    if queries is not None:
+    if queries is not None:  # which tokens of an answer belong together is not known: query and answer are one text
         joined = [[query + text for query, text in zip(queries, side, strict=True)] for side in sides]
         sides = joined[0], joined[1]
+    if position == "random:3":
+        return ot.collect_layers(model, *sides, layers, position=position)
     if position == "attention":
         texts = ot.collect(model, *sides, layers[0]).tokens
         assert texts is not None
