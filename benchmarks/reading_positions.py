@@ -30,7 +30,7 @@ def read(
     """The activations at each layer; none where the texts have no such position. `queries`: what the texts answer."""
     if position in ("last", "mean"):
         return ot.collect_layers(model, *sides, layers, position=position, queries=queries)
-    if queries is not None:  # which tokens of an answer belong together is not known: query and answer are one text
+    if queries is not None:  # the other positions are read in query and answer as one text
         joined = [[query + text for query, text in zip(queries, side, strict=True)] for side in sides]
         sides = joined[0], joined[1]
     if position == "random:3":
