@@ -76,9 +76,7 @@ class KeptPrompts:
         """Whether the longest of the texts gets the logits that it has as a whole: hooks of the user's own may count
         columns."""
         row = int(texts.mask.sum(1).argmax())
-        alone = Tokenised(
-            texts.tokens[row, texts.mask[row]].unsqueeze(0), texts.mask[row, texts.mask[row]].unsqueeze(0)
-        )
+        alone = left_padded([texts.tokens[row, texts.mask[row]].tolist()], filler=0)
         with torch.no_grad():
             whole = backend_of(model).logits(model, alone)[0]
         own = self.logits(rows, held, torch.tensor([row], device="cpu"))[0, rows.rest.mask[row]]
