@@ -19,7 +19,7 @@ from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import device_of, vocabulary_of
 from odesteer_tl.backends.shared_prefix import FAILURES, are_close, depends_on_pass
 from odesteer_tl.backends.tokenize import left_padded
-from odesteer_tl.backends.transformers_caches import cache_of, is_copied_by_rows
+from odesteer_tl.backends.transformers_caches import cache_argument, cache_of, is_copied_by_rows
 from odesteer_tl.data.tokens import Tokenised
 
 
@@ -52,8 +52,8 @@ class KeptPrompts:
     def __init__(self, model: Any) -> None:
         self.root = backend_of(model).root(model)
         self.device = device_of(model)
+        self.argument = cache_argument(self.root)
         names = inspect.signature(type(self.root).forward).parameters
-        self.argument = "cache" if "cache" in names else "past_key_values"
         self.fewest = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
 
     @torch.no_grad()

@@ -7,7 +7,6 @@ every row as a whole.
 """
 
 import copy
-import inspect
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.model_info import device_of, vocabulary_of
 from odesteer_tl.backends.token_tree import TokenTree
-from odesteer_tl.backends.transformers_caches import cache_of
+from odesteer_tl.backends.transformers_caches import cache_argument, cache_of
 from odesteer_tl.data.tokens import Tokenised
 
 FAILURES = (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, LookupError)
@@ -33,8 +32,7 @@ class SharedPrefix:
     def __init__(self, model: Any) -> None:
         self.root = backend_of(model).root(model)
         self.device, self.dtype = device_of(model), next(model.parameters()).dtype
-        names = inspect.signature(type(self.root).forward).parameters
-        self.argument = "cache" if "cache" in names else "past_key_values"
+        self.argument = cache_argument(self.root)
         self.tokens: list[int] = []
         self._cache: Any = None
 

@@ -1,5 +1,6 @@
 """The key-value caches of transformers: one copied by rows, so that several rows continue one prompt."""
 
+import inspect
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -42,6 +43,11 @@ def is_copied_by_rows(filled: Any) -> bool:
     if type(filled) is not DynamicCache:
         return False
     return all(type(layer) is DynamicLayer and layer.keys is not None for layer in filled.layers)
+
+
+def cache_argument(model: Any) -> str:
+    """The name under which a model's forward takes a cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def cache_of(out: Any) -> Any:
