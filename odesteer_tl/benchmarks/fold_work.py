@@ -54,18 +54,21 @@ class FoldWork:
     fold: Fold
     entries: Mapping[str, Entry]
     options: Options
+    known: tuple[int, Position] | None = None
+    """Where the cells of this fold that were measured before are fitted; None: not known."""
     _fitted: dict[tuple[str, int], Steered] = field(default_factory=dict)
     _levels: dict[tuple[str, int], dict[str, Level]] = field(default_factory=dict)
     _costs: dict[tuple[str, str, int], float] = field(default_factory=dict)
 
     @cached_property
     def acts(self) -> ContrastiveActivations:
-        """The activations of the fit side: at the given place, or at the chosen one."""
+        """The activations of the fit side: at the given place, at that of earlier cells, or at the chosen one."""
         given, fold = self.options, self.fold
         shared: dict[str, Any] = {"queries": fold.queries, "prepend_bos": given.bos, "progress": False}
-        if given.layer is not None:
-            assert given.position is not None  # the benchmark has its own
-            acts = collect(self.model, fold.desired, fold.undesired, given.layer, position=given.position, **shared)
+        layer, position = self.known or (given.layer, given.position)
+        if layer is not None:
+            assert position is not None  # the benchmark has its own
+            acts = collect(self.model, fold.desired, fold.undesired, layer, position=position, **shared)
             return acts.without_sinks()
         positions = ("last", "mean") if given.position is None else given.position
         sides = fold.desired, fold.undesired

@@ -62,9 +62,9 @@ def run(
     on chance, and of sampling; rows and benchmarks without either are run once. `prepend_bos` as for `ot.collect`, in
     all that the model reads.
 
-    `out`: a folder. Each finished cell (row, fold, strength, seed) is a line there, the same call resumes, and at the
-    end result.json and table.md are written. Raises ValueError for no seeds, a row named "no steering", rows that the
-    data cannot fit, and a folder of another protocol, with the difference.
+    `out`: a folder. Each finished cell (row, fold, strength, seed) is a line there. The same call resumes, at the layer
+    that was chosen before, and at the end result.json and table.md are written. Raises ValueError for no seeds, a row
+    named "no steering", rows that the data cannot fit, and a folder of another protocol, with the difference.
     """
     if isinstance(seeds, int) or not seeds or prompts < 1:
         raise ValueError(
@@ -109,8 +109,13 @@ class _Rows:
             for label in self._labels(name)
         ]
         found, seconds = [], list[float]()
-        for number, (work, name, label, seed) in enumerate(asked):
-            key: dict[str, Any] = dict(zip(KEY, (name, work.fold.number, label, seed), strict=True))
+        keys: list[dict[str, Any]] = [
+            dict(zip(KEY, (name, work.fold.number, label, seed), strict=True)) for work, name, label, seed in asked
+        ]
+        for (work, *_), cell in zip(asked, map(cells.get, keys), strict=True):
+            if cell is not None and cell["at"]:
+                work.known = cell["at"]["layer"], cell["at"]["position"]  # choosing it again takes long
+        for number, ((work, name, label, seed), key) in enumerate(zip(asked, keys, strict=True)):
             if cells.get(key) is None:
                 rest = (len(asked) - number) * fmean(seconds) / 60 if seconds else None
                 left = "" if rest is None else f", about {rest:.1f} min left"

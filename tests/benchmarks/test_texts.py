@@ -11,10 +11,12 @@ from models import load
 import odesteer_tl as ot
 from odesteer_tl import benchmarks
 from odesteer_tl.backends.tokenize import tokenise
+from odesteer_tl.benchmarks import fold_work
 from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
 from odesteer_tl.benchmarks.judges import judge_record, judged
 from odesteer_tl.benchmarks.preferences import Preference
 from odesteer_tl.benchmarks.samples import sampled
+from odesteer_tl.evaluation.choose_layer import choose_layer
 from odesteer_tl.parity.table import parity_rows
 
 START = "\n\nHuman: Is it good?\n\nAssistant: I do.\n\nHuman: {}\n\nAssistant:"
@@ -143,6 +145,26 @@ def test_toxicity_by_hand_and_no_prompt_on_both_sides(model, rated):
     own = {item.prompt for item in words._fit}
     assert 25 <= len(own) <= 31 and words.judge([" a bad awful film"]) > 0.5 > words.judge([" a good great film"])
     assert words.record()["judge"]["judge"].startswith("logistic on words of ")
+
+
+@without_shape_checks()
+def test_a_resumed_run_does_not_choose_the_layer_of_a_fold_again(model, rated, tmp_path, monkeypatch):
+    read = benchmarks.RealToxicityPrompts.read(rated, limit=8, sampling=benchmarks.Sampling(1, 3))
+    options = dict(layers=(2, 3), kl=0.1, prompts=2, max_new_tokens=3, seeds=(0,), prepend_bos=False)
+    rows, chosen = {"CAA": ot.CAA, "ITI": ot.ITI}, []
+
+    def counted(*given, **named):
+        chosen.append(choose_layer(*given, **named))
+        return chosen[-1]
+
+    monkeypatch.setattr(fold_work, "choose_layer", counted)
+    once = benchmarks.run(model, read, rows, out=tmp_path / "rtp", **options)
+    assert [one.layer for one in chosen] == [at["layer"] for at in once.row("CAA", "KL 0.1").at]
+    lines = (tmp_path / "rtp" / "cells.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["row"] for line in lines] == ["no steering", "CAA", "ITI"] * 2
+    (tmp_path / "rtp" / "cells.jsonl").write_text("".join(lines[:2] + lines[3:4]))  # fold 1: nothing that was fitted
+    resumed = benchmarks.run(model, read, rows, out=tmp_path / "rtp", **options)
+    assert len(chosen) == 3 and resumed.to_json() == once.to_json()
 
 
 def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the_plain_model():
