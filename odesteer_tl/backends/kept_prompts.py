@@ -25,23 +25,18 @@ from odesteer_tl.data.tokens import Tokenised
 
 @dataclass(frozen=True, eq=False)
 class PromptedRows:
-    """Texts in two parts, both padded on the left: `start`, all but the last token of each prompt, those of equal
-    tokens once, and `rest`, a row for each text. `owner`: which start each rest follows."""
+    """Texts in two parts, both padded on the left: `start`, of each prompt all but its last token, and `rest`."""
 
     start: Tokenised
     rest: Tokenised
-    owner: PerRow
 
     @classmethod
     def of(cls, texts: Tokenised, prompt_lengths: PerRow) -> "PromptedRows":
         """The parts of texts, none shorter than its prompt, of which one has a prompt of two tokens or more."""
         rows = [row[mask].tolist() for row, mask in zip(*texts, strict=True)]
         ends = (prompt_lengths - 1).clamp_min(0).tolist()
-        starts = [tuple(row[:end]) for row, end in zip(rows, ends, strict=True)]
-        numbers = {start: number for number, start in enumerate(dict.fromkeys(starts))}
-        rest = left_padded([row[end:] for row, end in zip(rows, ends, strict=True)], filler=0)
-        owner = torch.tensor([numbers[start] for start in starts], device="cpu")
-        return cls(left_padded(list(map(list, numbers)), filler=0), rest, owner)
+        start = left_padded([row[:end] for row, end in zip(rows, ends, strict=True)], filler=0)
+        return cls(start, left_padded([row[end:] for row, end in zip(rows, ends, strict=True)], filler=0))
 
     def of_rest(self, chosen: TokenMask, texts: TokenMask) -> Bool[Tensor, "batch rest"]:
         """Tokens of the texts, of which none is in a start, as columns of the rest."""
@@ -71,10 +66,10 @@ class KeptPrompts:
     @torch.no_grad()
     def logits(self, rows: PromptedRows, held: Any, chosen: PerRow) -> Float[Tensor, "batch pos d_vocab"]:
         """Of each token of the rest of the `chosen` rows, on the CPU in float32."""
-        cache, owner = copy.deepcopy(held), rows.owner[chosen]
-        if owner.tolist() != list(range(len(rows.start.mask))):
-            cache.batch_select_indices(owner.to(self.device))
-        given = self._inputs(rows.rest.tokens[chosen], torch.cat([rows.start.mask[owner], rows.rest.mask[chosen]], 1))
+        cache, mask = copy.deepcopy(held), torch.cat([rows.start.mask, rows.rest.mask], 1)
+        if chosen.tolist() != list(range(len(mask))):
+            cache.batch_select_indices(chosen.to(self.device))
+        given = self._inputs(rows.rest.tokens[chosen], mask[chosen])
         return self.root(**given, **{self.argument: cache}, use_cache=True).logits.float().cpu()
 
     def is_right(self, model: Any, texts: Tokenised, rows: PromptedRows, held: Any) -> bool:

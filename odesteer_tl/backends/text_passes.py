@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl._shapes import PerRow, TokenMask
@@ -34,12 +34,6 @@ class TextRows:
         """The rows and columns of `logits` at which the named tokens stand, row by row."""
         rows, columns = self.named.nonzero(as_tuple=True)
         return rows, columns
-
-    @property
-    def following(self) -> Int[Tensor, " tokens"]:
-        """The token after each named one, -1 where its row ends."""
-        tokens = torch.nn.functional.pad(self.batch.tokens.masked_fill(~self.batch.mask, -1), (0, 1), value=-1)
-        return tokens[:, 1:][self.named]
 
     def logits(self, copies: int = 1) -> Float[Tensor, "rows pos d_vocab"]:
         """Of all rows `copies` times, one copy after the other, as the model is now."""
@@ -74,17 +68,17 @@ class TextPasses:
     named: TokenMask
     _held: dict[tuple[int, ...], tuple[PromptedRows, Any] | None] = field(default_factory=dict)
 
-    def of(self, rows: Tensor, keep: bool = True) -> TextRows:
+    def of(self, rows: Tensor) -> TextRows:
         """Those rows, without common padding. What is kept of their prompts is as the model was when they were asked
-        for first; with `keep` False they are not asked for again."""
+        for first."""
         batch = trimmed(Tokenised(self.texts.tokens[rows], self.texts.mask[rows]))
         whole = TextRows(self.model, batch, self.named[rows][:, -batch.mask.shape[1] :])
         if not self._spares_prompts or steered_around(self.model) or self._kept is None:
             return whole
         key = tuple(rows.tolist())
-        found = self._held[key] if key in self._held else self._hold(batch, self.prompt_lengths[rows], self._kept)
-        if keep:
-            self._held[key] = found
+        if key not in self._held:
+            self._held[key] = self._hold(batch, self.prompt_lengths[rows], self._kept)
+        found = self._held[key]
         if found is None:
             return whole
         return PromptedTextRows(self.model, batch, whole.named, found[0], self._kept, found[1])

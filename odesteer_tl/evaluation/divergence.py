@@ -134,7 +134,7 @@ class SteeredTexts:
         p, (steered, where) = self.log_probabilities(rows), self._steered(rows, pairs, values)
         with steering(self.model, steered, **where):
             logits = part.logits(len(values))
-        return effects(p, logits, *part.places, part.following, len(rows), words)
+        return effects(p, logits, *part.places, _following(part), len(rows), words)
 
     def _there(
         self, rows: Tensor, part: TextRows, pairs: Pairs, values: Sequence[float], words: Words
@@ -143,7 +143,7 @@ class SteeredTexts:
         steered = pairs_of(given, None, None, self.layer)
         written = edit_runner_for(self.model, steered, **where).tokens_steered  # it checks that the method fits
         return backend_of(self.model).effects_remotely(
-            self.model, part.batch, part.named, part.following, words, len(values), steered, where, self.remote,
+            self.model, part.batch, part.named, _following(part), words, len(values), steered, where, self.remote,
             written,
         )  # fmt: skip
 
@@ -204,3 +204,9 @@ class Effects:
     costs: Float[Tensor, "strengths tokens"]
     gains: Float[Tensor, "strengths texts"]
     lifts: Float[Tensor, "strengths ids"]
+
+
+def _following(part: TextRows) -> Int[Tensor, " tokens"]:
+    """The token after each named one, -1 where its row ends."""
+    tokens = torch.nn.functional.pad(part.batch.tokens.masked_fill(~part.batch.mask, -1), (0, 1), value=-1)
+    return tokens[:, 1:][part.named]

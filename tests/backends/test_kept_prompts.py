@@ -13,7 +13,6 @@ import odesteer_tl as ot
 from odesteer_tl.backends import text_passes
 from odesteer_tl.backends.base import backend_of
 from odesteer_tl.backends.kept_prompts import PromptedRows, kept_prompts
-from odesteer_tl.backends.score import token_losses
 from odesteer_tl.backends.shared_prefix import shared_prefix
 from odesteer_tl.backends.tokenize import left_padded
 from odesteer_tl.evaluation.divergence import SteeredTexts
@@ -78,26 +77,6 @@ def test_prompts_are_computed_once_where_the_model_allows_it(kind, monkeypatch):
         whole = texts(model).effects(lambda value: [(method, ot.Strength(value))], [T], 32)
         assert_close(one.costs, whole.costs, rtol=1e-4, atol=1e-6)
         assert_close(one.gains, whole.gains, rtol=1e-4, atol=1e-4)
-
-
-def test_the_prompt_of_several_samples_is_computed_once_for_their_losses():
-    model, shapes = load("huggingface", "llama"), []
-    prompts = ["the film", "a plot was good and dull", "the film", "a plot was good and dull", "a"]
-    out = ot.generate(model, prompts, max_new_tokens=5, do_sample=True, stop_at_eos=False)
-    hook = model.register_forward_pre_hook(
-        lambda module, args, given: shapes.append(given.get("input_ids", *args[:1]).shape), with_kwargs=True
-    )
-    try:
-        losses, counted = token_losses(model, out)
-    finally:
-        hook.remove()
-    n = int(out.prompt_lengths.max())
-    assert shapes[-4:] == [(3, n - 1), (1, n + 5), (1, 6), (5, 6)]  # prompts, a text to compare and its end, all ends
-    for row, real in enumerate(out.mask):
-        ids = out.tokens[row][real].tolist()
-        log_p = oracle.logits("llama", ids, (), ()).log_softmax(-1)
-        expected = [-log_p[place - 1, ids[place]] for place in range(int(out.prompt_lengths[row]), len(ids))]
-        assert_close(losses[row][counted[row]], torch.stack(expected), rtol=1e-5, atol=2e-5)
 
 
 def test_the_order_of_texts_is_that_of_the_results():
