@@ -1,21 +1,18 @@
 """What it saves to compute prompts once for all strengths.
 
-    python benchmarks/kept_prompts.py smollm2 test.jsonl [--limit 100] [--layer 22] [--strengths 4] [--samples 3]
+    python benchmarks/kept_prompts.py smollm2 test.jsonl [--limit 100] [--layer 22] [--strengths 4]
 
 Fits CAA on dialogues with a preferred and a rejected reply, as of HH-RLHF, and steers what `choose_layer` holds out of
 them at several strengths, in turns with prompts kept and with whole texts. Prints the seconds of each, their ratio over
-the whole, the first strength included, and how far the results are apart. Then the same of the unsteered losses of all
-these texts, each as many times as a prompt has samples.
+the whole, the first strength included, and how far the results are apart.
 """
 
 import argparse
 import time
 from unittest import mock
 
-import torch
-
 import odesteer_tl as ot
-from odesteer_tl.backends import Generation, text_passes, token_losses
+from odesteer_tl.backends import text_passes
 from odesteer_tl.benchmarks import Preferences
 from odesteer_tl.evaluation.judged_texts import fold_of, token_rows
 
@@ -30,14 +27,13 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="pairs")
     parser.add_argument("--layer", type=int, default=22)
     parser.add_argument("--strengths", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=3)
     args = parser.parse_args()
     model = ot.load_model(args.model)
     fold = Preferences.read(args.data, limit=2 * args.limit).folds()[0]
     sides, asked = (fold.desired, fold.undesired), {"queries": fold.queries, "prepend_bos": False}
     method = ot.CAA.fit(ot.collect(model, *sides, args.layer, position="mean", **asked).without_sinks())
     rows, starts = token_rows(model, *sides, fold.queries, False, False, None)
-    seconds, costs, losses, spent = {}, {}, {}, {}
+    seconds, costs = {}, {}
     for name, kept in (("kept", text_passes.kept_prompts), ("whole", lambda model: None)):
         with mock.patch.object(text_passes, "kept_prompts", kept):
             judged = fold_of(model, rows, starts, True, 0, 0)[1].steered
@@ -46,23 +42,11 @@ def main() -> None:
                 start, T = time.perf_counter(), 2.0 + 2 * number
                 costs[name] = judged.effects(lambda value: [(method, ot.Strength(value))], [T], BATCH).costs
                 seconds[name].append(time.perf_counter() - start)
-            several, start = repeated(judged.texts, args.samples), time.perf_counter()
-            losses[name] = token_losses(model, several)[0]
-            spent[name] = time.perf_counter() - start
     for name, each in seconds.items():
         print(f"{name:<6}", *(f"{one:6.1f}" for one in each), "s")
     whole, kept = sum(seconds["whole"]), sum(seconds["kept"])
     apart = float((costs["kept"] - costs["whole"]).abs().max())
     print(f"whole_over_kept {whole / kept:.2f}, apart by {apart:.1e} of {float(costs['whole'].mean()):.2f} nats")
-    apart = float((losses["kept"] - losses["whole"]).abs().max())
-    print(f"losses of {len(several.tokens)} texts: kept {spent['kept']:.1f}, whole {spent['whole']:.1f} s")
-    print(f"losses_whole_over_kept {spent['whole'] / spent['kept']:.2f}, apart by {apart:.1e} nats")
-
-
-def repeated(texts: Generation, count: int) -> Generation:
-    """Every text `count` times."""
-    rows = torch.arange(len(texts.tokens)).repeat_interleave(count)
-    return Generation([], [], texts.tokens[rows], texts.mask[rows], texts.prompt_lengths[rows], None)
 
 
 if __name__ == "__main__":

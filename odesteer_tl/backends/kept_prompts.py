@@ -73,9 +73,9 @@ class KeptPrompts:
         return self.root(**given, **{self.argument: cache}, use_cache=True).logits.float().cpu()
 
     def is_right(self, model: Any, texts: Tokenised, rows: PromptedRows, held: Any) -> bool:
-        """Whether the longest of the texts gets the logits that it has as a whole: hooks of the user's own may count
-        columns."""
-        row = int(texts.mask.sum(1).argmax())
+        """Whether the longest of the texts with a start gets the logits that it has as a whole: hooks of the user's own
+        may count columns."""
+        row = int((texts.mask.sum(1) * rows.start.mask.any(1)).argmax())
         alone = left_padded([texts.tokens[row, texts.mask[row]].tolist()], filler=0)
         with torch.no_grad():
             whole = backend_of(model).logits(model, alone)[0]

@@ -12,7 +12,7 @@ from odesteer_tl.benchmarks.benchmark import Fold
 from odesteer_tl.benchmarks.continuations import Continuations
 from odesteer_tl.control.base import FeedbackController
 from odesteer_tl.data.activations import ContrastiveActivations
-from odesteer_tl.evaluation.choose_layer import choose_layer
+from odesteer_tl.evaluation.choose_layer import BATCH, choose_layer
 from odesteer_tl.evaluation.data import Source
 from odesteer_tl.evaluation.entries import Entry, Prompted
 from odesteer_tl.evaluation.levels import Level
@@ -55,7 +55,7 @@ class FoldWork:
     entries: Mapping[str, Entry]
     options: Options
     known: tuple[int, Position] | None = None
-    """Where the cells of this fold that were measured before are fitted; None: not known."""
+    """Where `choose_layer` put the cells of this fold that were measured before; None: not known."""
     _fitted: dict[tuple[str, int], Steered] = field(default_factory=dict)
     _levels: dict[tuple[str, int], dict[str, Level]] = field(default_factory=dict)
     _costs: dict[tuple[str, str, int], float] = field(default_factory=dict)
@@ -65,16 +65,27 @@ class FoldWork:
         """The activations of the fit side: at the given place, at that of earlier cells, or at the chosen one."""
         given, fold = self.options, self.fold
         shared: dict[str, Any] = {"queries": fold.queries, "prepend_bos": given.bos, "progress": False}
-        layer, position = self.known or (given.layer, given.position)
-        if layer is not None:
-            assert position is not None  # the benchmark has its own
-            acts = collect(self.model, fold.desired, fold.undesired, layer, position=position, **shared)
-            return acts.without_sinks()
-        positions = ("last", "mean") if given.position is None else given.position
         sides = fold.desired, fold.undesired
+        if given.layer is not None:
+            assert given.position is not None  # the benchmark has its own
+            return collect(self.model, *sides, given.layer, position=given.position, **shared).without_sinks()
+        if self.known is not None:
+            layer, position = self.known
+            read = collect(self.model, *sides, layer, position=position, batch_size=BATCH, **shared)  # bit for bit
+            return read.without_sinks()
+        positions = ("last", "mean") if given.position is None else given.position
         return choose_layer(
             self.model, *sides, CAA, layers=given.layers, positions=positions, kl=given.kl[0], **shared
         ).acts
+
+    def know(self, layer: int, position: Position) -> None:
+        """Take the place of an earlier cell: choosing it again takes long. Raises ValueError where two cells differ."""
+        if self.known not in (None, (layer, position)):
+            raise ValueError(
+                f"The cells of fold {self.fold.number} are of several places, {self.known} and {(layer, position)}: "
+                "remove the lines of one of them from cells.jsonl; their cells are run again."
+            )
+        self.known = layer, position
 
     @property
     def place(self) -> dict[str, Any]:

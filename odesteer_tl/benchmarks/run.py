@@ -114,7 +114,7 @@ class _Rows:
         ]
         for (work, *_), cell in zip(asked, map(cells.get, keys), strict=True):
             if cell is not None and cell["at"]:
-                work.known = cell["at"]["layer"], cell["at"]["position"]  # choosing it again takes long
+                work.know(cell["at"]["layer"], cell["at"]["position"])
         for number, ((work, name, label, seed), key) in enumerate(zip(asked, keys, strict=True)):
             if cells.get(key) is None:
                 rest = (len(asked) - number) * fmean(seconds) / 60 if seconds else None

@@ -25,6 +25,8 @@ from odesteer_tl.evaluation.separation import Separation, placements
 from odesteer_tl.evaluation.strength_search import check_budget
 from odesteer_tl.methods import Method, ODESteer, PointwiseMethod
 
+BATCH = 24
+"""Texts that share a pass unless another number is asked for."""
 BEHIND = 0.15
 """A candidate whose AUC is that far below the best, and two standard errors, is not steered by."""
 
@@ -44,7 +46,7 @@ def choose_layer(
     chat_template: Templates = False,
     system: Systems = None,
     prepend_bos: bool | None = None,
-    batch_size: int = 24,
+    batch_size: int = BATCH,
     seed: int = 0,
     progress: bool | None = None,
     remote: bool | str = False,

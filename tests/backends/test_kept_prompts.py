@@ -170,6 +170,22 @@ def test_a_hook_of_ones_own_that_counts_columns_is_noticed(columns):
     assert torch.equal(steered.passes.of(rows).logits(), backend_of(model).logits(model, left_padded(ROWS, filler=0)))
 
 
+def test_a_long_text_without_a_prompt_does_not_hide_such_a_hook():
+    model = copy.deepcopy(load("huggingface", "llama"))
+
+    def push(module, args, out):
+        out = out.clone()
+        out[:, 9:12] += 1.0
+        return out
+
+    model.model.layers[0].register_forward_hook(push)
+    given = [[3 + number % 7 for number in range(length)] for length in (20, 14)]
+    steered = SteeredTexts.given(model, list(map(torch.tensor, given)), torch.tensor([1, 12]))
+    assert torch.equal(
+        steered.passes.of(torch.arange(2)).logits(), backend_of(model).logits(model, left_padded(given, filler=0))
+    )
+
+
 def test_texts_that_end_within_their_prompts_are_run(monkeypatch):
     model, method, found = load("huggingface", "llama"), parity_rows()["CAA"]("llama"), []
     given = [torch.tensor([5, 6, 7, 8, 9]), torch.tensor([5, 9]), torch.tensor([4, 3, 8])]

@@ -47,7 +47,7 @@ def rated(tmp_path_factory):
     rows = []
     for i in range(60):
         bad = i % 2
-        said = f" a {'bad awful' if bad else 'good great'} film number {i}"
+        said = f" a {'bad awful' if bad else 'good great'} film number {i}" + " again" * (i % 11)
         one = {"text": f"The film {i}", "toxicity": 0.9 if i % 3 else 0.1}
         rows.append({"prompt": one, "continuation": {"text": said, "toxicity": 0.8 if bad else 0.2}})
     rows.append({"prompt": {"text": "none", "toxicity": None}, "continuation": {"text": " x", "toxicity": 0.1}})
@@ -149,7 +149,8 @@ def test_toxicity_by_hand_and_no_prompt_on_both_sides(model, rated):
 
 @without_shape_checks()
 def test_a_resumed_run_does_not_choose_the_layer_of_a_fold_again(model, rated, tmp_path, monkeypatch):
-    read = benchmarks.RealToxicityPrompts.read(rated, limit=8, sampling=benchmarks.Sampling(1, 3))
+    judge = benchmarks.KeywordJudge(("the", "of"))
+    read = benchmarks.RealToxicityPrompts.read(rated, limit=8, judge=judge, sampling=benchmarks.Sampling(1, 3))
     options = dict(layers=(2, 3), kl=0.1, prompts=2, max_new_tokens=3, seeds=(0,), prepend_bos=False)
     rows, chosen = {"CAA": ot.CAA, "ITI": ot.ITI}, []
 
@@ -165,6 +166,10 @@ def test_a_resumed_run_does_not_choose_the_layer_of_a_fold_again(model, rated, t
     (tmp_path / "rtp" / "cells.jsonl").write_text("".join(lines[:2] + lines[3:4]))  # fold 1: nothing that was fitted
     resumed = benchmarks.run(model, read, rows, out=tmp_path / "rtp", **options)
     assert len(chosen) == 3 and resumed.to_json() == once.to_json()
+    other = json.loads(lines[2]) | {"at": json.loads(lines[2])["at"] | {"layer": 1}}
+    (tmp_path / "rtp" / "cells.jsonl").write_text("".join(lines[:2]) + json.dumps(other) + "\n")
+    with pytest.raises(ValueError, match=r"fold 0 are of several places, .* and \(1, "):
+        benchmarks.run(model, read, rows, out=tmp_path / "rtp", **options)
 
 
 def test_sampled_texts_are_those_of_generate_and_their_perplexity_is_that_of_the_plain_model():
