@@ -6,6 +6,7 @@ Only registered methods and the classes in `PARTS` are built from a file, and on
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ from odesteer_tl.portable.sites import check_index
 
 PARTS = (Origin, LogRatioBarrier, Linear, Squares, Kernel, Sketch, Fourier, Network, NetworkBarrier)
 """The classes of the parts of methods."""
+
+ADDED = MappingProxyType({"ODESteer": {"until": None}, "GradientFlow": {"until": None}})
+"""Fields that files of earlier versions lack, with the values that mean what those versions did."""
 
 
 def saved_classes() -> dict[str, Any]:
@@ -148,7 +152,7 @@ def _built(tree: Any, whose: str) -> Any:
     cls = saved_classes().get(str(tree.get("class")))
     if cls is None:
         raise ValueError(f"{whose} holds a {tree.get('class')!r}, which this version of odesteer_tl does not know.")
-    names = {f.name for f in fields(cls)}
+    tree, names = {**ADDED.get(cls.__name__, {}), **tree}, {f.name for f in fields(cls)}
     if set(tree) - {"class"} != names:
         given = sorted(set(tree) - {"class"})
         raise ValueError(f"{whose}: {cls.__name__} needs the fields {sorted(names)}, found {given}.")

@@ -121,7 +121,7 @@ def test_tampered_fields_are_refused(change, tmp_path):
     if change == "extra":
         tree["method"]["hook"] = "os.system"
     write_tree(tmp_path / "tampered", tree)
-    with pytest.raises(ValueError, match=r"ODESteer needs the fields \['barrier', 'origin', 'solver', 'steps'\], fo"):
+    with pytest.raises(ValueError, match=r"ODESteer needs the fields \['barrier', 'origin', 'solver', 'steps', 'u"):
         load(tmp_path / "tampered")
 
 

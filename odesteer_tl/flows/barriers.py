@@ -28,6 +28,7 @@ from odesteer_tl.flows.features import (
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import grad_by_autograd
 from odesteer_tl.portable.precision import in_full
+from odesteer_tl.portable.values import value_given
 from odesteer_tl.remote.payloads import moved
 
 Inner = TypeVar("Inner")
@@ -112,7 +113,7 @@ class LogRatioBarrier:
     def gradient_function(self) -> GradientFunction:
         """∇h as a plain function and its parameters."""
         with torch.inference_mode(False), in_full(self.weight.device):  # it is cached, beyond the modes of this call
-            return self.features.gradient_function(self.weight)
+            return self.features.gradient_function(self.weight).raised(self.bias)
 
     def reduced(self) -> "Subspace[LogRatioBarrier] | None":
         """The same h in fewer, isometric coordinates (features.Reduced); None where the features have none."""
@@ -138,7 +139,7 @@ class Differentiated:
     @property
     def gradient_function(self) -> GradientFunction:
         """∇h by autograd, with the barrier as its parameter."""
-        return GradientFunction(grad_by_autograd, (self.barrier,))
+        return GradientFunction(grad_by_autograd, (self.barrier,), value=value_given)
 
 
 def with_grad(barrier: Any) -> Barrier:

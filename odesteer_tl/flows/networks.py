@@ -65,7 +65,7 @@ class Network:
     @property
     def gradient_function(self) -> GradientFunction:
         """∇f as a plain function and its parameters."""
-        return GradientFunction(network_grad, (self.weights, self.biases, self.kind))
+        return GradientFunction(network_grad, (self.weights, self.biases, self.kind), value=network)
 
     def of_scaled(self, mean: Float[Tensor, " d_model"], scale: float) -> "Network":
         """The network g with g(a) = f((a − mean)/scale): the scaling goes into the first layer."""
@@ -96,7 +96,7 @@ class NetworkBarrier:
     @property
     def gradient_function(self) -> GradientFunction:
         """∇h as a plain function and its parameters."""
-        return self.network.gradient_function
+        return self.network.gradient_function.raised(-self.threshold)
 
 
 @dataclass(frozen=True, eq=False)

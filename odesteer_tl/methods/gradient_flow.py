@@ -1,7 +1,8 @@
 """GradientFlow: walks uphill on any barrier, also on the user's own.
 
 h is the given barrier; v = ∇h/‖∇h‖, or ∇h with `unit_speed=False`. Autograd supplies ∇h where the barrier has only
-`value`: for example a value network, the logit of a classifier, or a reward model.
+`value`: for example a value network, the logit of a classifier, or a reward model. An activation with h(a) ≥ `until` is
+left where it is.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from odesteer_tl.portable.sites import Site
 class GradientFlow(FlowMethod):
     """ȧ = ∇h/‖∇h‖ for any `barrier`: an object with `value(a)` [*batch] and optionally `grad(a)` [*batch, d_model].
 
-    Raises ValueError for a barrier without `value`, steps < 1 or an unknown solver.
+    `until` as in `ODESteer`. Raises ValueError for a barrier without `value`, steps < 1, an unknown solver and an
+    `until` that is not a finite number.
     """
 
     view: ClassVar[View] = View(
@@ -39,6 +41,7 @@ class GradientFlow(FlowMethod):
     layer: int | None = None
     unit_speed: bool = True
     origin: Origin = Origin()  # noqa: RUF009 — it is frozen
+    until: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "barrier", with_grad(self.barrier))
@@ -51,7 +54,7 @@ class GradientFlow(FlowMethod):
 
     @cached_property
     def flow(self) -> Flow:
-        field = UnitGradient(self.barrier) if self.unit_speed else Gradient(self.barrier)
+        field = (UnitGradient if self.unit_speed else Gradient)(self.barrier, self.until)
         return Flow(field, solver_named(self.solver), self.steps)
 
 

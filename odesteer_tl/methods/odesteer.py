@@ -3,12 +3,13 @@
 h(a) = log p₊(a)/p₋(a) ≈ wᵀφ(a) + b, φ polynomial features of a/‖a‖; v(a) = ∇h/‖∇h‖; a(T) by 10 Euler steps.
 As h depends on the direction of a alone, v is tangent to the sphere: the exact flow is a curve of length T on the
 sphere, an angle of at most T/‖a‖, and keeps the norm; Euler gives ‖a(T)‖² = ‖a(0)‖² + T²/steps. StepODESteer is the
-paper's ablation with a single step.
+paper's ablation with a single step. `until` ends the walk of each activation where h is high enough, which the paper
+does not do.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.origin import Origin
@@ -24,7 +25,12 @@ from odesteer_tl.methods.view import View
 
 @dataclass(frozen=True, eq=False)
 class ODESteer(FlowMethod):
-    """ȧ = ∇h/‖∇h‖ with h = log p₊/p₋ on nonlinear features."""
+    """ȧ = ∇h/‖∇h‖ with h = log p₊/p₋ on nonlinear features; with `until` only where h(a) < until.
+
+    An activation stops at the first of the `steps` where h ≥ until, so it goes too far by less than T/steps; one that
+    is there from the start is left as it is. T is then the longest way. Raises ValueError for an `until` that is not a
+    finite number, a wrong solver and steps < 1.
+    """
 
     view: ClassVar[View] = View(
         "ODESteer", "wᵀφ(a/‖a‖) + b + log(n₋/n₊)", "∇h/‖∇h‖", "10",
@@ -35,6 +41,7 @@ class ODESteer(FlowMethod):
     origin: Origin
     steps: int = 10
     solver: SolverName = "euler"
+    until: float | None = None
 
     def __post_init__(self) -> None:
         _ = self.flow  # so a wrong solver or number of steps fails here, not during a generation
@@ -49,16 +56,19 @@ class ODESteer(FlowMethod):
         tol: float = 1e-5,
         steps: int = 10,
         solver: SolverName = "euler",
+        until: float | Literal["desired"] | None = None,
     ) -> "ODESteer":
         """Fit h by logistic regression. The default `features` are `Polynomial(degree=2, gamma=0.1, coef0=1.0)`;
-        `PolynomialSketch(n_components=8000)` with `tol=1e-4` is the paper's estimator."""
+        `PolynomialSketch(n_components=8000)` with `tol=1e-4` is the paper's estimator. `until`: the h at which an
+        activation stops, in nats; "desired" is the median of h over the desired activations."""
         acts.check("ODESteer", 2)
         barrier = LogRatioBarrier.fit(acts, Polynomial() if features is None else features, C=C, tol=tol)
-        return cls(barrier, acts.origin, steps, solver)
+        level = float(barrier.value(acts.desired.float()).median()) if until == "desired" else until
+        return cls(barrier, acts.origin, steps, solver, level)
 
     @cached_property
     def flow(self) -> Flow:
-        return Flow(UnitGradient(self.barrier), solver_named(self.solver), self.steps)
+        return Flow(UnitGradient(self.barrier, self.until), solver_named(self.solver), self.steps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import torch
 from odesteer_tl._shapes import Activations, Basis, Desired, Features, Samples, Undesired, Weight
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import linear_grad, squares_grad, unit
+from odesteer_tl.portable.values import linear_value, squares_value
 
 ROWS = 128
 """How many activations are converted to float64 at once during a fit; more are not faster."""
@@ -130,7 +131,7 @@ class Linear(FeatureMap):
         return self
 
     def gradient_function(self, w: Weight) -> GradientFunction:
-        return GradientFunction(linear_grad, (w,), self.normalize)
+        return GradientFunction(linear_grad, (w,), self.normalize, value=linear_value)
 
     def _phi(self, x: Activations) -> Features:
         return x
@@ -150,7 +151,7 @@ class Squares(FeatureMap):
 
     def gradient_function(self, w: Weight) -> GradientFunction:
         quadratic, linear = w.chunk(2)
-        return GradientFunction(squares_grad, (2 * quadratic, linear), self.normalize)
+        return GradientFunction(squares_grad, (2 * quadratic, linear), self.normalize, value=squares_value)
 
     def _phi(self, x: Activations) -> Features:
         return torch.cat([x * x, x], dim=-1)

@@ -11,6 +11,7 @@ from odesteer_tl._shapes import Activations, Features, Samples, Weight
 from odesteer_tl.flows.features.base import FeatureMap, Reduced
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import fourier_grad, unit
+from odesteer_tl.portable.values import fourier_value
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,8 @@ class Fourier(FeatureMap):
         return (2 / len(self.phases)) ** 0.5 * torch.cos(x @ self.frequencies.T + self.phases)
 
     def gradient_function(self, w: Weight) -> GradientFunction:
-        return GradientFunction(fourier_grad, (w, self.frequencies, self.phases), self.normalize)
+        params = (w, self.frequencies, self.phases)
+        return GradientFunction(fourier_grad, params, self.normalize, value=fourier_value)
 
     def reduced(self, w: Weight) -> Reduced:
         _, lengths, rows = torch.linalg.svd(self.frequencies.double(), full_matrices=False)

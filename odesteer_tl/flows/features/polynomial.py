@@ -12,6 +12,7 @@ from odesteer_tl.flows.features.base import FeatureMap, Linear, Reduced, Squares
 from odesteer_tl.flows.features.landmarks import FEWEST, landmarks, random_rows
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import kernel_grad, unit
+from odesteer_tl.portable.values import kernel_value
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Kernel(FeatureMap):
         alpha = self.degree * self.gamma * (self.whitening @ w)
         params = (alpha, self.landmarks, self.degree, self.gamma, self.coef0)
         beyond = farthest(self.degree, self.gamma, self.coef0, self.normalize)
-        return GradientFunction(kernel_grad, params, self.normalize, farthest=beyond)
+        return GradientFunction(kernel_grad, params, self.normalize, farthest=beyond, value=kernel_value)
 
     def reduced(self, w: Weight) -> Reduced:
         """Degree 1: one direction. Degree 2: eigenvectors of the quadratic form, so that a step is elementwise."""

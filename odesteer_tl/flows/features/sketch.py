@@ -11,6 +11,7 @@ from odesteer_tl._shapes import Activations, Desired, Features, Samples, Undesir
 from odesteer_tl.flows.features.base import FeatureMap, check_kernel, farthest
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import product, sketch_grad, sketch_spectra
+from odesteer_tl.portable.values import sketch_value
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ class Sketch(FeatureMap):
     def gradient_function(self, w: Weight) -> GradientFunction:
         spectrum = torch.view_as_real(torch.fft.rfft(w)).contiguous()
         beyond = farthest(len(self.hashes), self.gamma, self.coef0, self.normalize)
-        return GradientFunction(sketch_grad, (spectrum, *self._params), self.normalize, farthest=beyond)
+        params = (spectrum, *self._params)
+        return GradientFunction(sketch_grad, params, self.normalize, farthest=beyond, value=sketch_value)
 
     def _phi(self, x: Activations) -> Features:
         return torch.fft.irfft(product(sketch_spectra(x, *self._params)), n=self.n_components)
