@@ -10,6 +10,7 @@ many a side are fitted on. At the end: the mean difference over the seeds.
 """
 
 import argparse
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -24,8 +25,9 @@ import odesteer_tl as ot
 from odesteer_tl.backends.huggingface.parts import blocks_in
 from odesteer_tl.flows.barriers import auc
 
+Methods = dict[str, Callable[[ot.ContrastiveActivations], Any]]
 CURVED: dict[str, Any] = {"features": ot.Polynomial(gamma=1.0), "C": 10.0}
-METHODS: dict[str, Callable[[ot.ContrastiveActivations], Any]] = {
+METHODS: Methods = {
     "CAA": ot.CAA.fit,
     "h linear, ten steps": lambda acts: ot.ODESteer.fit(acts, features=ot.Linear()),
     "h of degree 2 (the default), ten steps": ot.ODESteer.fit,
@@ -36,9 +38,9 @@ OTHERS = "CAA", "h linear, ten steps"
 Differences = dict[tuple[Any, ...], list[tuple[float, float]]]
 
 
-def main() -> None:
+def main(methods: Methods = METHODS, doc: str | None = __doc__) -> None:
     """Print a table for every seed, number of texts and place, and the mean over the seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder, a .gguf file or a Hugging Face name")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--axis", choices=AXES, required=True)
@@ -67,7 +69,7 @@ def main() -> None:
                     for acts, out in zip(read, held, strict=True):
                         place = acts.layer, position, len(sides[0])
                         print(f"\nseed {seed}, layer {acts.layer}, {position}, {len(sides[0])} texts a side")
-                        compare(acts.without_sinks(), out, judges, args.kl, place, found)
+                        compare(methods, acts.without_sinks(), out, judges, args.kl, place, found)
     print("\nmean over the seeds ± standard error")
     for (layer, position, texts, name, other), each in found.items():
         mean, error = sum(d for d, _ in each) / len(each), sum(e**2 for _, e in each) ** 0.5 / len(each)
@@ -84,13 +86,15 @@ def fitted_on(axis: Axis, texts: int, pairs: int) -> tuple[tuple[list[str], list
 
 
 def compare(
-    acts: Any, out: Any, judges: tuple[Any, Any], kl: float, place: tuple[Any, ...], found: Differences
-) -> None:
+    methods: Methods, acts: Any, out: Any, judges: tuple[Any, Any], kl: float, place: tuple[Any, ...],
+    found: Differences,
+) -> None:  # fmt: skip
     """Print a line for every method at one place, and add what it is over the others."""
     measured: dict[str, torch.Tensor] = {}
-    for name, fit in METHODS.items():
-        method = fit(acts)
-        area = auc(method.to(dtype=torch.float64).barrier, out.desired.double(), out.undesired.double())
+    for name, fit in methods.items():
+        method, area = fit(acts), math.nan
+        if method.barrier is not None:
+            area = auc(method.to(dtype=torch.float64).barrier, out.desired.double(), out.undesired.double())
         shifts = shifts_of(judges[1], method, kl, judges[0])
         if shifts is None:
             print(f"{name:<40} {area:.2f}  spends it nowhere", flush=True)
