@@ -11,7 +11,7 @@ from odesteer_tl.flows.barriers import Barrier, Differentiated, LogRatioBarrier,
 from odesteer_tl.flows.networks import NetworkBarrier
 from odesteer_tl.portable.gradients import GradientFunction
 from odesteer_tl.portable.integrate import grad_given, linear_grad
-from odesteer_tl.portable.values import value_given
+from odesteer_tl.portable.values import UpTo, value_given
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class Gradient:
         function = barrier.gradient_function if known else None
         if function is None or (self.until is not None and function.value is None):  # features of the user's
             function = GradientFunction(grad_given, (barrier,), value=value_given)
-        return function if self.until is None else function.up_to(self.until)
+        return function if self.until is None else UpTo(function, self.until)
 
     def reduced(self) -> "Subspace[Gradient] | None":
         return _reduced(partial(Gradient, until=self.until), self.barrier)

@@ -5,7 +5,7 @@ a: with U an orthonormal basis of the span, a(t) = U y(t) + σ(t)(a − UUᵀa).
 (y, p), p = σ‖a − UUᵀa‖. Any number of steps costs two thin matrix products. The result is the same, to rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from odesteer_tl.flows.barriers import Barrier, Subspace
 from odesteer_tl.flows.fields import Constant, Field, Gradient, UnitGradient
 from odesteer_tl.flows.solvers import Euler, Solver
 from odesteer_tl.portable.integrate import enter, euler, flowed, leave, midpoint, path, per_activation, rk4
+from odesteer_tl.portable.values import euler_up_to
 from odesteer_tl.remote.payloads import packed, tensor_bytes
 
 MOST_STEPS = 100_000
@@ -78,19 +79,24 @@ class Flow:
             raise ValueError(f"steps must be at least 1, got {self.steps}. For no steering use T=0.")
         if self.steps > MOST_STEPS:
             raise ValueError(f"steps must be at most {MOST_STEPS:,}, got {self.steps}.")
+        if self._stops and self.solver.step is not euler:
+            raise ValueError(
+                f'until needs solver="euler", which ends a step where h is reached; {type(self.solver).__name__} looks '
+                "beyond it and may not move at all."
+            )
 
     def __call__(self, a: Activations, T: Time) -> Activations:
         if self._reduced is None:
-            return flowed(a, T, self.field, self.solver.step, self.steps)
-        return flowed(a, T, self._reduced.inner, self.solver.step, self.steps, self._reduced.basis, self._rows)
+            return flowed(a, T, self.field, self._step, self.steps)
+        return flowed(a, T, self._reduced.inner, self._step, self.steps, self._reduced.basis, self._rows)
 
     def path(self, a: Activations, T: Time) -> Iterator[Activations]:
         """a(t) at every step, the start included."""
         if self._reduced is None:
-            yield from path(self.field, a, T, self.solver.step, self.steps)
+            yield from path(self.field, a, T, self._step, self.steps)
             return
         start = enter(a, self._reduced.basis)
-        for now in path(self._reduced.inner, start, T, self.solver.step, self.steps):
+        for now in path(self._reduced.inner, start, T, self._step, self.steps):
             yield leave(a, start, now, self._rows)
 
     def trajectory(self, a: Activations, T: Time, barrier: Barrier | None) -> Trajectory:
@@ -116,12 +122,21 @@ class Flow:
                 f"The field {type(self.field).__name__} cannot be sent to a remote server; use GradientFlow with a "
                 "barrier of your own, or steer a model on this machine."
             )
-        direct = packed((self.field.gradient_function, self.solver.step, self.steps, None))
+        direct = packed((self.field.gradient_function, self._step, self.steps, None))
         subspace = self._reduced or self._subspace()
         if subspace is None:
             return direct
-        reduced = packed((subspace.inner.gradient_function, self.solver.step, self.steps, subspace.basis))
+        reduced = packed((subspace.inner.gradient_function, self._step, self.steps, subspace.basis))
         return reduced if tensor_bytes(reduced) <= 1.1 * tensor_bytes(direct) else direct
+
+    @property
+    def _step(self) -> Callable[..., Tensor]:
+        """Of the solver; an Euler step up to a level of h ends there."""
+        return euler_up_to if self._stops else self.solver.step
+
+    @property
+    def _stops(self) -> bool:
+        return isinstance(self.field, (Gradient, UnitGradient)) and self.field.until is not None
 
     def _subspace(self) -> Subspace[Any] | None:
         reduced_of = getattr(self.field, "reduced", None)

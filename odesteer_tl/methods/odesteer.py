@@ -27,9 +27,9 @@ from odesteer_tl.methods.view import View
 class ODESteer(FlowMethod):
     """ȧ = ∇h/‖∇h‖ with h = log p₊/p₋ on nonlinear features; with `until` only where h(a) < until.
 
-    An activation stops at the first of the `steps` where h ≥ until, so it goes too far by less than T/steps; one that
-    is there from the start is left as it is. T is then the longest way. Raises ValueError for an `until` that is not a
-    finite number, a wrong solver and steps < 1.
+    An activation stops where h = until, to first order in the last step. One that is there from the start is left as it
+    is, and T is the longest way. Raises ValueError for an `until` that is not a finite number, for one with another
+    solver than Euler, for a wrong solver and for steps < 1.
     """
 
     view: ClassVar[View] = View(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.portable.integrate import along_sphere, norm, on_sphere, unit, unit_length
+from odesteer_tl.portable.integrate import along_sphere, norm, on_sphere, unit_length
 
 
 class GradientFunction:
@@ -16,8 +16,7 @@ class GradientFunction:
 
     `normalize`: the function takes a/‖a‖, and the chain rule is applied. `unit_speed`: v = ∇h/‖∇h‖. `farthest`: at
     unit speed, activations beyond this norm are scaled back to it first, because their gradient would overflow; the
-    direction is the same. `value(x, *params) + plus` is h itself; None where that is not known. `until`: v = 0 where
-    h is this high.
+    direction is the same. h itself is `value(x, *params) + plus`; None: not known.
     """
 
     def __init__(
@@ -29,21 +28,11 @@ class GradientFunction:
         farthest: float | None = None,
         value: Callable[..., Tensor] | None = None,
         plus: float = 0.0,
-        until: float | None = None,
     ) -> None:
         self.function, self.params, self.normalize, self.unit_speed = function, params, normalize, unit_speed
-        self.farthest, self.value, self.plus, self.until = farthest, value, plus, until
+        self.farthest, self.value, self.plus = farthest, value, plus
 
     def __call__(self, a: Tensor) -> Tensor:
-        v = self._uphill(a)
-        return v if self.until is None else v.masked_fill((self.h(a) >= self.until).unsqueeze(-1), 0.0)
-
-    def h(self, a: Tensor) -> Tensor:
-        """h(a) [*batch], where `value` is known."""
-        assert self.value is not None
-        return self.value(unit(a)[0] if self.normalize else a, *self.params) + self.plus
-
-    def _uphill(self, a: Tensor) -> Tensor:
         if self.normalize:
             return (along_sphere if self.unit_speed else on_sphere)(a, self.function, self.params)
         if not self.unit_speed:
@@ -63,10 +52,6 @@ class GradientFunction:
     def raised(self, plus: float) -> GradientFunction:
         """The gradient of h + plus, which is the same."""
         return self._with(plus=self.plus + plus)
-
-    def up_to(self, until: float) -> GradientFunction:
-        """The same where h < until, and 0 elsewhere: the gradient of min(h, until)."""
-        return self._with(until=until)
 
     def _with(self, **parts: Any) -> GradientFunction:
         return GradientFunction(**{**self.__dict__, **parts})

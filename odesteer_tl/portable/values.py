@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer_tl.portable.integrate import product, sketch_spectra
+from odesteer_tl.portable.gradients import GradientFunction
+from odesteer_tl.portable.integrate import product, sketch_spectra, unit
 
 
 def linear_value(x: Tensor, w: Tensor) -> Tensor:
@@ -44,3 +45,36 @@ def sketch_value(
 def value_given(a: Tensor, barrier: Any) -> Tensor:
     """h(a) from the barrier's own `barrier.value(a)`."""
     return barrier.value(a)
+
+
+class UpTo(GradientFunction):
+    """A gradient function of a known h, 0 where h ≥ until: the gradient of min(h, until)."""
+
+    def __init__(self, function: GradientFunction, until: float) -> None:
+        self.__dict__.update(function.__dict__)
+        self.until = until
+
+    def __call__(self, a: Tensor) -> Tensor:
+        return GradientFunction.__call__(self, a).masked_fill((self.h(a) >= self.until).unsqueeze(-1), 0.0)
+
+    def h(self, a: Tensor) -> Tensor:
+        """h(a) [*batch]."""
+        assert self.value is not None
+        return self.value(unit(a)[0] if self.normalize else a, *self.params) + self.plus
+
+    def euler(self, a: Tensor, dt: Tensor | float) -> Tensor:
+        """a + s v(a), 0 ≤ s ≤ dt: s ends where h would reach `until` if it went on as it begins, by dh/dt = vᵀ∇h."""
+        v, h = GradientFunction.__call__(self, a), self.h(a).unsqueeze(-1)
+        gradient = GradientFunction.__call__(self._with(unit_speed=False), a) if self.unit_speed else v
+        rate = (v * gradient).sum(-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+        rest = ((self.until - h) / rate).nan_to_num(nan=torch.inf)
+        return a + v * torch.minimum(torch.as_tensor(dt, dtype=v.dtype, device=v.device), rest) * (h < self.until)
+
+    def _with(self, **parts: Any) -> GradientFunction:
+        own = {name: part for name, part in self.__dict__.items() if name != "until"}
+        return UpTo(GradientFunction(**{**own, **parts}), self.until)
+
+
+def euler_up_to(field: Any, a: Tensor, dt: Tensor | float) -> Tensor:
+    """An Euler step of an `UpTo`, or of a field that has one."""
+    return (field if isinstance(field, UpTo) else field.gradient_function).euler(a, dt)
