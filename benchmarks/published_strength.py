@@ -1,12 +1,13 @@
 """A published strength on another model, and the strength that `ot.calibrate` finds there.
 
     python scripts/get_smollm2.py smollm2
-    python benchmarks/published_strength.py smollm2 [--T 5 25] [--kl 0.1]
+    python benchmarks/published_strength.py smollm2 [--T 5 25] [--kl 0.1] [--until]
 
 ODESteer is fitted on the embedded excerpts of reviews, at the place that `choose_layer` takes (or --layer and
 --position). At each strength the model continues neutral openings, sampled. Printed are the strength as a part of the
 activations' norm, KL(unsteered ‖ steered) per token, the judged share of praise with a 95 % bootstrap over prompts, the
 perplexity of the continuations under the unsteered model and their Dist-2, both over unsteered, and one continuation.
+With `--until` each T once more, where a walk ends at the median h of the desired texts.
 """
 
 import argparse
@@ -26,36 +27,41 @@ def main() -> None:
     options.add_argument("--layer", type=int)
     options.add_argument("--position", default="mean")
     options.add_argument("--texts", type=int, default=150, help="a side to fit on")
+    options.add_argument("--until", action="store_true")
     asked = options.parse_args()
     demo = ot.load_demo(ot.load_model(asked.model, library="huggingface"))
     sides = demo.desired[: asked.texts], demo.undesired[: asked.texts]
     if asked.layer is None:
         choice = ot.choose_layer(demo.model, *sides, ot.ODESteer, kl=asked.kl)
         print(choice)
-        method, layer = choice.method, choice.layer
+        layer, position = choice.layer, choice.position
     else:
-        layer = asked.layer
-        method = ot.ODESteer.fit(ot.collect(demo.model, *sides, layer=layer, position=asked.position))
+        layer, position = asked.layer, asked.position
+    acts = ot.collect(demo.model, *sides, layer=layer, position=position).without_sinks()
+    method, stopping = ot.ODESteer.fit(acts), ot.ODESteer.fit(acts, until="desired")
     judge = Judge.load_embedded().positive_probability
     setting = Setting(demo.model, layer, demo.prompts, demo.validation_prompts, judge, samples=2, budgets=(asked.kl,))
     texts = unsteered_texts(setting)
     (level,) = levels_of(texts, setting, method)
-    rows: list[tuple[str, ot.Strength | None]] = [
-        ("unsteered", None),
-        (f"calibrated, {asked.kl:g} nats", level.strength),
+    rows: list[tuple[str, ot.ODESteer, ot.Strength | None]] = [
+        ("unsteered", method, None),
+        (f"calibrated, {asked.kl:g} nats", method, level.strength),
     ]
-    rows += [(f"T = {T:g}", ot.Strength(T)) for T in asked.T]
+    rows += [(f"T = {T:g}", method, ot.Strength(T)) for T in asked.T]
+    rows += [(f"T = {T:g}, until", stopping, ot.Strength(T)) for T in asked.T if asked.until]
     base, norm = None, method.origin.typical_norm
     print(f"ODESteer at layer {layer}; typical ‖a‖ = {norm:.3g}; {len(demo.prompts)} prompts × 2 continuations\n")
     print("| | T/‖a‖ | KL | desired, % | ppl ratio | Dist-2 ratio | |\n|---|---|---|---|---|---|---|")
-    for name, strength in rows:
-        out = continued(setting, setting.prompts, setting.samples, None if strength is None else method, strength)
+    for name, used, strength in rows:
+        out = continued(setting, setting.prompts, setting.samples, None if strength is None else used, strength)
         base = base or out
         low, high = bootstrap_interval(out.desired)
         kl, part = 0.0, 0.0
         if strength is not None:
             kl = float(
-                texts.divergences(lambda T, s=strength: [(method, s.mapped(lambda _: T))], [strength.value], 24).mean()
+                texts.divergences(
+                    lambda T, m=used, s=strength: [(m, s.mapped(lambda _: T))], [strength.value], 24
+                ).mean()
             )
             part = strength.value if strength.T is None else strength.value / norm
         print(
