@@ -20,5 +20,13 @@ def baselines(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
     return rows | {f"ODESteer, {name}": entry_of(name, method) for name, method in STEPS.items()}
 
 
-def _linear(method: Any) -> Any:
-    return lambda acts, seed: method.fit(acts, features=Linear())
+def stopping() -> dict[str, Entry]:
+    """ODESteer with a linear and a nonlinear h, each walk ended where h is that of half of the desired texts."""
+    return {
+        "ODESteer linear, until": Entry(_linear(ODESteer, until="desired")),
+        "ODESteer, until": Entry(lambda acts, seed: ODESteer.fit(acts, until="desired")),
+    }
+
+
+def _linear(method: Any, **given: Any) -> Any:
+    return lambda acts, seed: method.fit(acts, features=Linear(), **given)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from odesteer_tl.benchmarks import behaviours, preferences, toxicity, truthfulqa_answers
-from odesteer_tl.benchmarks.baselines import baselines
+from odesteer_tl.benchmarks.baselines import baselines, stopping
 from odesteer_tl.benchmarks.behaviours import CAA_READERS, ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark
 from odesteer_tl.benchmarks.classifier_judges import ClassifierJudge, RewardJudge
@@ -38,8 +38,9 @@ SHORT = {
     "prompt": "prompt only", "random": "random direction", "shuffled": "shuffled labels", "caa": "CAA", "iti": "ITI",
     "linear1": "ODESteer linear, one step", "linear10": "ODESteer linear, ten steps",
     "nonlinear1": "ODESteer, one step", "nonlinear10": "ODESteer, ten steps",
+    "linear-until": "ODESteer linear, until", "nonlinear-until": "ODESteer, until",
 }  # fmt: skip
-"""The baselines' names without spaces and commas."""
+"""The names of the baselines, and of the rows that stop at a level of h, without spaces and commas."""
 
 
 PROBABILITIES = ("truthfulqa", "toxicity")
@@ -108,6 +109,7 @@ def rows_named(names: Sequence[str] | None, prefixes: Sequence[str]) -> dict[str
     known = baselines(prefixes)
     if names is None:
         return known
+    known |= stopping()
     rows: dict[str, Any] = {}
     for name in names:
         if name not in SHORT:

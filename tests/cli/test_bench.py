@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from instances import without_shape_checks
+from instances import planted, without_shape_checks
 
 import odesteer_tl as ot
 from odesteer_tl import benchmarks
@@ -99,3 +99,9 @@ def test_names_and_judges(capsys):
                                 "coordinate-other-ais", "corrigible-neutral-HHH")
     }  # fmt: skip
     assert list(named.rows_named(["nonlinear10", "prompt", "hpr"], ())) == ["ODESteer, ten steps", "HPR"]
+    stopping = named.rows_named(["linear-until", "nonlinear-until"], ())
+    assert list(stopping) == ["ODESteer linear, until", "ODESteer, until"]
+    for row, features in zip(stopping.values(), (ot.Linear(), None), strict=True):
+        acts = planted()
+        assert row.fit(acts, 0).until == ot.ODESteer.fit(acts, features=features, until="desired").until
+    assert not set(stopping) & set(named.rows_named(None, ("Be kind.",)))
