@@ -48,7 +48,7 @@ def main() -> None:
     )
     texts = unsteered_texts(setting)
     rows: list[tuple[str, ot.ODESteer, ot.Strength | None]] = [("unsteered", method, None)]
-    for kl, level in zip(asked.kl, levels_of(texts, setting, method), strict=True):
+    for kl, level in zip(kls, levels_of(texts, setting, method), strict=True):
         rows.append((f"calibrated, {kl:g} nats", method, level.strength))
     rows += [(f"T = {T:g}", method, ot.Strength(T)) for T in asked.T]
     for k in asked.until:
