@@ -3,10 +3,11 @@
     python scripts/get_smollm2.py smollm2
     python benchmarks/where_needed.py smollm2 --data DATA --axis toxicity --layers 22 --kl 0.3 --pairs 60
 
-Data, texts, judges, options and table are those of benchmarks/curvature.py. "where h is low": the same velocity, for all
-of T, where the linear h is below its median over the desired texts, and none elsewhere. A random direction is steered so
-too: it says what of a gain is due to the choice of tokens alone. Of a pair the undesired answer holds more such tokens,
-so that any push takes more from it: what a model writes by itself is another matter (published_strength.py --until).
+Data, texts, judges, options and table are those of benchmarks/curvature.py. "where h is low": the same direction, by a
+part of ‖a‖, where the linear h is below its median over the desired texts, and nothing elsewhere. A random direction is
+steered so too: it says what of a gain is due to the choice of tokens alone. Of a pair the undesired answer holds more
+such tokens, so that any push takes more from it: what a model writes by itself is another matter
+(published_strength.py --until).
 """
 
 from collections.abc import Callable
@@ -22,20 +23,22 @@ from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.methods.flow_method import FlowMethod
+from odesteer_tl.portable.integrate import unit_length
 
 Fit = Callable[[ot.ContrastiveActivations], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class WhereLow:
-    """The field of a method where h(a) < until, else 0."""
+    """The direction of a method's field where h(a) < until, else 0."""
 
     method: Any
     barrier: LogRatioBarrier
     until: float
 
     def __call__(self, a: Tensor) -> Tensor:
-        return self.method.vector_field(a).masked_fill((self.barrier.value(a) >= self.until).unsqueeze(-1), 0.0)
+        high = (self.barrier.value(a) >= self.until).unsqueeze(-1)
+        return unit_length(self.method.vector_field(a)).masked_fill(high, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
