@@ -42,10 +42,8 @@ def main() -> None:
     acts = ot.collect(demo.model, *sides, layer=layer, position=position).without_sinks()
     method = ot.ODESteer.fit(acts)
     up, down = (float(method.barrier.value(side.float()).median()) for side in (acts.desired, acts.undesired))
-    judge = Judge.load_embedded().positive_probability
-    setting = Setting(
-        demo.model, layer, demo.prompts, demo.validation_prompts, judge, samples=2, budgets=tuple(asked.kl)
-    )
+    judge, kls = Judge.load_embedded().positive_probability, tuple(asked.kl)
+    setting = Setting(demo.model, layer, demo.prompts, demo.validation_prompts, judge, samples=2, budgets=kls)
     texts = unsteered_texts(setting)
     rows: list[tuple[str, ot.ODESteer, ot.Strength | None]] = [("unsteered", method, None)]
     for kl, level in zip(kls, levels_of(texts, setting, method), strict=True):
