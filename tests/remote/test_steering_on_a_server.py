@@ -71,6 +71,8 @@ STEER = """
     torch.manual_seed(0)
     own = {"own-value": OnlyValue(), "own-grad": WithGrad(), "own-module": Network(), "own-odd": Odd()}
     methods |= {name: ot.GradientFlow(barrier, layer=1) for name, barrier in own.items()}
+    high = float(methods["odesteer"].barrier.value(acts.desired).max())  # so that every prompt is pushed
+    methods["until"] = ot.ODESteer.fit(acts, until=high)
     rows = oracle.PROMPTS["batch"]
     tokens, mask = run.padded(rows)
     inputs = {"input_ids": tokens, "attention_mask": mask}
@@ -266,6 +268,7 @@ STEER = """
 IN_ALL = ["odesteer", "caa", "linearact", "mimic", "truthflow", "own-module", "ITI, heads", "A-LQR"]
 SEVERAL = ["ITI, heads", "RepE, layers", "A-LQR", "S-PID"]
 OWN = ["own-value", "own-grad", "own-module", "own-odd"]
+UNTIL = ["until"]  # walks that end at a level
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +277,7 @@ def found():
     return client(STEER, installed_wheel(), server().url, saved_model("llama"), tests, ";".join(IN_ALL))
 
 
-@pytest.mark.parametrize("name", [*(n for n in ALL_METHODS if n != "gradientflow-own"), *OWN, *SEVERAL])
+@pytest.mark.parametrize("name", [*(n for n in ALL_METHODS if n != "gradientflow-own"), *OWN, *UNTIL, *SEVERAL])
 def test_every_method_steers_there_as_here_and_as_a_hook(found, name):
     measured = dict(found[name])
     assert measured.pop("effect") >= 0.1
