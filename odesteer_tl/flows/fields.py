@@ -94,11 +94,14 @@ class Constant:
 def checked_level(until: Any) -> float:
     """`until` as a number. Raises ValueError for anything but a finite one."""
     try:
-        level = math.nan if isinstance(until, (str, bytes, bool)) else float(until)
+        level = math.nan if isinstance(until, (str, bytes)) or type(until).__name__ == "bool" else float(until)
     except (TypeError, ValueError):
         level = math.nan
     if not math.isfinite(level):
-        raise ValueError(f"until is the h at which an activation stops, a finite number such as 0.0; got {until!r}.")
+        raise ValueError(
+            "until is the h at which an activation stops, a finite number such as 0.0 (or of ODESteer.fit, where the "
+            f'activations are known, the word "desired"); got {until!r}.'
+        )
     return level
 
 

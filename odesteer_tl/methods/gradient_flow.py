@@ -13,7 +13,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier, with_grad
 from odesteer_tl.flows.features import Polynomial
-from odesteer_tl.flows.fields import Gradient, UnitGradient
+from odesteer_tl.flows.fields import Gradient, UnitGradient, checked_level
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.flows.solvers import SolverName, solver_named
 from odesteer_tl.methods.flow_method import FlowMethod
@@ -26,8 +26,8 @@ from odesteer_tl.portable.sites import Site
 class GradientFlow(FlowMethod):
     """ȧ = ∇h/‖∇h‖ for any `barrier`: an object with `value(a)` [*batch] and optionally `grad(a)` [*batch, d_model].
 
-    `until` as in `ODESteer`. Raises ValueError for a barrier without `value`, steps < 1, an unknown solver and an
-    `until` that is not a finite number.
+    `until` as in `ODESteer`. Raises ValueError for a barrier without `value`, steps < 1, an unknown solver, an `until`
+    that is not a finite number, and one with another solver than Euler.
     """
 
     view: ClassVar[View] = View(
@@ -50,6 +50,8 @@ class GradientFlow(FlowMethod):
         else:
             site = Site.fitted(self.origin.hook_name, self.layer)
             object.__setattr__(self, "origin", replace(self.origin, layer=self.layer, hook_name=site.hook_name))
+        if self.until is not None:
+            object.__setattr__(self, "until", checked_level(self.until))
         _ = self.flow  # so a wrong solver or number of steps fails here, not during a generation
 
     @cached_property

@@ -15,7 +15,7 @@ from odesteer_tl.data.activations import ContrastiveActivations
 from odesteer_tl.data.origin import Origin
 from odesteer_tl.flows.barriers import LogRatioBarrier
 from odesteer_tl.flows.features import Polynomial, PolynomialSketch, RandomFourier, Recipe
-from odesteer_tl.flows.fields import UnitGradient
+from odesteer_tl.flows.fields import UnitGradient, checked_level
 from odesteer_tl.flows.flow import Flow
 from odesteer_tl.flows.solvers import SolverName, solver_named
 from odesteer_tl.methods.flow_method import FlowMethod
@@ -27,9 +27,10 @@ from odesteer_tl.methods.view import View
 class ODESteer(FlowMethod):
     """ȧ = ∇h/‖∇h‖ with h = log p₊/p₋ on nonlinear features; with `until` only where h(a) < until.
 
-    An activation stops where h = until, to first order in the last step. One that is there from the start is left as it
-    is, and T is the longest way. Raises ValueError for an `until` that is not a finite number, for one with another
-    solver than Euler, for a wrong solver and for steps < 1.
+    An activation stops where h = until, to first order in the last step: a long one goes too far where h curves upwards.
+    One that is there from the start is left as it is, also for T < 0, and T is the longest way. An `until` that h never
+    reaches stops nothing. Raises ValueError for an `until` that is not a finite number, or has another solver than
+    Euler, for a wrong solver and for steps < 1.
     """
 
     view: ClassVar[View] = View(
@@ -44,6 +45,8 @@ class ODESteer(FlowMethod):
     until: float | None = None
 
     def __post_init__(self) -> None:
+        if self.until is not None:
+            object.__setattr__(self, "until", checked_level(self.until))
         _ = self.flow  # so a wrong solver or number of steps fails here, not during a generation
 
     @classmethod

@@ -58,9 +58,15 @@ class UpTo(GradientFunction):
         return GradientFunction.__call__(self, a).masked_fill((self.h(a) >= self.until).unsqueeze(-1), 0.0)
 
     def h(self, a: Tensor) -> Tensor:
-        """h(a) [*batch]."""
+        """h(a) [*batch]. Raises ValueError where a barrier of the user's gives another shape."""
         assert self.value is not None
-        return self.value(unit(a)[0] if self.normalize else a, *self.params) + self.plus
+        h = self.value(unit(a)[0] if self.normalize else a, *self.params) + self.plus
+        if h.shape != a.shape[:-1]:
+            raise ValueError(
+                f"until compares h, one number per activation, {tuple(a.shape[:-1])}; this barrier's value has the "
+                f"shape {tuple(h.shape)}."
+            )
+        return h
 
     def euler(self, a: Tensor, dt: Tensor | float) -> Tensor:
         """a + s v(a), 0 ≤ s ≤ dt: s ends where h would reach `until` if it went on as it begins, by dh/dt = vᵀ∇h."""
@@ -68,7 +74,8 @@ class UpTo(GradientFunction):
         gradient = GradientFunction.__call__(self._with(unit_speed=False), a) if self.unit_speed else v
         rate = (v * gradient).sum(-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
         rest = ((self.until - h) / rate).nan_to_num(nan=torch.inf)
-        return a + v * torch.minimum(torch.as_tensor(dt, dtype=v.dtype, device=v.device), rest) * (h < self.until)
+        step = torch.minimum(torch.as_tensor(dt, dtype=v.dtype, device=v.device), rest)
+        return a + v * step.masked_fill(h >= self.until, 0.0)  # an h that overflows is not high
 
     def _with(self, **parts: Any) -> GradientFunction:
         own = {name: part for name, part in self.__dict__.items() if name != "until"}

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from instances import (
@@ -17,6 +18,7 @@ from instances import (
 )
 
 from odesteer_tl import load, save
+from odesteer_tl.data.origin import Origin
 from odesteer_tl.data.storage import tree_digest
 from odesteer_tl.flows.barriers import with_grad
 from odesteer_tl.flows.features import Linear, Polynomial
@@ -170,8 +172,34 @@ def test_the_level_is_kept_in_a_folder_and_folders_without_one_are_read(cls, tmp
     assert load(tmp_path / "without").until is None
 
 
-@pytest.mark.parametrize("level", ["h", float("nan"), float("inf"), True])
+@pytest.mark.parametrize("level", ["h", float("nan"), float("inf"), True, np.True_])
 def test_what_is_no_level_is_refused(level):
     for make in (lambda: UnitGradient(Own(), level), lambda: GradientFlow(Own(), layer=1, until=level)):
         with without_shape_checks(), pytest.raises(ValueError, match="until is the h at which an activation stops"):
             make()
+
+
+def test_a_value_of_another_shape_is_refused():
+    class Column(Own):
+        def value(self, a):
+            return super().value(a).unsqueeze(-1)
+
+    with pytest.raises(ValueError, match=r"one number per activation, \(5,\); .* the shape \(5, 1\)"):
+        GradientFlow(Column(), layer=1, until=1.0).steer(activations(5), T=1.0)
+
+
+def test_an_h_that_overflows_is_not_high():
+    fit = ODESteer.fit(planted(), features=Polynomial(3, normalize=False), until=0.0)
+    a = 1e14 * activations(6, dtype=torch.float32)
+    moved = (fit.steer(a, relative_T=0.5) - a).norm(dim=-1) / a.norm(dim=-1)
+    assert not fit.barrier.value(a).isfinite().all()
+    assert (moved[~(fit.barrier.value(a) >= 0)] > 0.4).all()
+
+
+@pytest.mark.parametrize("level", [np.float32(0.25), torch.tensor(0.25), 0.25])
+def test_numbers_of_any_kind_are_kept_as_numbers(level, tmp_path):
+    barrier = ODESteer.fit(planted()).barrier
+    with without_shape_checks():
+        for method in (ODESteer(barrier, Origin(), until=level), GradientFlow(barrier, until=level)):
+            assert type(method.until) is float and method.until == 0.25
+            save(method, tmp_path / type(method).__name__)
