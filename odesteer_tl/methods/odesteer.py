@@ -27,7 +27,7 @@ from odesteer_tl.methods.view import View
 class ODESteer(FlowMethod):
     """ȧ = ∇h/‖∇h‖ with h = log p₊/p₋ on nonlinear features; with `until` only where h(a) < until.
 
-    An activation stops where h = until, to first order in the last step: a long one goes too far where h curves upwards.
+    An activation stops where h = until, to first order in the last step: a long one goes too far where h curves up.
     One that is there from the start is left as it is, also for T < 0, and T is the longest way. An `until` that h never
     reaches stops nothing. Raises ValueError for an `until` that is not a finite number, or has another solver than
     Euler, for a wrong solver and for steps < 1.
