@@ -60,7 +60,8 @@ def gated(fit: Fit) -> Fit:
 
     def fit_gated(acts: ot.ContrastiveActivations) -> Gated:
         level = ot.ODESteer.fit(acts, features=ot.Linear(), until="desired")
-        return Gated(fit(acts), level.barrier, acts.origin, float(level.until or 0.0))
+        assert level.until is not None
+        return Gated(fit(acts), level.barrier, acts.origin, level.until)
 
     return fit_gated
 

@@ -16,17 +16,17 @@ def baselines(prefixes: Sequence[str] = ()) -> dict[str, Entry]:
     rows = controls(prefixes)
     rows = {name: rows[name] for name in ("prompt only", "random direction", "shuffled labels") if name in rows}
     rows |= {"CAA": entry_of("CAA", CAA), "ITI": entry_of("ITI", ITI)}
-    rows |= {f"ODESteer linear, {name}": Entry(_linear(method)) for name, method in STEPS.items()}
+    rows |= {f"ODESteer linear, {name}": _fitted(method, features=Linear()) for name, method in STEPS.items()}
     return rows | {f"ODESteer, {name}": entry_of(name, method) for name, method in STEPS.items()}
 
 
 def stopping() -> dict[str, Entry]:
     """ODESteer with a linear and a nonlinear h, each walk ended where h is that of half of the desired texts."""
     return {
-        "ODESteer linear, until": Entry(_linear(ODESteer, until="desired")),
-        "ODESteer, until": Entry(lambda acts, seed: ODESteer.fit(acts, until="desired")),
+        "ODESteer linear, until": _fitted(ODESteer, features=Linear(), until="desired"),
+        "ODESteer, until": _fitted(ODESteer, until="desired"),
     }
 
 
-def _linear(method: Any, **given: Any) -> Any:
-    return lambda acts, seed: method.fit(acts, features=Linear(), **given)
+def _fitted(method: Any, **given: Any) -> Entry:
+    return Entry(lambda acts, seed: method.fit(acts, **given))

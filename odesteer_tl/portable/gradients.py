@@ -54,7 +54,9 @@ class GradientFunction:
         return self._with(plus=self.plus + plus)
 
     def _with(self, **parts: Any) -> GradientFunction:
-        return GradientFunction(**{**self.__dict__, **parts})
+        copy = object.__new__(type(self))
+        copy.__dict__.update({**self.__dict__, **parts})
+        return copy
 
 
 class Copies:

@@ -77,10 +77,6 @@ class UpTo(GradientFunction):
         step = torch.minimum(torch.as_tensor(dt, dtype=v.dtype, device=v.device), rest)
         return a + v * step.masked_fill(h >= self.until, 0.0)  # an h that overflows is not high
 
-    def _with(self, **parts: Any) -> GradientFunction:
-        own = {name: part for name, part in self.__dict__.items() if name != "until"}
-        return UpTo(GradientFunction(**{**own, **parts}), self.until)
-
 
 def euler_up_to(field: Any, a: Tensor, dt: Tensor | float) -> Tensor:
     """An Euler step of an `UpTo`, or of a field that has one."""
