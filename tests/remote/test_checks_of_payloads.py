@@ -84,9 +84,9 @@ def test_other_picklers_keep_the_method(client):
 
 
 def test_payloads_are_small(client):
-    """12 kB of source, and the numbers: a d_model of 24 makes them few."""
+    """12 kB of source and of the paths of its files, long on some machines; a d_model of 24 makes few numbers."""
     sizes = client["bytes"]
-    assert 4_000 < sizes["caa"] < 12_000
+    assert 4_000 < sizes["caa"] < 12_500
     assert sizes["caa"] < sizes["odesteer"] < sizes["caa"] + 4 * (D_MODEL**2 + 2 * D_MODEL + 2) + 2_000
 
 
