@@ -81,12 +81,18 @@ def parity(
     as_json: options.AsJson = False,
     complete: Annotated[bool, typer.Option(help="Empty cells are errors.")] = False,
     quick: Annotated[bool, typer.Option(help="Half of the cells, with every pair of family, prompts, cache.")] = False,
+    measure: Annotated[bool, typer.Option(help="--no-measure: only join the files of --with.")] = True,
 ) -> None:
     """Compare the steered logits of every installed library with those of a plain torch hook."""
     with command_output() as say:
-        from odesteer_tl.parity.table import print_parity
+        if not measure and (remote is not None or not others):
+            raise ValueError("--no-measure joins the files of --with FILE, and has no use for --remote.")
+        from odesteer_tl.parity.table import measured, print_parity, read
 
-        if not print_parity(remote, others or [], as_json, complete, say, quick):
+        cells = [cell for file in others or [] for cell in read(file)]
+        if measure:
+            cells = measured(remote, quick) + cells
+        if not print_parity(cells, as_json, complete, say, quick):
             raise typer.Exit(WRONG)
 
 

@@ -1,7 +1,7 @@
 """The parity table: per method and way of steering, the largest deviation of a logit and the smallest effect."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
@@ -79,22 +79,24 @@ def conditions(quick: bool = False) -> list[tuple[Family, str, bool]]:
 def measured(remote: str | None = None, quick: bool = False) -> list[Cell]:
     """Measure every cell on the installed libraries; with `remote`, on the server at that address too. `quick`: half of
     the conditions."""
-    cells = []
-    for family in get_args(Family):
-        fitted = {label: fit(family) for label, fit in parity_rows().items()}
-        expected: dict[Any, Any] = {}  # one per generated tokens: all ways generate the same, unless one is wrong
-        for name, run in ways(family, remote).items():
-            for label, method in fitted.items():
-                T = method.usual_T
-                where = places(method, T)
-                for prompts, cache in [case[1:] for case in conditions(quick) if case[0] == family]:
-                    new, logits = run(PROMPTS[prompts], method, T, cache)
-                    key = label, prompts, str(new.tolist())
-                    if key not in expected:
-                        expected[key] = steered_and_plain(family, PROMPTS[prompts], new, where)
-                    worst, effect = differences(logits, expected[key])
-                    cells.append(Cell(name, label, family, prompts, cache, worst, effect))
-    return cells
+    with StringIO() as unread, redirect_stdout(unread), redirect_stderr(unread):  # progress and status of the libraries
+        return [cell for family in get_args(Family) for cell in _of_family(family, remote, quick)]
+
+
+def _of_family(family: Family, remote: str | None, quick: bool) -> Iterator[Cell]:
+    fitted = {label: fit(family) for label, fit in parity_rows().items()}
+    expected: dict[Any, Any] = {}  # one per generated tokens: all ways generate the same, unless one is wrong
+    for name, run in ways(family, remote).items():
+        for label, method in fitted.items():
+            T = method.usual_T
+            where = places(method, T)
+            for prompts, cache in [case[1:] for case in conditions(quick) if case[0] == family]:
+                new, logits = run(PROMPTS[prompts], method, T, cache)
+                key = label, prompts, str(new.tolist())
+                if key not in expected:
+                    expected[key] = steered_and_plain(family, PROMPTS[prompts], new, where)
+                worst, effect = differences(logits, expected[key])
+                yield Cell(name, label, family, prompts, cache, worst, effect)
 
 
 def written(cells: Iterable[Cell]) -> str:
@@ -153,17 +155,9 @@ def faults(cells: list[Cell], complete: bool = False, quick: bool = False) -> li
 
 
 def print_parity(
-    remote: str | None,
-    others: list[Path],
-    as_json: bool,
-    complete: bool,
-    say: Callable[[Any], Any],
-    quick: bool = False,
+    cells: list[Cell], as_json: bool, complete: bool, say: Callable[[Any], Any], quick: bool = False
 ) -> bool:
-    """Measure, add the cells of `others`, and print the table or JSON by `say`. Returns whether all cells are good."""
-    more = [cell for file in others for cell in read(file)]
-    with StringIO() as unread, redirect_stdout(unread), redirect_stderr(unread):  # progress and status of the libraries
-        cells = measured(remote, quick) + more
+    """Print the table of the cells, or JSON, by `say`. Returns whether all cells are good."""
     wrong = faults(cells, complete, quick)
     if as_json:
         say(written(cells))
@@ -172,7 +166,7 @@ def print_parity(
     shown = f"{len(cells)} measurements in float32: largest deviation of a logit from a torch hook / smallest effect"
     over = f"{', '.join(get_args(Family))}, {' and '.join(PROMPTS)} prompts, KV cache on and off"
     say(f"\n{shown}, over {over}{', every two of these together' if quick else ''}.")
-    if remote is None:
+    if not any(cell.way == "nnsight remote" for cell in cells):
         say("nnsight remote is left out: --remote URL names a server.")
     for fault in wrong:
         say(f"WRONG {fault}")

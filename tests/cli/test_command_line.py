@@ -335,6 +335,20 @@ def test_cells_of_another_installation_are_checked_before_anything_is_measured(t
     refused(capsys, ["parity", "--with", "/dev/zero"], "/dev/zero does not hold", "it is larger than 16,777,216 bytes")
 
 
+def test_cells_of_other_installations_are_joined_without_measuring(capsys, monkeypatch):
+    monkeypatch.setattr(table, "measured", lambda *_: pytest.fail("measured"))
+    for name, way, deviation in (("a", "Hugging Face", 1e-6), ("b", "nnsight remote", 3e-5)):
+        Path(name).write_text(table.written([table.Cell(way, "CAA", "gpt2", "single", True, deviation, 1.0)]))
+    join = ["parity", "--no-measure", "--with", "a"]
+    assert main([*join, "--with", "b"]) == 0
+    said = capsys.readouterr().out
+    assert "| CAA | 3e-05 / 1.0 | 1e-06 / 1.0 |" in said and "is left out" not in said
+    assert main([*join, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("a").read_text())
+    refused(capsys, [*join, "--remote", "http://localhost:1"], "--no-measure joins the files of --with FILE")
+    refused(capsys, ["parity", "--no-measure"], "--no-measure joins the files of --with FILE")
+
+
 def test_what_libraries_print_is_no_part_of_the_output(capsys, monkeypatch):
     def noisy(acts):
         print("loading shards")
