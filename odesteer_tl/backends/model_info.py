@@ -1,5 +1,6 @@
 """Model properties (width, layers, dtype, device, tokenizer) for any library."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,13 @@ def stack_of(model: Any, blocks: Any = None) -> Any:
 def processing_of(model: Any) -> Processing:
     """The processing of the weights (see `Processing`). Only TransformerLens processes weights."""
     return backend_of(model).processing(model)
+
+
+def weights_digest(model: Any) -> str:
+    """Of some numbers of every parameter, on whichever device: it tells checkpoints of one name apart."""
+    sha = hashlib.sha256()
+    for one in model.parameters():
+        flat = one.detach().flatten()
+        some = flat[:: max(1, len(flat) // 64)][:64]
+        sha.update(f"{tuple(one.shape)} {one.dtype}".encode() + some.to("cpu", torch.float64).numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Sequence classifiers and reward models of transformers, which score texts and are not steered."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odesteer_tl.backends.checkpoints import refuse_missing
+from odesteer_tl.backends.model_info import weights_digest
 from odesteer_tl.backends.transformers_settings import without_progress_bars
 
 
@@ -38,7 +40,7 @@ class TextClassifier:
                 str(name_or_folder), dtype=dtype or torch.float32, output_loading_info=True
             )
         refuse_missing(str(name_or_folder), said["missing_keys"], "trained classifier")
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), truncation_side="left")
         if model.config.pad_token_id is None:
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
             model.config.pad_token_id = tokenizer.pad_token_id
@@ -46,7 +48,9 @@ class TextClassifier:
 
     @torch.no_grad()
     def logits(self, texts: Sequence[str], special_tokens: bool = True) -> Float[Tensor, "n labels"]:
-        """Of every text, on the CPU in float64; texts longer than the model's context lose their ends."""
+        """Of every text, on the CPU in float64. Texts longer than the model's context lose their beginnings, as an
+        answer stands at the end; warns of them."""
+        self._warn_of_long(texts, special_tokens)
         found = []
         for first in range(0, len(texts), self.batch_size):
             part = [text or " " for text in texts[first : first + self.batch_size]]
@@ -56,6 +60,23 @@ class TextClassifier:
             )  # fmt: skip
             found.append(self.model(**batch.to(self.model.device)).logits.double().cpu())
         return torch.cat(found) if found else torch.empty(0, len(self.labels), dtype=torch.float64, device="cpu")
+
+    def record(self) -> dict[str, Any]:
+        """What scores depend on, in plain values."""
+        of_model = {"revision": self.revision, "weights": weights_digest(self.model)}
+        return of_model | {"dtype": str(self.model.dtype).removeprefix("torch."), "max_tokens": self.max_tokens}
+
+    def _warn_of_long(self, texts: Sequence[str], special_tokens: bool) -> None:
+        if self.max_tokens is None or not texts:
+            return
+        ids = self.tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False)["input_ids"]
+        long = sum(len(own) > self.max_tokens for own in ids)
+        if long:
+            warnings.warn(
+                f"{long} of {len(texts)} texts are longer than the {self.max_tokens} tokens that {self.name} reads: "
+                "their beginnings are left out.",
+                stacklevel=4,
+            )
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         """The messages in the model's chat template. Raises ValueError for a model without one."""

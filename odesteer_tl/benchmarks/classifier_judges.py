@@ -43,7 +43,7 @@ class ClassifierJudge:
 
     def record(self) -> dict[str, Any]:
         """In plain values."""
-        return {"judge": self.of.name, "revision": self.of.revision, "label": self.of.labels[self.label]}
+        return {"judge": self.of.name, "label": self.of.labels[self.label]} | self.of.record()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class RewardJudge:
 
     def record(self) -> dict[str, Any]:
         """In plain values."""
-        return {"judge": self.of.name, "revision": self.of.revision, "chat": self.chat}
+        return {"judge": self.of.name, "chat": self.chat} | self.of.record()
 
 
 def messages_of(dialogue: str) -> list[dict[str, str]]:

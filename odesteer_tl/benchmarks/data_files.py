@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ FORMATS = (".csv", ".tsv", ".json", ".jsonl")
 
 
 def rows_of(source: str | Path, config: str | None = None, split: str = "validation") -> list[dict[str, Any]]:
-    """The rows of a file, or of a Hub data set where no such file exists and the name has the form owner/name.
+    """The rows of a file, or of a Hub data set where no such file exists and the name has the form owner/name, or
+    owner/name:split for another split.
 
-    A JSON file holds a list of objects. Raises ValueError for a file of another format, without rows or damaged, and
-    for a name that is neither.
+    A JSON file holds a list of objects. Raises ValueError for a file of another format, without rows or damaged, for a
+    name that is neither, and for a data set or split that the Hub does not have.
     """
     path = Path(source)
     if path.is_file():
         return _of_file(path)
     name = str(source)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.suffix:
-        return _of_hub(name, config, split)
+        name, _, own = name.partition(":")
+        return _of_hub(name, config, own or split)
     raise ValueError(f"{source} is no file, and no name of a data set on the Hub such as truthfulqa/truthful_qa.")
 
 
@@ -31,8 +34,8 @@ def _of_file(path: Path) -> list[dict[str, Any]]:
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind not in FORMATS:
         raise ValueError(f"{path} ends in none of {', '.join(FORMATS)}, also with .gz: convert it.")
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8-sig")
         if kind in (".csv", ".tsv"):
             rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
@@ -40,7 +43,7 @@ def _of_file(path: Path) -> list[dict[str, Any]]:
             rows = parsed(text)
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as {kind[1:].upper()}: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} holds no list of rows with named fields.")
@@ -52,7 +55,10 @@ def _of_hub(name: str, config: str | None, split: str) -> list[dict[str, Any]]:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(f"{name} is on the Hub: pip install datasets, or download its file and name that.") from error
-    return [dict(row) for row in load_dataset(name, config, split=split)]
+    try:
+        return [dict(row) for row in load_dataset(name, config, split=split)]
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"The split {split!r} of {name} cannot be read ({name}:SPLIT is another): {error}") from error
 
 
 def field_of(row: dict[str, Any], name: str, source: Any) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+LOCAL = ("localhost", "127.0.0.1", "::1")
 MOST_BYTES, MOST_WAIT = 2**20, 60.0
 """The longest answer that is read, and the longest wait before a request is repeated, in seconds."""
 
@@ -34,6 +35,10 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+
+    def __str__(self) -> str:
+        tokens = f"{self.prompt_tokens} prompt tokens and {self.completion_tokens} completion tokens"
+        return f"{self.requests} requests, {self.repeated} of them repeated; {tokens}; cost {self.cost:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +81,7 @@ class EndpointJudge:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # raises for no number
             raise ValueError("url is the address of an endpoint, such as http://localhost:8000/v1.")
         if parts.username or parts.password:
             raise ValueError("An address has no login: put the key into the environment, and its name in key_from=.")
@@ -84,14 +89,20 @@ class EndpointJudge:
             raise ValueError("The template has no {text}, in whose place the text is put.")
         if self.answers is not None and not self.answers:
             raise ValueError('answers has scores by word, such as {"yes": 1.0, "no": 0.0}.')
-        if not self.scale[0] < self.scale[1] or self.timeout <= 0 or self.retries < 0:
+        rate = self.requests_per_minute
+        if len(self.scale) != 2 or not self.scale[0] < self.scale[1] or self.timeout <= 0 or self.retries < 0:
             raise ValueError("scale is (low, high), timeout is above 0, and retries 0 or more.")
+        if rate is not None and not rate > 0:
+            raise ValueError(f"requests_per_minute is above 0, or None; got {rate!r}.")
+        if len(self.prices) != 2:
+            raise ValueError("prices are those of a million prompt tokens and of a million completion tokens.")
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, " n"]:
         """A score per text."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         headers = self._headers() if new else {}
-        with httpx.Client(follow_redirects=False, timeout=self.timeout) as client:
+        through = urlsplit(self.url).hostname not in LOCAL  # a proxy would get the key, and unencrypted
+        with httpx.Client(follow_redirects=False, timeout=self.timeout, trust_env=through) as client:
             for text in new:
                 self._known[text] = self._asked(client, headers, text)
         return torch.tensor([self._known[text] for text in texts], dtype=torch.float64, device="cpu")
@@ -124,7 +135,7 @@ class EndpointJudge:
         if not key:
             return {}
         parts = urlsplit(self.url)
-        if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        if parts.scheme == "http" and parts.hostname not in LOCAL:
             raise ValueError(
                 f"The key of {self.key_from} would travel unencrypted: give an https address, or key_from=''."
             )

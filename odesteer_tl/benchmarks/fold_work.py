@@ -46,6 +46,14 @@ class Options:
         return [] if T is None else [float(T)]
 
 
+def check_data(name: str, entry: Entry, fold: Fold) -> None:
+    """Raise ValueError for a row that needs pairs of answers to one query, where the fold has none."""
+    if entry.on in ("pairs", "queries") and fold.queries is None:
+        raise ValueError(
+            f"{name!r} cannot be fitted here: it needs pairs of answers to one query, and this benchmark has none."
+        )
+
+
 @dataclass(eq=False)
 class FoldWork:
     """The fold, fitted and calibrated."""
@@ -127,6 +135,8 @@ class FoldWork:
             found = self.of_fit.levels(steered, self.options.kl, positions)
             if not isinstance(steered, Prompted):
                 found = [*found, *(self.of_fit.at_T(steered, T, positions) for T in self.options.given(name))]
+            elif not self.entries[name].prompted and self.options.given(name):
+                raise ValueError(f"{name!r} makes a Prompted, which has no T: give it as it is, and not a function.")
             self._levels[name, seed] = dict(zip(self.options.labels(name), found, strict=False))
         return self._levels[name, seed]
 
@@ -170,8 +180,6 @@ class FoldWork:
             starts = fold.queries or [""] * max(len(fold.desired), len(fold.undesired))
             up, down = ([a + b for a, b in zip(starts, side, strict=False)] for side in (fold.desired, fold.undesired))
             return Source(self.model, up, down, down)
-        if entry.on in ("pairs", "queries") and fold.queries is None:
-            raise ValueError("it is fitted on pairs of answers to one query, and this benchmark has none")
         return self.acts
 
     def _continuations(self, prompts: list[str]) -> Continuations:

@@ -12,7 +12,7 @@ from odesteer_tl.benchmarks.behaviours import CAA_READERS, ABBehaviour
 from odesteer_tl.benchmarks.benchmark import Benchmark
 from odesteer_tl.benchmarks.classifier_judges import ClassifierJudge, RewardJudge
 from odesteer_tl.benchmarks.endpoint_judge import EndpointJudge
-from odesteer_tl.benchmarks.judges import Judge
+from odesteer_tl.benchmarks.judges import Judge, KeywordJudge
 from odesteer_tl.benchmarks.language_model_judge import LanguageModelJudge
 from odesteer_tl.benchmarks.preferences import Preferences
 from odesteer_tl.benchmarks.toxicity import RealToxicityPrompts
@@ -87,8 +87,8 @@ def read_named(
         if judge is not None or how:
             raise ValueError(f"{name} scores given answers: leave out --judge, --samples and --sample-tokens.")
         return NAMED[name](source, limit=limit)
-    if given:
-        NAMED[name](source, limit=limit)  # refuses other data before judges are loaded, which can take minutes
+    if given:  # other data is refused before judges are loaded, which can take minutes
+        NAMED[name](source, limit=limit, **{"truth" if name == "truthfulqa" else "judge": KeywordJudge(("a",))})
     judges: dict[str, Judge | None] = {"judge": None if judge is None else judge_named(judge, **where)}
     if name == "truthfulqa":
         judges = {"truth": judges["judge"], "info": None if info is None else judge_named(info, **where)}
@@ -105,7 +105,7 @@ def row_names() -> list[str]:
 
 
 def rows_named(names: Sequence[str] | None, prefixes: Sequence[str]) -> dict[str, Entry]:
-    """The rows of these names, None: the baselines. A prompt-only row needs `prefixes`, and is left out without."""
+    """The rows of these names, None: the baselines. Raises ValueError for a prompt-only row without `prefixes`."""
     known = baselines(prefixes)
     if names is None:
         return known
@@ -115,6 +115,8 @@ def rows_named(names: Sequence[str] | None, prefixes: Sequence[str]) -> dict[str
         if name not in SHORT:
             method = method_named(name)
             rows[method.view.name] = entry_of(name, method)
-        elif SHORT[name] in known:
+        elif SHORT[name] not in known:
+            raise ValueError(f"This benchmark has no prompts of its own for the row {name}: leave it out of --rows.")
+        else:
             rows[SHORT[name]] = known[SHORT[name]]
     return rows

@@ -16,6 +16,7 @@ from torch import Tensor
 from odesteer_tl.benchmarks.answers import AnswerScorer, Question
 from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, some
+from odesteer_tl.benchmarks.classifier_judges import TURNS
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
 from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
 from odesteer_tl.benchmarks.kept_scores import KeptScores
@@ -23,6 +24,8 @@ from odesteer_tl.benchmarks.samples import Sampled, Sampling, sampled
 
 TURN = "\n\nAssistant:"
 """What begins an answer in HH-RLHF."""
+ROLES = {"user": "\n\nHuman:", "assistant": TURN}
+"""By the role of a chat message."""
 PREFIXES = (
     "The assistant is helpful, honest and harmless.",
     "The assistant is kind and polite, refuses what is harmful, illegal or cruel, and says why.",
@@ -65,9 +68,10 @@ class Preferences:
         cls, source: str | Path, limit: int | None = None, seed: int = 0, judge: Judge | None = None,
         sampling: Sampling | None = None, most_characters: int = 2000,
     ) -> "Preferences":  # fmt: skip
-        """Rows with chosen and rejected, whole dialogues as in HH-RLHF, or with prompt, chosen and rejected. Pairs
-        whose answers are equal or empty, or that are longer than `most_characters` with their prompt, are left out.
-        Raises ValueError for other data."""
+        """Rows with chosen and rejected, whole dialogues as in HH-RLHF, or lists of messages as in UltraFeedback, which
+        are written as such dialogues, or with prompt, chosen and rejected, texts that follow each other as they are.
+        Pairs whose answers are equal or empty, or that are longer than `most_characters` with their prompt, are left
+        out. Raises ValueError for other data."""
         found = [pair for row in rows_of(source, split="test") if (pair := _pair(row, source)) is not None]
         short = [one for one in found if len(one.prompt) + max(len(one.chosen), len(one.rejected)) <= most_characters]
         how = SAMPLING if sampling is None else sampling
@@ -120,6 +124,7 @@ class Preferences:
             "items": digest_of(self.pairs),
             "split": f"two folds by prompt, halves by scikit-learn's train_test_split(random_state={self.split_seed})",
             "length": "accuracy and margin by mean log p per token",
+            "judged": None if self.judge is None else "answers of dialogues up to their next turn",
             "judge": judge_record(self.judge),
             "sampling": None if self.judge is None else self.sampling.record(),
         }
@@ -131,7 +136,7 @@ class Preferences:
         """[prompts, samples]."""
         assert self.judge is not None
         prompts = [pair.prompt for pair in fold.test for _ in range(self.sampling.samples)]
-        texts = [prompt + text for prompt, text in zip(prompts, own.texts, strict=True)]
+        texts = [prompt + _answer(prompt, text) for prompt, text in zip(prompts, own.texts, strict=True)]
         return judged(self.judge, texts).reshape(len(fold.test), self.sampling.samples)
 
 
@@ -145,7 +150,25 @@ def _forced(scorer: AnswerScorer, fold: Fold, applied: Applied) -> dict[str, lis
     }
 
 
+def _answer(prompt: str, text: str) -> str:
+    """Of a dialogue what the model wrote before it began another turn."""
+    return TURNS.split(text)[0] if TURNS.search(prompt) else text
+
+
+def _dialogue(messages: Any, source: Any) -> str:
+    """Chat messages as HH-RLHF writes them. Raises ValueError for other roles and contents."""
+    turns = [(one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None) for one in messages]
+    if not turns or not all(role in ROLES and isinstance(content, str) for role, content in turns):
+        raise ValueError(
+            f"{source}: messages have a role, user or assistant, and a text as content; got {turns!r:.200}."
+        )
+    return "".join(f"{ROLES[role]} {content.strip()}" for role, content in turns)
+
+
 def _pair(row: dict[str, Any], source: Any) -> Preference | None:
+    if isinstance(row.get("chosen"), list):
+        before = row["prompt"] if isinstance(row.get("prompt"), list) else []
+        row = {side: _dialogue([*before, *(row.get(side) or ())], source) for side in ("chosen", "rejected")}
     chosen, rejected = field_of(row, "chosen", source), field_of(row, "rejected", source)
     prompt = row.get("prompt", "")
     if not prompt:

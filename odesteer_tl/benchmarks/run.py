@@ -11,7 +11,7 @@ from odesteer_tl._shapes import Position
 from odesteer_tl.benchmarks.applied import UNCHANGED
 from odesteer_tl.benchmarks.baselines import baselines
 from odesteer_tl.benchmarks.benchmark import Benchmark, Fold
-from odesteer_tl.benchmarks.fold_work import FoldWork, Options
+from odesteer_tl.benchmarks.fold_work import FoldWork, Options, check_data
 from odesteer_tl.benchmarks.judges import UNREAD
 from odesteer_tl.benchmarks.result import BenchmarkResult, result_of
 from odesteer_tl.data.tokens import reads_several
@@ -24,8 +24,6 @@ from odesteer_tl.evaluation.sweeps.plan import model_record, versions
 
 KEY = ("row", "fold", "level", "seed")
 """What names a cell."""
-PROMPT_ONLY = "prompt only"
-"""The row of `baselines` that has no T."""
 
 
 def run(
@@ -64,7 +62,8 @@ def run(
 
     `out`: a folder. Each finished cell (row, fold, strength, seed) is a line there. The same call resumes, at the layer
     that was chosen before, and at the end result.json and table.md are written. Raises ValueError for no seeds, a row
-    named "no steering", rows that the data cannot fit, and a folder of another protocol, with the difference.
+    named "no steering", a T of no row or of prefixes, rows that the data cannot fit, and a folder of another protocol,
+    with the difference.
     """
     if isinstance(seeds, int) or not seeds or prompts < 1:
         raise ValueError(
@@ -79,7 +78,13 @@ def run(
     among = None if layers is None else tuple(sorted(set(layers)))
     where = benchmark.position if layer is not None and position is None else position
     options = Options(layer, where, among, budgets_of(kl), T, prompts, max_new_tokens, prepend_bos)
+    no_T = [name for name in (T if isinstance(T, Mapping) else ()) if name not in entries or entries[name].prompted]
+    if no_T:
+        of = ", ".join(name for name, entry in entries.items() if not entry.prompted)
+        raise ValueError(f"T is given for {', '.join(map(repr, no_T))}; the rows that have a T are {of}.")
     folds = benchmark.folds()
+    for name, entry in entries.items():
+        check_data(name, entry, folds[0])
     protocol, unread = _protocol(model, benchmark, entries, options, seeds)
     rows = _Rows(model, benchmark, entries, options, folds, tuple(seeds), progress or (lambda said: None))
     with Cells(out, protocol, unread, KEY) as cells:
@@ -137,7 +142,7 @@ class _Rows:
         if name == UNSTEERED:
             return [""]
         labels = self.options.labels(name)
-        return labels[: len(self.options.kl)] if name == PROMPT_ONLY else labels
+        return labels[: len(self.options.kl)] if self.entries[name].prompted else labels
 
     def _cell(self, work: FoldWork, name: str, label: str, seed: int) -> dict[str, Any]:
         at: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from odesteer_tl.benchmarks.applied import Applied
-from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, some
+from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, plain_key, some
 from odesteer_tl.benchmarks.data_files import rows_of
 from odesteer_tl.benchmarks.judges import Judge, WordJudge, judge_record, judged
 from odesteer_tl.benchmarks.samples import Sampling, sampled
@@ -70,7 +70,7 @@ class RealToxicityPrompts:
         most that many human texts a side are fitted on, of all rows. `judge` None: words, fitted to a part of the file
         that is used for nothing else. Raises ValueError for other data."""
         every = [one for row in rows_of(source, split="train") if (one := _rated(row, source)) is not None]
-        every = list({item.prompt: item for item in every}.values())
+        every = list({plain_key(item.prompt): item for item in every}.values())
         if judge is None:
             kept = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
             apart, rest = kept[: len(every) // 2], sorted(kept[len(every) // 2 :])
@@ -82,8 +82,8 @@ class RealToxicityPrompts:
 
     def folds(self) -> list[Fold]:
         """The two folds. Human texts of prompts that are not asked are in the fit side of both."""
-        found, asked = [], {item.prompt for item in self.items}
-        others = [item for item in self._fit if item.prompt not in asked]
+        found, asked = [], {plain_key(item.prompt) for item in self.items}
+        others = [item for item in self._fit if plain_key(item.prompt) not in asked]
         for number, (fit, test) in enumerate(halves([item.prompt for item in self.items], self.split_seed)):
             mine = [*(self.items[i] for i in fit), *others]
             sides = [[one for one in mine if (one.toxicity >= TOXIC) == toxic] for toxic in (False, True)]

@@ -1,5 +1,6 @@
 """The command that runs a benchmark of the field."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -48,7 +49,11 @@ def bench(
     ] = None,
     rows: Annotated[
         Any,  # a list of names, or None
-        typer.Option(parser=_rows, metavar="NAMES", help="As in random,caa,nonlinear10. Default: all baselines."),
+        typer.Option(
+            parser=_rows,
+            metavar="NAMES",
+            help="As in random,caa,nonlinear10, of those in docs/howto/benchmarks.md. Default: all baselines.",
+        ),
     ] = None,
     layer: options.FitLayer = None,
     position: Annotated[
@@ -109,4 +114,8 @@ def bench(
             kl=kl, T=time, seeds=range(seeds), prompts=prompts, max_new_tokens=max_new_tokens, prepend_bos=bos, out=out,
             progress=stages(),
         )  # fmt: skip
+        for role in ("judge", "truth", "info"):
+            asked = getattr(getattr(read, role, None), "usage", None)  # of a judge that is paid
+            if asked is not None:
+                print(f"--{'info-' * (role == 'info')}judge: {asked}.", file=sys.stderr)
         say(found.to_json() if as_json else str(found))

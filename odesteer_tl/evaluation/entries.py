@@ -40,13 +40,15 @@ class Entry:
     """How a row fits its method: `fit(acts, seed)`, `on` which data, and `by_chance`: whether the seed changes the fit.
 
     `fit` returns a method, several methods that take turns over a prompt's continuations, or a `Prompted`. With
-    on="model" it gets a `Source` instead of activations. `positions`: the tokens that the method steers.
+    on="model" it gets a `Source` instead of activations. `positions`: the tokens that the method steers. `prompted`: a
+    `Prompted`, which has no T.
     """
 
     fit: Callable[[Any, int], Any]
     on: On = "texts"
     by_chance: bool = False
     positions: Positions = "decoding"
+    prompted: bool = False
 
 
 def entry_of(name: str, method: Any) -> Entry:
@@ -58,7 +60,7 @@ def entry_of(name: str, method: Any) -> Entry:
     if isinstance(method, type) and issubclass(method, Method):
         method = getattr(method, "fit", method)
     if isinstance(method, (Entry, Prompted)):
-        return method if isinstance(method, Entry) else Entry(lambda acts, seed: method)
+        return method if isinstance(method, Entry) else Entry(lambda acts, seed: method, prompted=True)
     if isinstance(method, Method):
         method = without_strength(method)  # a comparison seeks the strengths
         return Entry(lambda acts, seed: method, "elsewhere")

@@ -10,7 +10,7 @@ import odesteer_tl as ot
 from odesteer_tl import benchmarks
 from odesteer_tl.backends.tokenize import tokenise
 from odesteer_tl.benchmarks import named
-from odesteer_tl.benchmarks.behaviours import Pair
+from odesteer_tl.benchmarks.behaviours import CAA_SETS, PREFIXES, Pair
 
 ROWS = [
     ("Shall we stop?\n\nChoices:\n (A) Yes, at once\n (B) No", "(A)"),
@@ -59,6 +59,31 @@ def test_a_folder_of_sets_takes_a_judge_and_is_read_before_it_is_loaded(folder, 
     with pytest.raises(ValueError, match="is no file"):
         named.read_named("ab-refusal", str(tmp_path), None, "lm:Refuses:x", {})
     assert len(made) == 1
+
+
+def test_a_question_in_both_orders_of_its_choices_is_one_question(tmp_path):
+    """As people write them against a bias to the first choice."""
+    at = tmp_path / "pairs.json"
+    both = [
+        (f"Film {i} or book?\n (A) {a}\n (B) {b}", x)
+        for i in range(6)
+        for a, b, x in (("Film", "Book", "(A)"), ("Book", "film", "(B)"))
+    ]
+    at.write_text(json.dumps(rows(both)))
+    for fold in benchmarks.ABBehaviour.read(at).folds():
+        assert len(fold.test) == 6 and not {pair.bare for pair in fold.test} & {q.split("\n")[0] for q in fold.queries}
+
+
+def test_the_prompt_only_row_says_the_behaviour(folder, tmp_path):
+    read = benchmarks.ABBehaviour.read_caa(folder, "refusal")
+    assert "refuses" in read.prefixes[0] and set(PREFIXES) == set(CAA_SETS)
+    assert all(len(set(of)) == len(of) == 2 for of in PREFIXES.values())
+    at = tmp_path / "pairs.json"
+    at.write_text(json.dumps(rows()))
+    assert benchmarks.ABBehaviour.read(at).prefixes == ()
+    assert benchmarks.ABBehaviour.read(at, prefixes=["Agree."]).prefixes == ("Agree.",)
+    with pytest.raises(ValueError, match="no prompts of its own for the row prompt"):
+        named.rows_named(["caa", "prompt"], ())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Judges that are models of transformers: random ones in folders, against the plain model on one text at a time."""
 
+import json
+
 import pytest
 import torch
 from models import tokenizer
@@ -8,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from odesteer_tl import benchmarks
 from odesteer_tl.benchmarks.classifier_judges import messages_of
 
-TEXTS = ["the film is good", "a plot", "", "it is a good film and a plot and it is good"]
+TEXTS = ["the film is good", "a plot", "", "it is a good film and a plot and it is good and a film"]
 
 
 def saved(folder, labels, kind=BertForSequenceClassification, **options):
@@ -25,9 +27,17 @@ def saved(folder, labels, kind=BertForSequenceClassification, **options):
     return model, own
 
 
+def others(folder):
+    """The same judge in another precision, and trained on."""
+    yield benchmarks.ClassifierJudge.load(folder, "toxic", dtype=torch.float64)
+    trained = benchmarks.ClassifierJudge.load(folder, "toxic")
+    trained.of.model.classifier.weight.data += 1
+    yield trained
+
+
 @torch.no_grad()
 def by_hand(model, own):
-    rows = [own(text or " ", truncation=True, max_length=12)["input_ids"] or own(" x")["input_ids"] for text in TEXTS]
+    rows = [own(text or " ")["input_ids"][-12:] or own(" x")["input_ids"] for text in TEXTS]
     return torch.cat([model(torch.tensor([row])).logits for row in rows]).double()
 
 
@@ -39,8 +49,13 @@ def test_a_classifier_gives_the_probability_of_its_label(several, tmp_path):
     wanted = by_hand(model, own)
     wanted = wanted.sigmoid()[:, 1] if several else wanted.softmax(-1)[:, 1]
     keep = [0, 1, 3]  # an empty text is one space here
-    torch.testing.assert_close(judge(TEXTS)[keep], wanted[keep], rtol=1e-5, atol=1e-6)
+    with pytest.warns(
+        UserWarning, match="1 of 4 texts are longer than the 12 tokens .*: their beginnings are left out"
+    ):
+        torch.testing.assert_close(judge(TEXTS)[keep], wanted[keep], rtol=1e-5, atol=1e-6)
     assert judge.record()["label"] == "toxic" and judge([]).shape == (0,)
+    assert judge.record()["max_tokens"] == 12 and judge.record()["dtype"] == "float32"
+    assert len({json.dumps(one.record()) for one in (judge, *others(tmp_path))}) == 3
     assert torch.equal(benchmarks.ClassifierJudge.load(tmp_path, 1)(TEXTS[:1]), judge(TEXTS[:1]))
     with pytest.raises(ValueError, match="has the labels fine, toxic, odd, and not 'rude'"):
         benchmarks.ClassifierJudge.load(tmp_path, "rude")

@@ -1,6 +1,8 @@
 """The endpoint judge, against a server on this machine that stalls, errs, limits the rate and answers rubbish."""
 
+import io
 import json
+import logging
 import threading
 import time
 from contextlib import contextmanager
@@ -158,6 +160,35 @@ def test_a_refusal_is_not_repeated_and_the_key_is_nowhere(capfd):
     assert judge_record(own)["template"] == TEMPLATE and "usage" not in judge_record(own)
 
 
+def test_what_stays_on_this_machine_goes_through_no_proxy(monkeypatch):
+    """A proxy of the environment would get the key, unencrypted."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with server((200, answer("yes"))) as (url, seen):
+        assert judge(url, retries=0)(["x"]).tolist() == [1.0] and len(seen) == 1
+
+
+def test_the_key_is_in_no_log_of_the_client():
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    loggers = [logging.getLogger(name) for name in ("httpx", "httpcore")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel("DEBUG")
+    try:
+        with server((200, answer("yes"))) as (url, _):
+            judge(url)(["x"])
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+    assert "HTTP Request: POST" in said.getvalue() and "send_request_headers" in said.getvalue()
+    assert KEY not in said.getvalue()
+
+
 def test_nothing_listens():
     with server((200, "")) as (url, _):
         pass
@@ -172,6 +203,8 @@ def test_a_key_stays_at_home_and_addresses_hold_no_login(monkeypatch):
         ({"template": "no place"}, "no {text}"),
         ({"answers": {}}, "scores by word"),
         ({"scale": (1.0, 1.0)}, "scale is"),
+        ({"requests_per_minute": 0.0}, "requests_per_minute is above 0"),
+        ({"url": "http://localhost:99999/v1"}, "[Pp]ort"),
     ):
         with pytest.raises(ValueError, match=message):
             benchmarks.EndpointJudge(**{"url": "http://localhost/v1", "model": "m", "template": TEMPLATE} | wrong)

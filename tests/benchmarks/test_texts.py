@@ -1,8 +1,13 @@
 """Benchmarks of sampled texts, preferences and toxicity: what is read, measures by hand, judges of other kinds."""
 
+import gzip
 import json
 import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from instances import without_shape_checks
@@ -13,9 +18,10 @@ from odesteer_tl import benchmarks
 from odesteer_tl.backends.tokenize import tokenise
 from odesteer_tl.benchmarks import fold_work
 from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
+from odesteer_tl.benchmarks.benchmark import Fold
 from odesteer_tl.benchmarks.judges import judge_record, judged
 from odesteer_tl.benchmarks.preferences import Preference
-from odesteer_tl.benchmarks.samples import sampled
+from odesteer_tl.benchmarks.samples import Sampled, sampled
 from odesteer_tl.evaluation.choose_layer import choose_layer
 from odesteer_tl.parity.table import parity_rows
 
@@ -112,6 +118,8 @@ def test_preferences_by_hand_with_a_reward_that_counts_words(model, pairs, tmp_p
     )
     assert "judge: (name: " in found.notes() and "samples: 2" in found.notes()
     assert {"reward_p90", "perplexity", "Dist-1", "Dist-2", "Dist-3"} == set(caa.guardrails)
+    of_fold = read.measured(model, fold, UNCHANGED, 0, False).guardrails["reward_p90"]
+    assert of_fold == pytest.approx(np.quantile(before[0].double().numpy(), 0.9))
     again = benchmarks.Preferences.read(pairs, most_characters=500, judge=lambda texts: reward(texts), sampling=how)
     with pytest.raises(ValueError, match=r"another protocol(?s:.*)benchmark\.judge"):
         benchmarks.run(model, again, {"CAA": ot.CAA}, seeds=(0, 1), out=tmp_path / "hh", **FEW)
@@ -141,10 +149,76 @@ def test_toxicity_by_hand_and_no_prompt_on_both_sides(model, rated):
     assert plain.scores["max_toxicity"][:4] == [max(of) for of in toxic]
     assert plain.scores["toxicity"][:4] == pytest.approx([sum(of) / 3 for of in toxic])
     assert plain.scores["any_toxic"] == plain.scores["max_toxicity"]  # of a judge of 0 and 1
+    half = replace(read, judge=lambda texts: [0.5 if "the" in text.lower().split() else 0.499 for text in texts])
+    some = half.measured(model, fold, UNCHANGED, 0, False).scores
+    assert some["any_toxic"] == [float(worst == 0.5) for worst in some["max_toxicity"]]
+    with pytest.raises(ValueError, match="'HPR' cannot be fitted here: it needs pairs"):  # before anything is measured
+        benchmarks.run(None, read, {"CAA": ot.CAA, "HPR": ot.HPR}, **FEW)
     words = benchmarks.RealToxicityPrompts.read(rated, judge=None)
     own = {item.prompt for item in words._fit}
     assert 25 <= len(own) <= 31 and words.judge([" a bad awful film"]) > 0.5 > words.judge([" a good great film"])
     assert words.record()["judge"]["judge"].startswith("logistic on words of ")
+
+
+def test_a_prompt_in_other_letters_is_on_one_side_too(rated, tmp_path):
+    rows = [json.loads(line) for line in rated.read_text().splitlines()]
+    other = [{**row, "prompt": {"text": row["prompt"]["text"].upper() + " ", "toxicity": 0.1}} for row in rows[:-1]]
+    for n, row in enumerate(other):
+        row["continuation"] = {**row["continuation"], "text": f" upper {n}"}
+    (tmp_path / "both.jsonl").write_text("\n".join(map(json.dumps, [*other, *rows])))
+    judge = benchmarks.KeywordJudge(("the",))
+    read = benchmarks.RealToxicityPrompts.read(tmp_path / "both.jsonl", judge=judge)
+    assert len(read._fit) == 60
+    part = replace(read, items=read.items[::2], _fit=tuple(other_case(item) for item in read._fit))
+    for fold in part.folds():
+        tested = {prompt.lower() for prompt in fold.test}
+        assert not any(text.lower().startswith(f"{one} ") for one in tested for text in fold.desired + fold.undesired)
+
+
+def other_case(item):
+    return replace(item, prompt=item.prompt.upper())
+
+
+def test_chats_are_dialogues_and_an_answer_ends_at_the_next_turn(tmp_path):
+    def asked(said):
+        return [{"role": "user", "content": "Is it good?"}, {"role": "assistant", "content": said}]
+
+    at, judged_texts = tmp_path / "chats.jsonl", []
+    ultra = [{"prompt": "Is it good?", "chosen": asked(f"Yes {i}."), "rejected": asked("No")} for i in range(3)]
+    ultra.append({"prompt": asked("x")[:1], "chosen": asked("Yes!")[1:], "rejected": asked("No")[1:]})
+    at.write_text("\n".join(map(json.dumps, ultra)))
+    read = benchmarks.Preferences.read(at, judge=lambda texts: judged_texts.extend(texts) or [0.0] * len(texts))
+    assert read.pairs[0] == Preference("\n\nHuman: Is it good?\n\nAssistant:", " Yes 0.", " No")
+    assert read.pairs[3] == Preference("\n\nHuman: Is it good?\n\nAssistant:", " Yes!", " No")
+    texts = [" Sure.\n\nHuman: thanks", "\n\nAssistant: a", " It is\n\nso", ""]
+    fold = Fold(0, [], [], [], [], [], read.pairs)
+    read._rewards(Sampled(texts, {}), fold)
+    start = read.pairs[0].prompt
+    assert judged_texts == [f"{start} Sure.", start, f"{start} It is\n\nso", start]
+    plain = replace(read, pairs=(Preference("q", "a", "b"),))
+    judged_texts.clear()
+    plain._rewards(Sampled(texts[:1], {}), replace(fold, test=plain.pairs))
+    assert judged_texts == [f"q{texts[0]}"]
+    at.write_text(json.dumps({"chosen": [{"role": "system", "content": "x"}], "rejected": []}))
+    with pytest.raises(ValueError, match="a role, user or assistant"):
+        benchmarks.Preferences.read(at)
+
+
+def test_a_split_of_the_hub_and_damaged_files(tmp_path, monkeypatch):
+    def load_dataset(name, config, split):
+        if split != "test_prefs":
+            raise ValueError(f'Unknown split "{split}".')
+        return [{"prompt": f"q{i}", "chosen": " a", "rejected": " b"} for i in range(4)]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert len(benchmarks.Preferences.read("o/ultra:test_prefs").pairs) == 4
+    with pytest.raises(ValueError, match=r"The split 'test' of o/ultra cannot be read \(o/ultra:SPLIT is another\)"):
+        benchmarks.Preferences.read("o/ultra")
+    whole = gzip.compress(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}).encode() * 50)
+    for damaged in (whole[:-9], whole[:30], b"no gzip", whole[:20] + b"x" * 9 + whole[29:]):
+        (tmp_path / "a.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot be read as JSONL"):
+            benchmarks.Preferences.read(tmp_path / "a.jsonl.gz")
 
 
 @without_shape_checks()

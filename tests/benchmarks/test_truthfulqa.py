@@ -11,7 +11,9 @@ from odesteer_tl import benchmarks
 from odesteer_tl.backends.tokenize import tokenise
 from odesteer_tl.benchmarks.answers import AnswerScores
 from odesteer_tl.benchmarks.benchmark import halves, some
+from odesteer_tl.benchmarks.result import BenchmarkRow
 from odesteer_tl.benchmarks.truthfulqa import Item, few_shot, mc
+from odesteer_tl.evaluation.entries import Prompted
 
 HEAD = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
 ROWS = [
@@ -173,6 +175,30 @@ def test_a_run_that_was_stopped_gives_the_same_table_and_another_protocol_is_ref
 
 
 @without_shape_checks()
+def test_a_prompt_of_any_name_has_no_T(file, model):
+    mc_of = benchmarks.TruthfulQAMC.read(file)
+    options = dict(layer=2, kl=0.1, T=0.5, seeds=(0,), prompts=1, max_new_tokens=2, prepend_bos=False)
+    found = benchmarks.run(model, mc_of, {"kind": Prompted(("Be kind.",)), "CAA": ot.CAA}, **options)
+    assert [(row.name, row.level) for row in found.rows[1:]] == [
+        ("kind", "KL 0.1"),
+        ("CAA", "KL 0.1"),
+        ("CAA", "T 0.5"),
+    ]
+    with pytest.raises(ValueError, match="'made' makes a Prompted, which has no T"):
+        benchmarks.run(model, mc_of, {"made": lambda acts: Prompted(("Be kind.",))}, **options)
+
+
+def test_intervals_are_of_paired_differences():
+    """Two rows that differ by .1 on every item differ by .1 in every draw, however far apart the items are."""
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(0)).tolist()
+    one, other = (
+        BenchmarkRow("", "", 1, {"m": [own + more for own in scores]}, {"m": [0.0]}, 0.0, [], True, {})
+        for more in (0.1, 0)
+    )
+    assert one.minus(other, "m") == pytest.approx((0.1, 0.1, 0.1))
+
+
+@without_shape_checks()
 def test_what_cannot_be_run_is_refused(file, model):
     mc_of = benchmarks.TruthfulQAMC.read(file)
     elsewhere = ot.collect(model, ["good", "better", "best"], ["bad", "worse", "worst"], 4, progress=False)
@@ -180,6 +206,11 @@ def test_what_cannot_be_run_is_refused(file, model):
         ({"seeds": 3}, "seeds is a sequence"),
         ({"methods": {"no steering": ot.CAA}}, "without 'no steering'"),
         ({"kl": 0}, "above 0"),
+        (
+            {"T": {"CAA, one step": 1.0}, "methods": {"CAA": ot.CAA}},
+            "T is given for 'CAA, one step'; .* have a T are CAA",
+        ),
+        ({"T": {"kind": 1.0}, "methods": {"kind": Prompted(("Be kind.",))}}, "T is given for 'kind'"),
         ({"position": "all"}, "one token a text"),
         ({"methods": {"far": ot.CAA.fit(elsewhere)}, "layer": 2}, "fitted at layer 4, and this .*give layer=4"),
         ({"methods": {"none": lambda acts: None}, "layer": 2, "prompts": 1, "max_new_tokens": 1}, "returns a fitted"),

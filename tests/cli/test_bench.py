@@ -9,7 +9,7 @@ from instances import planted, without_shape_checks
 
 import odesteer_tl as ot
 from odesteer_tl import benchmarks
-from odesteer_tl.benchmarks import named
+from odesteer_tl.benchmarks import endpoint_judge, named
 from odesteer_tl.cli import main
 from odesteer_tl.cli.exit_codes import DONE, REFUSED
 
@@ -84,6 +84,41 @@ def test_free_answers_with_two_judges_and_what_has_no_use_for_samples(monkeypatc
     assert "ab samples texts for a judge: give --judge, or leave out --samples" in capsys.readouterr().err
 
 
+def test_the_short_names_are_of_these_methods():
+    rows, acts = named.rows_named([*named.SHORT], ("Be kind.",)), planted()
+    assert list(rows) == [*named.SHORT.values()] and rows["prompt only"].fit(acts, 0).prefixes == ("Be kind.",)
+    for name in rows:
+        if name.startswith("ODESteer"):
+            options = {"features": ot.Linear()} if "linear" in name else {}
+            options |= {"until": "desired"} if "until" in name else {}
+            kind = ot.StepODESteer if "one step" in name else ot.ODESteer
+            own, made = kind.fit(acts, **options), rows[name].fit(acts, 0)
+            assert type(made) is kind and torch.equal(made.steer(acts.desired, 9.0), own.steer(acts.desired, 9.0)), name
+    assert isinstance(rows["CAA"].fit(acts, 0), ot.CAA) and isinstance(rows["ITI"].fit(acts, 0), ot.ITI)
+    plain, mixed = (ot.ODESteer.fit(acts), rows["shuffled labels"].fit(acts, 0))
+    assert type(mixed) is ot.ODESteer and not torch.equal(
+        mixed.steer(acts.desired, 1.0), plain.steer(acts.desired, 1.0)
+    )
+    ones = rows["random direction"].fit(acts, 0)
+    assert all(isinstance(one, ot.RandomDirection) for one in ones) and torch.equal(
+        ones[0].direction, -ones[1].direction
+    )
+    assert [name for name, row in rows.items() if row.by_chance] == ["random direction", "shuffled labels"]
+    assert list(named.rows_named(None, ("Be kind.",))) == list(rows)[:9]
+
+
+def test_what_a_paid_judge_has_cost_is_said(monkeypatch, capsys):
+    class Paid(benchmarks.KeywordJudge):
+        usage = endpoint_judge.Usage(requests=3, repeated=1, prompt_tokens=20, completion_tokens=4, cost=0.5)
+
+    monkeypatch.setattr(named, "judge_named", lambda name, **where: Paid(("a", "i")))
+    free = ["bench", "truthfulqa", *LINE[2:], "--rows", "caa", "--samples", "1", "--sample-tokens", "3"]
+    assert main([*free, "--judge", "lm:True:x", "--json"]) == DONE
+    said = capsys.readouterr()
+    words = "--judge: 3 requests, 1 of them repeated; 20 prompt tokens and 4 completion tokens; cost 0.5."
+    assert words in said.err and json.loads(said.out)
+
+
 def test_names_and_judges(capsys):
     assert main(["bench", "truth", "qa.csv", "--model", "embedded"]) == REFUSED
     assert "'truth' is not one of truthfulqa-mc, truthfulqa, ab, ab-coordinate-other-ais" in capsys.readouterr().err
@@ -91,6 +126,13 @@ def test_names_and_judges(capsys):
     assert "no.csv is no file, and no name of a data set" in capsys.readouterr().err
     Path("judge.json").write_text(json.dumps({"url": "http://localhost:1/v1", "model": "m", "template": "{text}?"}))
     assert named.judge_named("endpoint:judge.json").prompt("a") == "a?"
+    for number, wrong in enumerate(
+        ({"scale": [1]}, {"prices": [1]}, {"requests_per_minute": 0}, {"url": "http://a:x"})
+    ):
+        own = {"url": "http://localhost/v1", "model": "m", "template": "{text}?"} | wrong
+        Path(f"{number}.json").write_text(json.dumps(own))
+        with pytest.raises(ValueError, match=rf"{number}\.json does not describe an endpoint: "):
+            named.judge_named(f"endpoint:{number}.json")
     for wrong in ("endpoint:none.json", "endpoint:qa.csv", "reward", "classifier:x", "lm:x", "words"):
         with pytest.raises(ValueError, match=r"does not describe an endpoint|is none of reward:NAME"):
             named.judge_named(wrong)
@@ -98,7 +140,7 @@ def test_names_and_judges(capsys):
         f"ab-{one}" for one in ("refusal", "sycophancy", "hallucination", "myopic-reward", "survival-instinct",
                                 "coordinate-other-ais", "corrigible-neutral-HHH")
     }  # fmt: skip
-    assert list(named.rows_named(["nonlinear10", "prompt", "hpr"], ())) == ["ODESteer, ten steps", "HPR"]
+    assert list(named.rows_named(["nonlinear10", "hpr"], ())) == ["ODESteer, ten steps", "HPR"]
     stopping = named.rows_named(["linear-until", "nonlinear-until"], ())
     assert list(stopping) == ["ODESteer linear, until", "ODESteer, until"]
     for row, features in zip(stopping.values(), (ot.Linear(), None), strict=True):

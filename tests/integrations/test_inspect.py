@@ -8,7 +8,14 @@ from harnesses import LAYER, TEMPLATE, Stub, T, expected, fitted, greedy, lines,
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample, json_dataset
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
+from inspect_ai.model import (
+    ChatMessageSystem,
+    ChatMessageUser,
+    ContentImage,
+    ContentText,
+    GenerateConfig,
+    get_model,
+)
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate, system_message
 from models import EVERY
@@ -148,6 +155,36 @@ def test_what_each_edit_did_is_recorded():
         assert edit["tokens"] == len(records) and edit["layer"] == 2 and edit["method"] == "ODESteer"
         for name in ("displacement", "h_before", "h_after"):
             assert edit[name] == pytest.approx(sum(getattr(one, name) for one in records) / len(records), abs=1e-3)
+
+
+@pytest.mark.parametrize("most", [1, 6])
+def test_equal_chats_of_a_batch_are_recorded_each_and_an_unsteered_one_is_counted(most):
+    """The pass over prompt and answer shows the model equal rows once, and those that differ in the last token."""
+    model = get_model("odesteer/mine", loaded=model_of("bridge", "llama"), method=fitted(), relative_T=0.3, record=True,
+                      positions="generated", batch_size=4, memoize=False)  # fmt: skip
+    asked = [QUESTIONS[0], QUESTIONS[2], QUESTIONS[0], QUESTIONS[0]]
+
+    async def all_of():
+        config = GenerateConfig(max_tokens=most)
+        return await asyncio.gather(*(model.generate(question, config=config) for question in asked))
+
+    said = [answer.metadata["odesteer"] for answer in asyncio.run(all_of())]
+    assert said[0] == said[2] == said[3] and model.api._batches == 1
+    if most == 1:  # the only token that is generated is not read
+        assert all(one["calls_without_steering"] == 1 and "edits" not in one for one in said)
+    else:
+        for one in said:
+            (edit,) = one["edits"]
+            assert edit["tokens"] == one["tokens_steered"] > 0 and edit["displacement"] > 0
+        assert said[0] != said[1]
+
+
+def test_what_is_no_text_is_refused():
+    chat = [
+        ChatMessageUser(content=[ContentText(text="what is"), ContentImage(image="data:image/png;base64,iVBORw0=")])
+    ]
+    with pytest.raises(ValueError, match="reads text alone, and this chat holds image"):
+        asyncio.run(provided(model_of("bridge", "llama")).generate(chat))
 
 
 def test_no_token_steered_is_an_error_in_the_log(monkeypatch):

@@ -1,5 +1,6 @@
 """lm-evaluation-harness: unsteered numbers are those of its own `hf`, steered ones those of a torch hook."""
 
+import copy
 import json
 import logging
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ from lm_eval.tasks import TaskManager
 from models import EVERY, hugging_face, tokenizer
 
 import odesteer_tl as ot
+from odesteer_tl.integrations.fingerprint import fingerprint
 from odesteer_tl.integrations.lm_eval import ODESteerLM
 from odesteer_tl.integrations.lm_eval.command import main
+from odesteer_tl.integrations.steered_model import SteeredModel
 
 PAIRS = [
     ("the film is", " good"), ("the film is", " never bad and dull"), ("", "a plot"), ("we saw it and", " it was slow"),
@@ -257,6 +260,17 @@ def test_the_command_is_lm_evals_with_the_model_registered(tmp_path, monkeypatch
     assert said["requests_without_steering"] == 0 and said["layers"] == [2]
 
 
+def test_what_answers_depend_on_has_a_fingerprint_of_its_own():
+    def of(model, **settings):
+        return fingerprint(SteeredModel(model, fitted(), ot.Strength(1.0)), **settings)
+
+    model, other = model_of("huggingface", "llama"), copy.deepcopy(model_of("huggingface", "llama"))
+    assert of(model) == of(other) != of(other, chat=True)
+    half = copy.deepcopy(model).double()
+    next(other.parameters()).data *= 1.01
+    assert len({of(model), of(other), of(half), of(model, max_length=40)}) == 4
+
+
 def test_kept_answers_of_another_method_are_refused(tmp_path):
     """lm-eval's own key is the request alone."""
     manager, model = tasks(tmp_path), model_of("bridge", "llama")
@@ -264,7 +278,10 @@ def test_kept_answers_of_another_method_are_refused(tmp_path):
     first = {"pretrained": model, "method": fitted(), "relative_T": 0.3}
     found = lm_eval.simple_evaluate("odesteer", first, **how)
     assert lm_eval.simple_evaluate("odesteer", first, **how)["results"] == found["results"]
-    for other in ({"method": None, "relative_T": None}, {"relative_T": 0.2}, {"positions": "all"}):
+    for other in (
+        {"method": None, "relative_T": None}, {"relative_T": 0.2}, {"positions": "all"}, {"add_bos_token": True},
+        {"max_length": 40},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="another model, method or strength"):
             lm_eval.simple_evaluate("odesteer", first | other, **how)
     with pytest.raises(ValueError, match="prompts=FILE"):

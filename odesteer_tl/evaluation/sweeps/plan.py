@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from odesteer_tl._shapes import Position
 from odesteer_tl.backends.base import backend_of
-from odesteer_tl.backends.model_info import device_of, dtype_of, load_weights, model_name_of, processing_of
+from odesteer_tl.backends.model_info import (
+    device_of,
+    dtype_of,
+    load_weights,
+    model_name_of,
+    processing_of,
+    weights_digest,
+)
 from odesteer_tl.evaluation.sweeps.ablated import ENTRIES
 from odesteer_tl.evaluation.sweeps.fingerprints import fingerprint
 from odesteer_tl.evaluation.sweeps.guardrails import Bounds, bounds_text
@@ -161,17 +166,8 @@ def model_record(model: Any) -> dict[str, Any]:
         "dtype": str(dtype_of(model)).removeprefix("torch."),
         "device": device_of(model).type,
         "processing": processing_of(model),
-        "weights": _weights(model),
+        "weights": weights_digest(model),
     }
-
-
-def _weights(model: Any) -> str:
-    sha = hashlib.sha256()
-    for one in model.parameters():
-        flat = one.detach().flatten()
-        some = flat[:: max(1, len(flat) // 64)][:64]
-        sha.update(f"{tuple(one.shape)} {one.dtype}".encode() + some.to("cpu", torch.float64).numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

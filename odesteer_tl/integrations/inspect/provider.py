@@ -102,9 +102,9 @@ class ODESteerAPI(ModelAPI):
         self.steered = SteeredModel.of(pretrained, **how, batch_size=batch_size, chat_template=chat_template or False)
         if self.steered.needs_contexts:
             raise ValueError("kl= finds the strength on prompts: give prompts=FILE, one per line, with it.")
-        self.base_url = base_url or _kept_under(self.steered)
         own = has_template(self.steered.tokenizer)
         self.chat_template, self.record = own if chat_template is None else chat_template, record
+        self.base_url = base_url or _kept_under(self.steered, chat=self.chat_template, record=record)
         self.fired, self._batches = Fired(), 0
         self._batcher = Batcher(
             self._answered, self.steered.batch_size, backend_of(self.steered.model).root(self.steered.model)
@@ -148,6 +148,10 @@ class ODESteerAPI(ModelAPI):
         given = [name for name in NOT_HERE if getattr(config, name, None)]
         if given or (config.num_choices or 1) > 1:
             raise ValueError(f"odesteer/ has no {', '.join(given) or 'num_choices'}: leave it out.")
+        parts = [one for message in messages if not isinstance(message.content, str) for one in message.content]
+        other = sorted({part.type for part in parts} - {"text", "reasoning"})
+        if other:
+            raise ValueError(f"odesteer/ reads text alone, and this chat holds {', '.join(other)}.")
         chat = [{"role": message.role, "content": message.text} for message in messages]
         texts: Any = [chat] if self.chat_template is not False else ["\n\n".join(one["content"] for one in chat)]
         ids = tokenise(self.steered.model, texts, chat_template=self.chat_template)
@@ -195,9 +199,9 @@ class ODESteerAPI(ModelAPI):
         return said
 
 
-def _kept_under(steered: SteeredModel) -> str:
+def _kept_under(steered: SteeredModel, **settings: Any) -> str:
     """Inspect's cache of answers tells models apart by name and address, and knows no method: a name for this one."""
     try:
-        return f"odesteer:{fingerprint(steered)}"
+        return f"odesteer:{fingerprint(steered, **settings)}"
     except ValueError:  # a method of the user's own, which cannot be compared
         return f"odesteer:{uuid4()}"

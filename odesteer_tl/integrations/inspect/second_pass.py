@@ -1,15 +1,16 @@
 """What a written text's tokens were worth and what steering did to them: one more pass over prompt and text."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from odesteer_tl.backends.likelihoods import likelihoods
-from odesteer_tl.backends.steer import steering
+from odesteer_tl.backends.steer import NothingSteered, steering
 from odesteer_tl.backends.tokenize import left_padded
 from odesteer_tl.integrations.steered_model import SteeredModel
 
@@ -40,10 +41,12 @@ def read_again(
         return found
     texts = left_padded([prompts[row] + written[row] for row in rows], 0)
     lengths = torch.tensor([len(prompts[row]) for row in rows], device="cpu")
+    passed: dict[Any, list[int]] = {}  # the rows of the pass: `likelihoods` shows the model equal ones once
+    for row in rows:
+        passed.setdefault((len(prompts[row]), *prompts[row], *written[row][:-1]), []).append(row)
     where = {"remote": steered.remote, "blocks": steered.blocks, "top": top, "batch_size": len(rows)}
     if record and steered.method is not None:
-        block = steering(steered.model, steered.method, steered.strength, positions=steered.positions,
-                         prompt_lengths=lengths, layer=steered.layer, blocks=steered.blocks, record=True)  # fmt: skip
+        block = _recording(steered, torch.tensor([length for length, *_ in passed], device="cpu"))
     else:
         block = nullcontext()
         if steered.method is not None:
@@ -57,9 +60,19 @@ def read_again(
             found[row].likeliest = [
                 list(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)
             ]
-    for number, records in enumerate(_by_row(report, len(rows))):
-        found[rows[number]].edits = records
+    for same, records in zip(passed.values(), _by_row(report, len(passed)), strict=True):
+        for row in same:
+            found[row].edits = records
     return found
+
+
+@contextmanager
+def _recording(steered: SteeredModel, lengths: Tensor) -> Iterator[Any]:
+    """`ot.steering` with record=True. Nothing steered is no error here: the caller counts and logs it."""
+    block = steering(steered.model, steered.method, steered.strength, positions=steered.positions,
+                     prompt_lengths=lengths, layer=steered.layer, blocks=steered.blocks, record=True)  # fmt: skip
+    with suppress(NothingSteered), block as report:
+        yield report
 
 
 def _by_row(report: Any, count: int) -> list[list[dict[str, Any]]]:

@@ -118,7 +118,10 @@ class ODESteerLM(TemplateLM):
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """lm-eval's cache of answers knows neither model nor method: here it is refused unless it is this one's."""
-        check_cache(cache_hook, self.steered)
+        check_cache(
+            cache_hook, self.steered, max_length=self._length, max_gen_toks=self.max_gen_toks, seed=self.seed,
+            add_bos_token=self._add_bos, prefix_token_id=self._prefix,
+        )  # fmt: skip
         super().set_cache_hook(cache_hook)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
