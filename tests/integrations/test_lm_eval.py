@@ -282,7 +282,7 @@ def test_kept_answers_of_another_method_are_refused(tmp_path):
         {"method": None, "relative_T": None}, {"relative_T": 0.2}, {"positions": "all"}, {"add_bos_token": True},
         {"max_length": 40},
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="another model, method or strength"):
+        with pytest.raises(ValueError, match="another model, method, strength or setting"):
             lm_eval.simple_evaluate("odesteer", first | other, **how)
     with pytest.raises(ValueError, match="prompts=FILE"):
         lm_eval.simple_evaluate("odesteer", {"pretrained": model, "method": fitted(), "kl": 0.1}, **how)
