@@ -105,6 +105,8 @@ def test_the_short_names_are_of_these_methods():
     )
     assert [name for name, row in rows.items() if row.by_chance] == ["random direction", "shuffled labels"]
     assert list(named.rows_named(None, ("Be kind.",))) == list(rows)[:9]
+    guide = Path(__file__).parents[2].joinpath("docs/howto/benchmarks.md").read_text()
+    assert all(f"`{name}`" in guide for name in named.SHORT)
 
 
 def test_what_a_paid_judge_has_cost_is_said(monkeypatch, capsys):
