@@ -157,12 +157,15 @@ def _answer(prompt: str, text: str) -> str:
 
 def _dialogue(messages: Any, source: Any) -> str:
     """Chat messages as HH-RLHF writes them. Raises ValueError for other roles and contents."""
-    turns = [(one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None) for one in messages]
-    if not turns or not all(role in ROLES and isinstance(content, str) for role, content in turns):
-        raise ValueError(
-            f"{source}: messages have a role, user or assistant, and a text as content; got {turns!r:.200}."
-        )
-    return "".join(f"{ROLES[role]} {content.strip()}" for role, content in turns)
+    said = []
+    for one in messages or [None]:
+        role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
+        if role not in ROLES or not isinstance(content, str):
+            raise ValueError(
+                f"{source}: a message has a role, user or assistant, and a content, a text; got {one!r:.200}."
+            )
+        said.append(f"{ROLES[role]} {content.strip()}")
+    return "".join(said)
 
 
 def _pair(row: dict[str, Any], source: Any) -> Preference | None:
