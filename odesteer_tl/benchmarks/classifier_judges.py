@@ -12,6 +12,8 @@ from torch import Tensor
 from odesteer_tl.backends.text_classifier import TextClassifier
 
 TURNS = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+"""The roles of chat messages, by who speaks in a dialogue of HH-RLHF."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,5 +83,4 @@ def messages_of(dialogue: str) -> list[dict[str, str]]:
     start, *parts = TURNS.split(dialogue)
     if start.strip() or not parts:
         raise ValueError(f"A dialogue begins with a turn, \\n\\nHuman: …; got {dialogue[:60]!r}.")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from odesteer_tl.benchmarks.answers import AnswerScorer, Question
 from odesteer_tl.benchmarks.applied import UNCHANGED, Applied
 from odesteer_tl.benchmarks.benchmark import Fold, Measured, digest_of, halves, some
-from odesteer_tl.benchmarks.classifier_judges import TURNS
+from odesteer_tl.benchmarks.classifier_judges import ROLES, TURNS
 from odesteer_tl.benchmarks.data_files import field_of, rows_of
 from odesteer_tl.benchmarks.judges import Judge, judge_record, judged
 from odesteer_tl.benchmarks.kept_scores import KeptScores
@@ -24,8 +24,7 @@ from odesteer_tl.benchmarks.samples import Sampled, Sampling, sampled
 
 TURN = "\n\nAssistant:"
 """What begins an answer in HH-RLHF."""
-ROLES = {"user": "\n\nHuman:", "assistant": TURN}
-"""By the role of a chat message."""
+SPEAKERS = {role: who for who, role in ROLES.items()}
 PREFIXES = (
     "The assistant is helpful, honest and harmless.",
     "The assistant is kind and polite, refuses what is harmful, illegal or cruel, and says why.",
@@ -160,11 +159,11 @@ def _dialogue(messages: Any, source: Any) -> str:
     said = []
     for one in messages or [None]:
         role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
-        if role not in ROLES or not isinstance(content, str):
+        if role not in SPEAKERS or not isinstance(content, str):
             raise ValueError(
                 f"{source}: a message has a role, user or assistant, and a content, a text; got {one!r:.200}."
             )
-        said.append(f"{ROLES[role]} {content.strip()}")
+        said.append(f"\n\n{SPEAKERS[role]}: {content.strip()}")
     return "".join(said)
 
 
