@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odesteer_tl.benchmarks.benchmark import digest_of
 from odesteer_tl.evaluation.judge import Judge as LogisticJudge
 from odesteer_tl.evaluation.sweeps.fingerprints import fingerprint
 from odesteer_tl.evaluation.text_judge import fitted_judge
@@ -44,24 +45,27 @@ class KeywordJudge:
 
 @dataclass(frozen=True, eq=False)
 class WordJudge:
-    """P(first side | text) by logistic regression on words and pairs of words; `accuracy` on held-out texts."""
+    """P(first side | text) by logistic regression on words and pairs of words; `accuracy` on held-out texts.
+    `fitted_to`: a digest of the texts of both sides: the last digits of the coefficients differ with the number of
+    threads."""
 
     of: LogisticJudge
     accuracy: float
+    fitted_to: str
 
     @classmethod
     def fit(cls, yes: Sequence[str], no: Sequence[str], seed: int = 0) -> "WordJudge":
         """Fitted to texts of both sides, as toxic and other ones. Raises ValueError as `fitted_judge` does."""
-        return cls(*fitted_judge(list(yes), list(no), seed))
+        yes, no = list(yes), list(no)
+        return cls(*fitted_judge(yes, no, seed), digest_of((yes, no, seed)))
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, " n"]:
         return self.of.positive_probability(list(texts))
 
     def record(self) -> dict[str, Any]:
         """In plain values."""
-        own, _ = fingerprint(self.of.positive_probability)
         said = f"logistic on words of {self.of.trained_on}, right for {100 * self.accuracy:.0f} % of held-out texts"
-        return {"judge": said, "digest": own}
+        return {"judge": said, "fitted to": self.fitted_to}
 
 
 def judged(judge: Judge, texts: Sequence[str], probabilities: bool = False) -> Float[Tensor, " n"]:

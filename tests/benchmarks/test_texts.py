@@ -315,3 +315,13 @@ def test_judges_that_give_something_else_are_refused_and_what_they_are_is_record
     for wrong in ("bad", (), ("",)):
         with pytest.raises(ValueError, match="needs words"):
             benchmarks.KeywordJudge(wrong)
+
+
+def test_a_word_judge_is_known_by_its_texts_and_not_by_the_last_digits_of_its_fit():
+    toxic, other = [f"a vile {word}" for word in "abcdefg"], [f"a kind {word}" for word in "abcdefg"]
+    judge = benchmarks.WordJudge.fit(toxic, other)
+    assert (judge(["vile", "kind"]) > 0.5).tolist() == [True, False]
+    nudged = replace(judge, of=replace(judge.of, weight=judge.of.weight * (1 + 1e-6)))  # as of other threads
+    assert judge_record(nudged) == judge_record(judge) == judge_record(benchmarks.WordJudge.fit(toxic, other))
+    for others in ((toxic[::-1], other, 0), (toxic, [*other[:-1], "a kind h"], 0), (toxic, other, 1)):
+        assert judge_record(benchmarks.WordJudge.fit(*others)) != judge_record(judge)
