@@ -110,6 +110,8 @@ class ABBehaviour:
         `limit`: that many pairs to fit on, and as many to test on. Raises ValueError for another name or folder."""
         if behaviour not in CAA_SETS:
             raise ValueError(f"{behaviour!r} is none of {', '.join(CAA_SETS)}; read pairs of your own with read.")
+        if not Path(folder).is_dir():
+            raise ValueError(f"{folder} is no folder: give CAA's datasets/, or read a file of your own with `ab`.")
         files = [
             Path(folder) / "generate" / behaviour / "generate_dataset.json",
             Path(folder) / "test" / behaviour / "test_dataset_ab.json",

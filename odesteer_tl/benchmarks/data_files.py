@@ -27,6 +27,8 @@ def rows_of(source: str | Path, config: str | None = None, split: str = "validat
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.suffix:
         name, _, own = name.partition(":")
         return _of_hub(name, config, own or split)
+    if path.is_dir():
+        raise ValueError(f"{source} is a folder: give one of its files.")
     raise ValueError(f"{source} is no file, and no name of a data set on the Hub such as truthfulqa/truthful_qa.")
 
 

@@ -90,8 +90,10 @@ class EndpointJudge:
         if self.answers is not None and not self.answers:
             raise ValueError('answers has scores by word, such as {"yes": 1.0, "no": 0.0}.')
         rate = self.requests_per_minute
-        if len(self.scale) != 2 or not self.scale[0] < self.scale[1] or self.timeout <= 0 or self.retries < 0:
-            raise ValueError("scale is (low, high), timeout is above 0, and retries 0 or more.")
+        if len(self.scale) != 2 or not self.scale[0] < self.scale[1]:
+            raise ValueError(f"scale is (low, high); got {self.scale!r}.")
+        if self.timeout <= 0 or self.retries < 0:
+            raise ValueError(f"timeout is above 0 and retries 0 or more; got {self.timeout!r} and {self.retries!r}.")
         if rate is not None and not rate > 0:
             raise ValueError(f"requests_per_minute is above 0, or None; got {rate!r}.")
         if len(self.prices) != 2:

@@ -1,7 +1,7 @@
 """The benchmarks and rows by the names that the command line takes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,13 +48,16 @@ PROBABILITIES = ("truthfulqa", "toxicity")
 
 
 def judge_named(given: str, **where: Any) -> Judge:
-    """The judge of reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME, whose template is the text, a
+    """The judge of reward:NAME, reward-chat:NAME, classifier:CLASS:NAME, lm:WORD:NAME, whose template is the text, a
     line break and WORD with a colon, or endpoint:FILE, a JSON file with the fields of `EndpointJudge`. `where`: device
     and dtype of a model. Raises ValueError for another form, and as the judges do."""
     kind, _, rest = given.partition(":")
     if kind in ("reward", "reward-chat") and rest:
+        _check_path(rest)
         return RewardJudge.load(rest, chat=kind == "reward-chat", **where)
     label, _, name = rest.partition(":")
+    if kind in ("classifier", "lm") and label and name:
+        _check_path(name)
     if kind == "classifier" and label and name:
         return ClassifierJudge.load(name, label, **where)
     if kind == "lm" and label and name:
@@ -62,12 +65,21 @@ def judge_named(given: str, **where: Any) -> Judge:
     if kind == "endpoint" and rest:
         try:
             own = parsed(Path(rest).read_text(encoding="utf-8"))
+            known = [one.name for one in fields(EndpointJudge) if one.init and one.repr]
+            if not isinstance(own, dict) or not {*own} <= {*known}:
+                raise ValueError(f"it is an object with some of {', '.join(known)}.")
             return EndpointJudge(**own)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{rest} does not describe an endpoint: {error}") from error
     raise ValueError(
-        f"{given!r} is none of reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME and endpoint:FILE."
+        f"{given!r} is none of reward:NAME, reward-chat:NAME, classifier:CLASS:NAME, lm:WORD:NAME and endpoint:FILE."
     )
+
+
+def _check_path(name: str) -> None:
+    """Raise ValueError for a path that does not exist, which transformers would take for a name."""
+    if name.startswith((".", "~", "/")) and not Path(name).is_dir():
+        raise ValueError(f"{name} is no folder: give one that holds the judge, or a Hugging Face name.")
 
 
 def read_named(

@@ -92,7 +92,7 @@ class BenchmarkResult:
 
     def notes(self) -> str:
         """What the table was measured with."""
-        own = self.protocol
+        own, several = self.protocol, len(self.protocol["seeds"]) > 1
         model, benchmark = own["model"], dict(own["benchmark"])
         place = f"layer {own['layer']}, position {own['position']}" if own["layer"] is not None else (
             "place chosen on the fit side by choose_layer for CAA: "
@@ -102,12 +102,18 @@ class BenchmarkResult:
             f"Model: {model['name']}, revision {model['revision'] or 'not recorded'}, {model['dtype']}, "
             f"{model['device']}, weights {model['weights']}; BOS: {_bos(own['prepend_bos'])}.",
             f"Benchmark: {_said(benchmark)}.",
-            f"Fitted at {place}. KL in nats per token on greedy continuations of {own['prompts']} prompts, "
-            f"{own['max_new_tokens']} tokens each: found on the fit side, shown for the test side.",
-            "Intervals: 95 %, paired bootstrap over test items (2000 draws); ± the standard deviation over seeds "
-            f"{', '.join(map(str, own['seeds']))} where chance plays a part.",
+            f"Fitted at {place}. KL in nats per token on greedy continuations of {_span(own['prompts_found'])} "
+            f"prompts, {own['max_new_tokens']} tokens each: found on the fit side, shown for the test side.",
+            "Intervals: 95 %, paired bootstrap over test items (2000 draws)"
+            + ("; ± the standard deviation over seeds" if several else "; seed")
+            + f" {', '.join(map(str, own['seeds']))} where chance plays a part.",
             "Versions: " + ", ".join(f"{name} {number}" for name, number in own["versions"].items()) + ".",
         ]
+        before = [name for name, row in own["rows"].items() if row["on"] == "elsewhere"]
+        if before:
+            said.append(
+                f"Fitted before this run, maybe on these items, and not anew on each fold: {', '.join(before)}."
+            )
         if any(not row.reached for row in self.rows):
             said.append("†: under some seed or fold nothing spends the budget; the nearest was taken, see KL.")
         return "\n".join(f"- {line}" for line in said)
@@ -184,6 +190,10 @@ def _said(tree: dict[str, Any]) -> str:
         else f"{name}: {value}" for name, value in tree.items() if value not in (None, "") and name != "digest"
     ]  # fmt: skip
     return "; ".join(parts)
+
+
+def _span(counts: Sequence[int]) -> str:
+    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
 
 
 def _bos(given: bool | None) -> str:

@@ -62,13 +62,15 @@ def run(
 
     `out`: a folder. Each finished cell (row, fold, strength, seed) is a line there. The same call resumes, at the layer
     that was chosen before, and at the end result.json and table.md are written. Raises ValueError for no seeds, a row
-    named "no steering", a T of no row or of prefixes, rows that the data cannot fit, and a folder of another protocol,
-    with the difference.
+    named "no steering", a T of no row or of prefixes, `layers` beside `layer`, rows that the data cannot fit, and a
+    folder of another protocol, with the difference.
     """
     if isinstance(seeds, int) or not seeds or prompts < 1:
         raise ValueError(
             f"seeds is a sequence such as (0, 1, 2), and prompts a number above 0; got {seeds}, {prompts}."
         )
+    if layer is not None and layers is not None:
+        raise ValueError("Give a layer, or layers among which it is chosen, and not both.")
     if position is not None and reads_several(position):
         raise ValueError(f'position is "last", "mean" or an index, one token a text; got {position!r}.')
     given = baselines(benchmark.prefixes) if methods is None else methods
@@ -78,14 +80,17 @@ def run(
     among = None if layers is None else tuple(sorted(set(layers)))
     where = benchmark.position if layer is not None and position is None else position
     options = Options(layer, where, among, budgets_of(kl), T, prompts, max_new_tokens, prepend_bos)
-    no_T = [name for name in (T if isinstance(T, Mapping) else ()) if name not in entries or entries[name].prompted]
-    if no_T:
-        of = ", ".join(name for name, entry in entries.items() if not entry.prompted)
-        raise ValueError(f"T is given for {', '.join(map(repr, no_T))}; the rows that have a T are {of}.")
+    with_T = [name for name, entry in entries.items() if not entry.prompted]
+    no_T = [name for name in (T if isinstance(T, Mapping) else ()) if name not in with_T]
+    if no_T or (T is not None and not with_T):
+        raise ValueError(
+            f"T is given for {', '.join(map(repr, no_T)) or 'these rows'}; the rows that have a T are "
+            f"{', '.join(with_T) or 'none: prompts have no strength'}."
+        )
     folds = benchmark.folds()
     for name, entry in entries.items():
         check_data(name, entry, folds[0])
-    protocol, unread = _protocol(model, benchmark, entries, options, seeds)
+    protocol, unread = _protocol(model, benchmark, entries, options, folds, seeds)
     rows = _Rows(model, benchmark, entries, options, folds, tuple(seeds), progress or (lambda said: None))
     with Cells(out, protocol, unread, KEY) as cells:
         found = rows.measured(cells)
@@ -160,8 +165,9 @@ class _Rows:
 
 
 def _protocol(
-    model: Any, benchmark: Benchmark, entries: Mapping[str, Entry], options: Options, seeds: Sequence[int]
-) -> tuple[dict[str, Any], list[str]]:
+    model: Any, benchmark: Benchmark, entries: Mapping[str, Entry], options: Options, folds: list[Fold],
+    seeds: Sequence[int],
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     """What must be the same for a folder to be resumed, as plain values, and what nothing here can compare."""
     of_model = model_record(model)
     prints = {name: fingerprint(entry.fit) for name, entry in entries.items()}
@@ -170,7 +176,10 @@ def _protocol(
         "format": 1,
         "benchmark": benchmark.record(),
         "model": of_model,
-        "rows": {name: own | {"positions": str(entries[name].positions)} for name, (own, _) in prints.items()},
+        "rows": {
+            name: own | {"positions": str(entries[name].positions), "on": entries[name].on}
+            for name, (own, _) in prints.items()
+        },
         "layer": options.layer,
         "position": options.position,
         "layers": None if options.layers is None else list(options.layers),
@@ -178,6 +187,9 @@ def _protocol(
         "T": T,
         "seeds": list(seeds),
         "prompts": options.prompts,
+        "prompts_found": sorted(
+            {min(options.prompts, len(side)) for fold in folds for side in (fold.prompts, fold.test_prompts)}
+        ),
         "max_new_tokens": options.max_new_tokens,
         "prepend_bos": options.bos,
         "versions": versions(),

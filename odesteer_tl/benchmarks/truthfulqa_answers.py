@@ -46,7 +46,8 @@ class TruthfulQA:
         cls, source: str | Path, limit: int | None = None, seed: int = 0, truth: Judge | None = None,
         info: Judge | None = None, sampling: Sampling | None = None,
     ) -> "TruthfulQA":  # fmt: skip
-        """As `TruthfulQAMC.read`. Raises ValueError as that does, and for `info` without `truth`."""
+        """As `TruthfulQAMC.read`. `truth`, `info`: from texts `Q: …\\nA: …` to the probability of a yes, each.
+        Raises ValueError as that does, and for `info` without `truth`."""
         if info is not None and truth is None:
             raise ValueError("info= judges how informative an answer is; give truth= too, the judge of its truth.")
         return cls(TruthfulQAMC.read(source, limit, seed), truth, info, SAMPLING if sampling is None else sampling)

@@ -45,7 +45,9 @@ def bench(
     model: options.ModelName,
     limit: Annotated[
         int | None,
-        typer.Option(parser=values.whole(4, 10**7), metavar="INTEGER", help="That many items, drawn by seed 0."),
+        typer.Option(
+            parser=values.whole(4, 10**7), metavar="INTEGER", help="That many items, 4 or more, drawn by seed 0."
+        ),
     ] = None,
     rows: Annotated[
         Any,  # a list of names, or None
@@ -78,7 +80,7 @@ def bench(
         typer.Option(
             parser=values.name,
             metavar="JUDGE",
-            help="reward:NAME, reward-chat:NAME, classifier:LABEL:NAME, lm:WORD:NAME (its prompt ends in a line "
+            help="reward:NAME, reward-chat:NAME, classifier:CLASS:NAME, lm:WORD:NAME (its prompt ends in a line "
             "'WORD:') or endpoint:FILE.",
         ),
     ] = None,

@@ -31,6 +31,10 @@ EXIT_CODES = {
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
 
+class InItsOwnWords(ValueError):
+    """Shown as it is: what it names are arguments of another program, and not options of a command here."""
+
+
 class Ending(TyperGroup):
     """The group of commands. Every command ends with one of `EXIT_CODES`."""
 
@@ -101,6 +105,8 @@ def reason(error: BaseException) -> str | None:
         context = getattr(error, "ctx", None)
         hint = "" if context is None else f" See {context.command_path} --help."
         return f"{usage()}{hint}"
+    if isinstance(error, InItsOwnWords):
+        return str(error)
     message = in_cli_words(str(error))
     if isinstance(error, ImportError) and (why := why_not_imported(error)):
         return in_cli_words(why)

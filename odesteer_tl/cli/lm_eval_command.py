@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import typer
 
 from odesteer_tl.cli.app import app
-from odesteer_tl.cli.exit_codes import reason
+from odesteer_tl.cli.exit_codes import InItsOwnWords, reason
 
 ALL_ARE_ITS_OWN = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -20,6 +20,8 @@ def lm_eval(context: typer.Context) -> None:
     try:
         main(context.args)
     except Exception as error:
-        if reason(error) is not None:
-            raise
-        raise ValueError(f"lm-eval failed ({type(error).__name__}: {error}).") from error
+        if reason(error) is None:
+            raise ValueError(f"lm-eval failed ({type(error).__name__}: {error}).") from error
+        if isinstance(error, ValueError):
+            raise InItsOwnWords(str(error)) from error
+        raise

@@ -9,11 +9,12 @@ import torch
 
 from odesteer_tl.backends.checks import check_place, whole_number
 from odesteer_tl.backends.likelihoods import Likelihoods, likelihoods
-from odesteer_tl.backends.model_info import context_of, model_name_of
+from odesteer_tl.backends.model_info import context_of, device_of, model_name_of
 from odesteer_tl.backends.steer import edit_runner_for
 from odesteer_tl.backends.tokenize import left_padded, plain_tokenizer, tokenise
 from odesteer_tl.data.tokens import Tokenised
 from odesteer_tl.evaluation.calibrate import calibrate
+from odesteer_tl.evaluation.strength_search import check_budget
 from odesteer_tl.integrations.given import lines_given, method_given, model_given, positions_given
 from odesteer_tl.interventions.positions import Positions
 from odesteer_tl.methods.calibrated import positions_name
@@ -49,6 +50,8 @@ class SteeredModel:
     def __post_init__(self) -> None:
         self.batch_size = whole_number("batch_size", self.batch_size)
         check_place(self.model, self.remote, self.blocks)
+        if self.budget is not None:
+            check_budget(self.budget)
         self.tokenizer = plain_tokenizer(self.model)
         if self.method is None:
             if self.strength is not None or self.budget is not None:
@@ -141,7 +144,8 @@ class SteeredModel:
     @property
     def described(self) -> dict[str, Any]:
         """What steers, in plain values, for the record of a run."""
-        said: dict[str, Any] = {"model": model_name_of(self.model), "method": None}
+        device = str(device_of(self.model))
+        said: dict[str, Any] = {"model": model_name_of(self.model), "device": device, "method": None}
         if self.method is None:
             return said
         pairs = [] if self.needs_contexts else pairs_of(self.method, self.strength, None, self.layer)

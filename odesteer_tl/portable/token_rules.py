@@ -18,6 +18,8 @@ def checked(positions: Any) -> Any:
                 "A slice of positions counts forwards, in whole tokens, from the row's first real one, got "
                 f'{positions}; for the last prompt token and what follows, type positions="decoding".'
             )
+        if positions.stop is not None and positions.stop <= (positions.start or 0):
+            raise ValueError(f"{positions} chooses no token: its end lies before its first one.")
     elif isinstance(positions, Tensor):
         if positions.dtype != torch.bool or positions.ndim not in (1, 2) or positions.shape[-1] == 0:
             raise ValueError(

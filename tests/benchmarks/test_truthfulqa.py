@@ -188,6 +188,22 @@ def test_a_prompt_of_any_name_has_no_T(file, model):
         benchmarks.run(model, mc_of, {"made": lambda acts: Prompted(("Be kind.",))}, **options)
 
 
+@without_shape_checks()
+def test_what_a_method_keeps_between_calls_counts_and_what_was_fitted_before_is_named(file, model, tmp_path):
+    mc_of, calls = benchmarks.TruthfulQAMC.read(file), []
+    fitted = ot.CAA.fit(ot.collect(model, ["good"], ["bad"], 2, progress=False))
+
+    def mine(acts):
+        calls.append(len(acts.desired))
+        return ot.CAA.fit(acts)
+
+    options = dict(layer=2, kl=0.1, seeds=(0,), prompts=1, max_new_tokens=2, prepend_bos=False, out=tmp_path / "a")
+    found = benchmarks.run(model, mc_of, {"mine": mine, "before": fitted}, **options)
+    assert "not anew on each fold: before.\n" in f"{found}\n" and calls
+    with pytest.raises(ValueError, match=r"__getstate__(?s:.*)rows.mine: not as in the folder \(closure method\)"):
+        benchmarks.run(model, mc_of, {"mine": mine, "before": fitted}, **options)
+
+
 def test_intervals_are_of_paired_differences():
     """Two rows that differ by .1 on every item differ by .1 in every draw, however far apart the items are."""
     scores = torch.randn(50, generator=torch.Generator().manual_seed(0)).tolist()
@@ -211,6 +227,8 @@ def test_what_cannot_be_run_is_refused(file, model):
             "T is given for 'CAA, one step'; .* have a T are CAA",
         ),
         ({"T": {"kind": 1.0}, "methods": {"kind": Prompted(("Be kind.",))}}, "T is given for 'kind'"),
+        ({"T": 1.0, "methods": {"kind": Prompted(("Be kind.",))}}, "T is given for these rows.*none: prompts"),
+        ({"layer": 2, "layers": (1, 3)}, "and not both"),
         ({"position": "all"}, "one token a text"),
         ({"methods": {"far": ot.CAA.fit(elsewhere)}, "layer": 2}, "fitted at layer 4, and this .*give layer=4"),
         ({"methods": {"none": lambda acts: None}, "layer": 2, "prompts": 1, "max_new_tokens": 1}, "returns a fitted"),

@@ -44,6 +44,8 @@ def test_a_table_and_json_and_the_folder(capsys):
     assert json.loads(printed) == json.loads(Path("mc/result.json").read_text()) and "cell" not in said
     assert main([*LINE, "--rows", "caa", "--out", "mc"]) == REFUSED
     assert "another protocol" in capsys.readouterr().err
+    assert main([*LINE, "--prompts", "5", "--rows", "prompt"]) == DONE
+    assert "continuations of 2 prompts" in capsys.readouterr().out  # a side has no more
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ def test_a_table_and_json_and_the_folder(capsys):
         (["--samples", "3"], "leave out --judge, --samples and --sample-tokens"),
         (["--info-judge", "lm:Helpful:x"], "--info-judge is for truthfulqa: leave it out with truthfulqa-mc"),
         (["--limit", "3"], "3 is not from 4"),
+        (["--layers", "1,3"], "Give a layer, or layers among which it is chosen, and not both"),
+        (["--rows", "prompt", "--T", "1"], "T is given for these rows; the rows that have a T are none"),
         (["--position", "all"], "'all' reads several tokens of a text; last, mean and -2 read one"),
     ],
 )
@@ -128,13 +132,20 @@ def test_names_and_judges(capsys):
     assert "no.csv is no file, and no name of a data set" in capsys.readouterr().err
     Path("judge.json").write_text(json.dumps({"url": "http://localhost:1/v1", "model": "m", "template": "{text}?"}))
     assert named.judge_named("endpoint:judge.json").prompt("a") == "a?"
-    for number, wrong in enumerate(
-        ({"scale": [1]}, {"prices": [1]}, {"requests_per_minute": 0}, {"url": "http://a:x"})
-    ):
+    for number, wrong in enumerate([
+        {"scale": [1]}, {"prices": [1]}, {"retries": -1}, {"prompt": "x"}, {"usage": {}}, {"requests_per_minute": 0},
+        {"url": "http://a:x"},
+    ]):  # fmt: skip
         own = {"url": "http://localhost/v1", "model": "m", "template": "{text}?"} | wrong
         Path(f"{number}.json").write_text(json.dumps(own))
         with pytest.raises(ValueError, match=rf"{number}\.json does not describe an endpoint: "):
             named.judge_named(f"endpoint:{number}.json")
+    for wrong in ("reward:./none", "reward-chat:/none", "classifier:x:~/none", "lm:True:./none"):
+        with pytest.raises(ValueError, match="none is no folder: give one that holds the judge"):
+            named.judge_named(wrong)
+    for name, source, words in (("ab-refusal", "qa.csv", "is no folder: give CAA"), ("ab", ".", ". is a folder: give")):
+        assert main(["bench", name, source, "--model", "embedded"]) == REFUSED
+        assert words in capsys.readouterr().err
     for wrong in ("endpoint:none.json", "endpoint:qa.csv", "reward", "classifier:x", "lm:x", "words"):
         with pytest.raises(ValueError, match=r"does not describe an endpoint|is none of reward:NAME"):
             named.judge_named(wrong)
@@ -149,3 +160,8 @@ def test_names_and_judges(capsys):
         acts = planted()
         assert row.fit(acts, 0).until == ot.ODESteer.fit(acts, features=features, until="desired").until
     assert not set(stopping) & set(named.rows_named(None, ("Be kind.",)))
+
+
+def test_no_help_turns_words_between_colons_into_a_picture(capsys):
+    assert main(["bench", "--help"]) == DONE
+    assert "classifier:CLASS:NAME" in "".join(capsys.readouterr().out.replace("│", "").split())

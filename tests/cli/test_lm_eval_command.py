@@ -4,10 +4,13 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from instances import without_shape_checks
+from instances import planted, without_shape_checks
 
+import odesteer_tl as ot
 from odesteer_tl.cli import lm_eval_command, main
+from odesteer_tl.integrations.steered_model import SteeredModel
 
+DEMO = ot.load_demo()
 COMMAND = "odesteer_tl.integrations.lm_eval"
 
 
@@ -52,3 +55,11 @@ def test_what_fails_in_lm_eval_is_not_called_a_fault_of_ours(ran, capsys, error,
     assert main(["lm-eval"]) == code
     said = capsys.readouterr().err
     assert "fault of odesteer_tl" not in said and (not isinstance(error, KeyError) or "lm-eval failed" in said)
+
+
+@without_shape_checks()
+def test_its_arguments_keep_their_names(monkeypatch, ran, capsys):
+    method = ot.CAA.fit(planted())
+    monkeypatch.setattr(sys.modules[f"{COMMAND}.command"], "main", lambda arguments: SteeredModel(DEMO.model, method))
+    assert main(["lm-eval"]) == 2
+    assert "give kl=0.1, T= or relative_T=." in capsys.readouterr().err

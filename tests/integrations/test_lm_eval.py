@@ -166,7 +166,9 @@ def test_a_budget_is_spent_on_the_contexts(tmp_path, log):
         ({"method": Stub(32)}, "carries no strength"), ({"kl": 0.1}, "without a method"),
         ({"method": Stub(32), "T": 1.0, "kl": 0.1}, "one of them"), ({"metod": 1}, "has no metod"),
         ({"method": Stub(32), "T": 1.0, "positions": "answer"}, "positions"), ({"remote": True}, "nnsight"),
-        ({"method": Stub(32), "T": 1.0, "positions": "-3:"}, "positions"), ({"prompts": 1, "blocks": "x"}, "blocks"),
+        ({"method": Stub(32), "T": 1.0, "positions": "-3:"}, "positions"),
+        ({"method": Stub(32), "T": 1.0, "positions": "5:2"}, "chooses no token"),
+        ({"method": Stub(32), "kl": -1.0}, "kl is a budget"), ({"prompts": 1, "blocks": "x"}, "blocks"),
     ],
 )  # fmt: skip
 @without_shape_checks()

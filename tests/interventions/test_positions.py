@@ -232,6 +232,8 @@ def test_right_padded_prompts_cannot_be_continued():
     [
         ("last", "decoding"),
         (slice(-1, None), "decoding"),
+        (slice(5, 2), "chooses no token"),
+        (slice(0), "chooses no token"),
         (slice(0, 4, -1), "forwards"),
         (torch.tensor([1, 0]), "bool"),
     ],

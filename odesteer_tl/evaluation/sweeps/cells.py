@@ -14,6 +14,11 @@ from odesteer_tl.evaluation.sweeps.folder_lock import LOCK, locked
 PROTOCOL, CELLS = "protocol.json", "cells.jsonl"
 KEY = ("method", "layer", "position", "strength", "seed")
 """What names a cell of a sweep."""
+HOLDS_OTHER = (
+    " (what a function or an object keeps between its calls, such as a list or a cache, counts too: an object leaves "
+    "it out by __getstate__)"
+)
+"""Said where a function holds something else than when its folder was begun."""
 
 
 class Cells:
@@ -118,7 +123,7 @@ def check_folder(folder: Path) -> Path:
         raise ValueError(f"{folder} is a file: name a folder for the cells, out=.")
     kept = folder / PROTOCOL
     if folder.exists() and not kept.exists() and any(_other(one.name) for one in folder.iterdir()):
-        raise ValueError(f"{folder} holds files, and no {PROTOCOL} of a sweep: name a new or empty folder, out=.")
+        raise ValueError(f"{folder} holds files, and no {PROTOCOL} of a run: name a new or empty folder, out=.")
     return kept
 
 
@@ -150,8 +155,10 @@ def check_same(kept: Path, protocol: dict[str, Any]) -> None:
         raise ValueError(f"{kept} is damaged: name another folder, out=.") from error
     differences = differing(before, json.loads(json.dumps(protocol)))
     if differences:
+        holds = any(re.search(r"not as in the folder \(.*(global |closure |self\.)", line) for line in differences)
+        hint = HOLDS_OTHER if holds else ""
         raise ValueError(
-            f"{kept.parent} holds a sweep of another protocol: name another folder, out=, or ask for the same:\n"
+            f"{kept.parent} holds a run of another protocol: name another folder, out=, or ask for the same{hint}:\n"
             + "\n".join(f"  {line}" for line in differences)
         )
 

@@ -81,7 +81,8 @@ class ODESteerLM(TemplateLM):
             LOG.warning("batch_size=%s is not sought here: 16 is taken.", batch_size)
             batch_size = 16
         if str(how.get("device")).startswith("cuda") and not torch.cuda.is_available():
-            LOG.warning("device=%s, which lm-eval asks for by default, is not here: the CPU is taken.", how["device"])
+            said = "device=%s is not here (lm-eval asks for cuda where none is given): the CPU is taken."
+            LOG.warning(said, how["device"])
             how["device"] = "cpu"
         self.steered = SteeredModel.of(pretrained, method, batch_size=int(batch_size or 1), **how)
         self.tokenizer = self.steered.tokenizer
