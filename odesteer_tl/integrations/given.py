@@ -39,7 +39,7 @@ def positions_given(positions: Any) -> Positions:
     anything else."""
     if isinstance(positions, str) and ":" in positions:
         try:
-            return checked(slice(*(int(edge) if edge.strip() else None for edge in positions.split(":"))))
+            positions = slice(*(int(edge) if edge.strip() else None for edge in positions.split(":")))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f'positions are "decoding", "generated", "prompt", "all", or a slice such as "0:5"; got {positions!r}.'
