@@ -201,6 +201,7 @@ def test_no_token_steered_is_an_error_in_the_log(monkeypatch):
         ({"kl": 0.1}, {}, "without a method"), ({"method": fitted}, {}, "no strength"),
         ({"method": fitted, "kl": 0.1}, {}, "prompts=FILE"), ({"metod": 1}, {}, "has no metod"),
         ({}, {"frequency_penalty": 1.0}, "frequency_penalty"), ({}, {"num_choices": 2}, "num_choices"),
+        ({}, {"extra_body": {"min_p": 0.1}}, "has no extra_body"), ({}, {"effort": "low"}, "has no effort"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_say_what_to_type(how, config, told):

@@ -38,8 +38,13 @@ LOG = logging.getLogger(__name__)
 MAX_TOKENS = 256
 """Tokens written where neither task nor command line says how many."""
 
-NOT_HERE = ("best_of", "frequency_penalty", "presence_penalty", "logit_bias", "prompt_logprobs", "response_schema")
-"""Settings that would change the answer, and are refused."""
+READ_HERE = ("max_tokens", "temperature", "top_p", "top_k", "stop_seqs", "seed", "logprobs", "top_logprobs")
+NO_MATTER = (
+    "max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections", "adaptive_connections",
+    "system_message", "parallel_tool_calls", "internal_tools", "max_tool_output", "cache_prompt", "cache", "batch",
+    "fail_on_refusal", "reasoning_history",
+)  # fmt: skip
+"""Settings of Inspect's own, of connections and of tools. Others than these and those that are read are refused."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +150,10 @@ class ODESteerAPI(ModelAPI):
         )
 
     def _asked(self, messages: list[ChatMessage], config: GenerateConfig) -> _Asked:
-        given = [name for name in NOT_HERE if getattr(config, name, None)]
-        if given or (config.num_choices or 1) > 1:
-            raise ValueError(f"odesteer/ has no {', '.join(given) or 'num_choices'}: leave it out.")
+        known = (*READ_HERE, *NO_MATTER)
+        given = [name for name, own in config if own and name not in known and (name, own) != ("num_choices", 1)]
+        if given:
+            raise ValueError(f"odesteer/ has no {', '.join(given)}: leave it out.")
         parts = [one for message in messages if not isinstance(message.content, str) for one in message.content]
         other = sorted({part.type for part in parts} - {"text", "reasoning"})
         if other:

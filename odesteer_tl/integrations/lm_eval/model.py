@@ -47,8 +47,9 @@ class ODESteerLM(TemplateLM):
     What is steered, by `positions`: "decoding" (the default) steers the last token of a request's context and all of
     its continuation, which is what a generation of the continuation would steer; "generated" the continuation alone;
     "prompt" the context alone; "all" both; "0:5" a slice of the real tokens of a row. In loglikelihood_rolling the
-    context of a window is its first token alone. The last token of a continuation predicts nothing: the model does not
-    see it. Pads are never steered, and batches change nothing.
+    context of a window is its first token alone, and of a shorter last window what lm-eval repeats there. The last
+    token of a continuation predicts nothing: the model does not see it. Pads are never steered, and batches change
+    nothing.
 
     Texts become tokens as in lm-eval's `hf` (`add_bos_token` None: as the checkpoint's tokenizer does), so unsteered
     numbers are the same. Requests of which no token was steered are logged as errors and counted in the results, under
