@@ -9,9 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
-from odesteer_tl.evaluation.metrics import bootstrap_interval
+from odesteer_tl.benchmarks.result import BenchmarkRow
 
 
 def main() -> None:
@@ -21,13 +19,13 @@ def main() -> None:
     parser.add_argument("--measure", required=True)
     parser.add_argument("--less", required=True)
     given = parser.parse_args()
-    rows = json.loads(given.result.read_text(encoding="utf-8"))["rows"]
-    scores = {(row["name"], row["level"]): torch.tensor(row["scores"][given.measure]).double() for row in rows}
-    for (name, level), own in scores.items():
-        other = scores.get((given.less, level))
-        if other is not None and name != given.less:
-            low, high = bootstrap_interval((own - other).unsqueeze(1))
-            print(f"{name}, {level}: {float((own - other).mean()):+.4f} [{low:+.4f}, {high:+.4f}]")
+    kept = json.loads(given.result.read_text(encoding="utf-8"))["rows"]
+    rows = [BenchmarkRow(**{name: value for name, value in row.items() if name != "measures"}) for row in kept]
+    less = {row.level: row for row in rows if row.name == given.less}
+    for row in rows:
+        if row.level in less and row.name != given.less:
+            mean, low, high = row.minus(less[row.level], given.measure)
+            print(f"{row.name}, {row.level}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
 
 
 if __name__ == "__main__":

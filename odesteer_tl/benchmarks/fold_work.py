@@ -1,6 +1,6 @@
 """What one fold needs, made when it is first asked for: the place, the activations, the fits, and the strengths."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,10 @@ class Options:
     def labels(self, name: str) -> list[str]:
         """The levels of a row, as the table names them."""
         return [f"KL {budget:g}" for budget in self.kl] + [f"T {T:g}" for T in self.given(name)]
+
+    def count(self, prompts: Sequence[str]) -> int:
+        """On how many of these prompts KL is measured."""
+        return min(self.prompts, len(prompts))
 
     def given(self, name: str) -> list[float]:
         """The T that was given for a row."""
@@ -185,6 +189,6 @@ class FoldWork:
     def _continuations(self, prompts: list[str]) -> Continuations:
         given, layer = self.options, self.acts.layer
         assert layer is not None
-        count = min(given.prompts, len(prompts))
+        count = given.count(prompts)
         spread = [prompts[i * len(prompts) // count] for i in range(count)]  # files are often in order of their topics
         return Continuations(self.model, spread, layer, given.max_new_tokens, given.bos)

@@ -65,7 +65,7 @@ class WordJudge:
     def record(self) -> dict[str, Any]:
         """In plain values."""
         said = f"logistic on words of {self.of.trained_on}, right for {100 * self.accuracy:.0f} % of held-out texts"
-        return {"judge": said, "fitted to": self.fitted_to}
+        return {"judge": said, "digest": self.fitted_to}
 
 
 def judged(judge: Judge, texts: Sequence[str], probabilities: bool = False) -> Float[Tensor, " n"]:

@@ -65,7 +65,7 @@ def judge_named(given: str, **where: Any) -> Judge:
     if kind == "endpoint" and rest:
         try:
             own = parsed(Path(rest).read_text(encoding="utf-8"))
-            known = [one.name for one in fields(EndpointJudge) if one.init and one.repr]
+            known = [one.name for one in fields(EndpointJudge) if one.repr]  # without what it counts and keeps
             if not isinstance(own, dict) or not {*own} <= {*known}:
                 raise ValueError(f"it is an object with some of {', '.join(known)}.")
             return EndpointJudge(**own)

@@ -187,9 +187,7 @@ def _protocol(
         "T": T,
         "seeds": list(seeds),
         "prompts": options.prompts,
-        "prompts_found": sorted(
-            {min(options.prompts, len(side)) for fold in folds for side in (fold.prompts, fold.test_prompts)}
-        ),
+        "prompts_found": sorted({options.count(own) for fold in folds for own in (fold.prompts, fold.test_prompts)}),
         "max_new_tokens": options.max_new_tokens,
         "prepend_bos": options.bos,
         "versions": versions(),
